@@ -1,0 +1,197 @@
+"""Configurations: frozen dataclasses, checked on construction, stored as JSON beside every weight file.
+
+The defaults are the released ImageFolder models (MSVR10P2-4096 and VAR-d17) and their training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from imagefolder.errors import InputError
+
+RELEASED_SCALES = (1, 1, 2, 3, 3, 4, 5, 6, 8, 11)
+
+_Config = TypeVar("_Config")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InputError(message)
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Shape of a tokenizer. `width`, `depth`, `heads` override the timm backbone's own where given."""
+
+    name: str = "custom"
+    image_size: int = 256
+    patch_size: int = 16
+    backbone: str = "vit_base_patch14_dinov2.lvd142m"
+    width: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    drop_path: float = 0.1
+    branches: int = 2
+    scales: tuple[int, ...] = RELEASED_SCALES
+    quantizer: Literal["vq"] = "vq"
+    codebook_size: int = 4096
+    code_dim: int = 32
+    cosine: bool = True
+    shared_phi: int = 4
+    """convolutions phi shared over the scales: n partially shared, 1 one for all, 0 one per scale"""
+    phi_ratio: float = 0.5
+    commitment: float = 0.25
+    quantizer_dropout: float = 0.1
+    """share of a batch whose last scales are dropped while training"""
+    dropout_start: int = 3
+    """smallest number of scales kept by quantizer dropout"""
+    semantic: Literal["none", "last", "all"] = "last"
+    """branch regularised towards the teacher: none, the last one, or all jointly"""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scales", tuple(self.scales))
+        _require(
+            self.image_size % self.patch_size == 0,
+            f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}",
+        )
+        _require(len(self.scales) > 0 and min(self.scales) > 0, f"scales must be positive integers, not {self.scales}")
+        _require(list(self.scales) == sorted(self.scales), f"scales must not shrink: {self.scales}")
+        _require(self.quantizer == "vq", f"quantizer {self.quantizer!r} is unknown; known: 'vq'")
+        _require(self.branches >= 1, f"branches must be at least 1, not {self.branches}")
+        _require(self.semantic in ("none", "last", "all"), f"semantic {self.semantic!r} is not none, last or all")
+        if len(self.scales) > 1 and self.quantizer_dropout > 0:
+            _require(
+                1 <= self.dropout_start <= len(self.scales),
+                f"dropout_start {self.dropout_start} is not within 1..{len(self.scales)} (the number of scales)",
+            )
+
+    @property
+    def latent_side(self) -> int:
+        """K: side of the latent map, equal to the last scale."""
+        return self.scales[-1]
+
+    @property
+    def length(self) -> int:
+        """L: tokens per branch, the sum of the squared scales."""
+        return sum(side * side for side in self.scales)
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Shape of a generator. The fields from `branches` on describe the tokens and are taken from its tokenizer."""
+
+    name: str = "custom"
+    depth: int = 17
+    width: int | None = None
+    """None: 64 x depth"""
+    heads: int | None = None
+    """None: depth"""
+    mlp_ratio: float = 4.0
+    num_classes: int = 1000
+    order: Literal["folded", "unfolded", "raster"] = "folded"
+    """folded: all branches of a scale at once; unfolded: branch after branch within a scale; raster: position by
+    position (single-scale tokenizers)"""
+    qk_norm: bool = True
+    class_dropout: float = 0.1
+    drop_path: float | None = None
+    """None: 0.1 x depth / 24"""
+    branches: int = 2
+    scales: tuple[int, ...] = RELEASED_SCALES
+    codebook_size: int = 4096
+    code_dim: int = 32
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scales", tuple(self.scales))
+        object.__setattr__(self, "width", 64 * self.depth if self.width is None else self.width)
+        object.__setattr__(self, "heads", self.depth if self.heads is None else self.heads)
+        object.__setattr__(self, "drop_path", 0.1 * self.depth / 24 if self.drop_path is None else self.drop_path)
+        _require(self.width % self.heads == 0, f"width {self.width} is not a multiple of heads {self.heads}")
+        _require(self.num_classes >= 1, f"num_classes must be at least 1, not {self.num_classes}")
+        _require(self.order in ("folded", "unfolded", "raster"), f"order {self.order!r} is unknown")
+        _require(
+            self.order != "raster" or len(self.scales) == 1,
+            f"order 'raster' needs a single-scale tokenizer, not scales {self.scales}",
+        )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How one model is trained. Defaults: the released tokenizer's optimiser."""
+
+    steps: int
+    batch_size: int = 1024
+    """global batch, over all processes"""
+    learning_rate: float = 2.4e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """after warm-up; linear stays flat for 5 % of the steps first"""
+    warmup: float = 0.005
+    """share of the steps over which the learning rate rises"""
+    initial_rate: float = 0.005
+    """learning rate of the first step, as a share of the peak"""
+    final_rate: float = 0.01
+    """learning rate of the last step, as a share of the peak"""
+    clip: float = 0.0
+    """largest gradient norm; 0: no clipping"""
+    ema: float = 0.9999
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    checkpoint_every: int = 1000
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))
+        _require(self.steps > 0 and self.batch_size > 0, "steps and batch_size must be positive")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the tokenizer's training objective (architecture: reconstruction losses). 0 switches a term off."""
+
+    reconstruction: float = 1.0
+    codebook: float = 1.0
+    perceptual: float = 1.0
+    """LPIPS with VGG16"""
+    semantic: float = 0.1
+    adversarial: float = 0.5
+    adversarial_start: float = 0.28
+    """share of the steps after which the adversarial term sets in (released: epoch 56 of 200)"""
+    lecam: float = 0.001
+    discriminator_rate: float = 8e-4
+    discriminator_weight_decay: float = 5e-4
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Sampling settings; the defaults are those of the released 2.60 gFID."""
+
+    guidance: float = 3.25
+    top_k: int = 750
+    """0: all tokens"""
+    top_p: float = 0.95
+    batch_size: int = 100
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as plain JSON types (tuples become lists)."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(kind: type[_Config], values: dict[str, Any], origin: str) -> _Config:
+    """Build a configuration from JSON; unknown or missing fields raise `InputError` naming `origin`."""
+    fields = {field.name for field in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - fields)
+    if unknown:
+        raise InputError(f"{origin}: unknown {kind.__name__} field(s) {', '.join(unknown)}; written by another version?")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise InputError(f"{origin}: {error}") from None
+
+
+def config_hash(values: dict[str, Any]) -> str:
+    """sha256 of the canonical JSON of a configuration: its identity."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

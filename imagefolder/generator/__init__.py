@@ -1,0 +1,1 @@
+"""Folded autoregressive generator: next-scale prediction of all branches at once."""

@@ -1,0 +1,177 @@
+"""The block-causal transformer (architecture section 2): AdaLN blocks, cosine attention, one head chunk per branch.
+
+It knows positions, levels and a mask, not what the tokens mean: `sequence.py` decides what is fed in and predicted.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from imagefolder.config import GeneratorConfig
+from imagefolder.generator.sequence import Sequence
+
+MAX_LOG_SCALE = math.log(100)
+
+
+class Attention(nn.Module):
+    """Multi-head attention without key bias; q and k normalised per head and scaled by a learned factor (qk_norm)."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        width, self.heads = config.width, config.heads
+        self.qk_norm = config.qk_norm
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.proj = nn.Linear(width, width)
+        if self.qk_norm:
+            self.log_scale = nn.Parameter(torch.full((1, self.heads, 1, 1), math.log(4)))
+            self.softmax_scale = 1.0
+        else:
+            self.softmax_scale = 0.25 / math.sqrt(width // self.heads)
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv = F.linear(x, self.qkv.weight, bias.to(self.qkv.weight.dtype))
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, n, head dim)
+        if self.qk_norm:
+            scale = self.log_scale.clamp(max=MAX_LOG_SCALE).exp()
+            q = (F.normalize(q, dim=-1) * scale).to(v.dtype)
+            k = F.normalize(k, dim=-1).to(v.dtype)
+        if cache is not None:
+            k, v = cache.extend(layer, k, v)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.softmax_scale)
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+
+class Layer(nn.Module):
+    """Attention and MLP, each modulated by (gamma, scale, shift) of the class embedding."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        width, hidden = config.width, int(config.width * config.mlp_ratio)
+        self.attn = Attention(config)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
+        self.ada = nn.Linear(width, 6 * width)
+        self.drop_path = DropPath(config.drop_path)
+
+    def modulations(self, condition: Tensor) -> Tensor:
+        """SiLU of the class embedding (B, D) -> (6, B, 1, D): gamma1, gamma2, scale1, scale2, shift1, shift2."""
+        return self.ada(condition).unflatten(-1, (6, 1, -1)).movedim(1, 0)
+
+    def forward(self, x: Tensor, modulations: Tensor, mask: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = modulations
+        h = self.attn(_modulate(x, scale1, shift1), mask, cache, layer)
+        x = x + self.drop_path(h * gamma1)
+        return x + self.drop_path(self.mlp(_modulate(x, scale2, shift2)) * gamma2)
+
+
+class Cache:
+    """Keys and values of all layers, allocated once for the whole sequence."""
+
+    def __init__(self, layers: int, batch: int, heads: int, length: int, head_dim: int, like: Tensor) -> None:
+        self.keys = like.new_empty(layers, batch, heads, length, head_dim)
+        self.values = torch.empty_like(self.keys)
+        self.filled = 0  # positions valid in every layer; advanced by the transformer after its last layer
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new keys and values (B, heads, n, d) of a layer; returns all so far."""
+        stop = self.filled + k.shape[2]
+        self.keys[layer, :, :, self.filled : stop] = k
+        self.values[layer, :, :, self.filled : stop] = v
+        return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
+
+
+class Transformer(nn.Module):
+    """Class labels and block inputs to logits.
+
+    `condition` computes everything that depends on the class alone, once per batch; `run` processes a run of
+    positions, with all keys in sight (teacher forcing, `mask`) or with a cache (sampling).
+    """
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.sequence = Sequence(config)
+        width, length = config.width, self.sequence.length
+        self.first = self.sequence.blocks[0].stop
+        self.input_embed = nn.Linear(config.branches * config.code_dim, width)
+        self.class_embed = nn.Embedding(config.num_classes + 1, width)  # last row: no class
+        self.start_position = nn.Parameter(torch.empty(1, self.first, width))
+        self.position_embed = nn.Parameter(torch.empty(1, length, width))
+        self.level_embed = nn.Embedding(self.sequence.levels, width)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.depth))
+        self.head_ada = nn.Linear(width, 2 * width)
+        self.head = nn.Linear(width, config.branches * config.codebook_size)
+        self.register_buffer("mask", self.sequence.mask(), persistent=False)
+        self.register_buffer("level_of_position", self.sequence.level_of_position, persistent=False)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        std = math.sqrt(1 / (3 * self.config.width))
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=std)
+                if getattr(module, "bias", None) is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.start_position, std=std)
+        nn.init.trunc_normal_(self.position_embed, std=std)
+        self.head.weight.data.mul_(0.02)
+        self.head_ada.weight.data.mul_(0.5)
+        width = self.config.width
+        for layer in self.layers:
+            layer.ada.weight.data.mul_(0.5)
+            layer.ada.weight.data[: 2 * width].mul_(1e-5 / 0.5)  # the gamma rows are scaled by 1e-5 alone
+            layer.attn.proj.weight.data.div_(math.sqrt(2 * self.config.depth))
+            layer.mlp[2].weight.data.div_(math.sqrt(2 * self.config.depth))
+
+    def condition(self, labels: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Class embedding (B, D), modulations of every layer, and of the head (2, B, 1, D)."""
+        embedding = self.class_embed(labels)
+        activated = F.silu(embedding)
+        head = self.head_ada(activated).unflatten(-1, (2, 1, -1)).movedim(1, 0)
+        return embedding, [layer.modulations(activated) for layer in self.layers], head
+
+    def embed(self, inputs: Tensor | None, class_embedding: Tensor, start: int, stop: int) -> Tensor:
+        """Positions start:stop as (B, stop-start, D); `inputs` (B, n, P*C) covers those after the first block."""
+        parts = []
+        if start == 0:
+            parts.append(class_embedding[:, None] + self.start_position)
+        if inputs is not None:
+            parts.append(self.input_embed(inputs))
+        offset = self.position_embed[:, start:stop] + self.level_embed(self.level_of_position[start:stop])
+        return torch.cat(parts, dim=1) + offset
+
+    def run(
+        self,
+        x: Tensor,
+        layers: list[Tensor],
+        head: Tensor,
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Embedded positions (B, n, D) to float32 logits (B, n, P, V)."""
+        for i, layer in enumerate(self.layers):
+            x = layer(x, layers[i], mask, cache, i)
+        if cache is not None:
+            cache.filled += x.shape[1]
+        scale, shift = head
+        with torch.autocast(x.device.type, enabled=False):
+            h = _modulate(x.float(), scale.float(), shift.float())
+            logits = F.linear(h, self.head.weight.float(), self.head.bias.float())
+        return logits.unflatten(-1, (self.config.branches, self.config.codebook_size))
+
+    def forward(self, labels: Tensor, inputs: Tensor) -> Tensor:
+        """Teacher forcing: int64 (B,), float (B, length - first, P*C) -> float32 (B, P, L, V)."""
+        embedding, layers, head = self.condition(labels)
+        x = self.embed(inputs, embedding, 0, self.sequence.length)
+        return self.sequence.select_logits(self.run(x, layers, head, mask=self.mask))
+
+
+def _modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift

@@ -1,0 +1,1 @@
+"""Tokenizer: images to product-quantized multi-scale tokens and back."""

@@ -1,0 +1,93 @@
+"""The tokenizer: ViT encoder, product quantizer, ViT decoder (architecture section 1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from imagefolder.config import TokenizerConfig
+from imagefolder.errors import InputError
+from imagefolder.tokenizer.quantizers import ProductQuantizer
+from imagefolder.tokenizer.vit import Decoder, Encoder
+
+
+class Tokenizer(nn.Module):
+    """Images in [-1, 1] to (branches, L) tokens and back.
+
+    `quant_conv` (D -> C) is shared by the branches and, when training, also projects the teacher's class feature.
+    """
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        width = self.encoder.vit.embed_dim
+        self.quant_conv = nn.Linear(width, config.code_dim)
+        self.post_quant_conv = nn.Linear(config.branches * config.code_dim, width)
+        self.quantizer = ProductQuantizer(config)
+        if config.semantic == "all":
+            self.semantic_projection = nn.Linear(config.branches * config.code_dim, config.code_dim)
+
+    @property
+    def device(self) -> torch.device:
+        return self.quant_conv.weight.device
+
+    def latents(self, images: Tensor) -> Tensor:
+        """Continuous latents before quantization: (B, 3, H, W) -> (B, P, C, K, K)."""
+        config = self.config
+        z = self.quant_conv(self.encoder(images))
+        return z.view(len(images), config.branches, config.latent_side, config.latent_side, -1).movedim(-1, 2)
+
+    def pixels(self, z: Tensor) -> Tensor:
+        """Quantized map (B, P*C, K, K) -> images (B, 3, H, W), not clamped."""
+        return self.decoder(self.post_quant_conv(z.flatten(2).mT.to(self.post_quant_conv.weight.dtype)))
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> Tensor:
+        """Tokens of images.
+
+        Args:
+            images: float (B, 3, H, W) in [-1, 1], H = W = config.image_size.
+
+        Returns:
+            int64 (B, branches, L), scales concatenated small to large.
+        """
+        return self.quantizer.encode(self.latents(self._check_images(images)))
+
+    @torch.inference_mode()
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Images of tokens: int64 (B, branches, L) in [0, codebook_size) -> (B, 3, H, W) in [-1, 1]."""
+        return self.decode_map(self.quantizer.decode(self.check_tokens(tokens)))
+
+    @torch.inference_mode()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """`decode(encode(images))`: (B, 3, H, W) in [-1, 1] -> the same."""
+        return self.decode(self.encode(images))
+
+    def decode_map(self, f_hat: Tensor) -> Tensor:
+        """Images in [-1, 1] of a quantized map (B, P*C, K, K)."""
+        return self.pixels(f_hat).float().clamp(-1, 1)
+
+    def check_tokens(self, tokens: Tensor) -> Tensor:
+        """Tokens on this device, or `InputError` if shape, dtype or range is wrong."""
+        shape = (self.config.branches, self.config.length)
+        if tokens.dtype != torch.int64 or tokens.ndim != 3 or tuple(tokens.shape[1:]) != shape:
+            raise InputError(
+                f"tokens must be int64 of shape (B, {shape[0]}, {shape[1]}) for {self.config.name}, "
+                f"not {tokens.dtype} {tuple(tokens.shape)}"
+            )
+        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.config.codebook_size:
+            raise InputError(f"tokens must lie in 0..{self.config.codebook_size - 1}, the codebook of {self.config.name}")
+        return tokens.to(self.device)
+
+    def _check_images(self, images: Tensor) -> Tensor:
+        side = self.config.image_size
+        if not images.is_floating_point() or images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side):
+            raise InputError(
+                f"images must be float of shape (B, 3, {side}, {side}) for {self.config.name}, "
+                f"not {images.dtype} {tuple(images.shape)}"
+            )
+        if images.numel() and not images.abs().max() <= 1.001:
+            raise InputError("images must lie in [-1, 1]; scale 8-bit pixels by x / 127.5 - 1")
+        return images.to(self.device, self.quant_conv.weight.dtype)

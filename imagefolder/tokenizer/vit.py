@@ -1,0 +1,108 @@
+"""Encoder and decoder: timm vision transformers with latent tokens (architecture section 1).
+
+Unusual about them: the latents get the backbone's own position table resampled to their grid, so that latent (i, j) of
+every branch is aligned with the image; a learned level embedding tells image and latent tokens apart; the decoder's
+sequence holds a second class token.
+"""
+
+from __future__ import annotations
+
+import timm
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from imagefolder.config import TokenizerConfig
+from imagefolder.errors import InputError
+
+
+def build_vit(config: TokenizerConfig) -> nn.Module:
+    """The timm backbone of a configuration, freshly initialised, without classifier head."""
+    shape = {"embed_dim": config.width, "depth": config.depth, "num_heads": config.heads}
+    try:
+        return timm.create_model(
+            config.backbone,
+            pretrained=False,
+            num_classes=0,
+            img_size=config.image_size,
+            patch_size=config.patch_size,
+            drop_path_rate=config.drop_path,
+            **{name: value for name, value in shape.items() if value is not None},
+        )
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"backbone {config.backbone!r} cannot be built by timm: {error}") from None
+
+
+def with_positions(vit: nn.Module, tokens: Tensor, side: int) -> Tensor:
+    """Prefix tokens (class, registers) and positions of `vit` for a square map.
+
+    Args:
+        tokens: (B, side*side, D).
+
+    Returns:
+        (B, prefix + side*side, D); the position table is resampled (bicubic, antialias) where `side` differs from the
+        backbone's own grid.
+    """
+    prefix = [t.expand(len(tokens), -1, -1) for t in (vit.cls_token, vit.reg_token) if t is not None]
+    grid_prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
+    positions = resample_abs_pos_embed(vit.pos_embed, new_size=[side, side], num_prefix_tokens=grid_prefix)
+    if vit.no_embed_class:
+        return torch.cat([*prefix, tokens + positions], dim=1)
+    return torch.cat([*prefix, tokens], dim=1) + positions
+
+
+class Encoder(nn.Module):
+    """Images (B, 3, H, W) in [-1, 1] to latents (B, branches*K*K, D)."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.vit = build_vit(config)
+        self.branches = config.branches
+        self.side = config.latent_side
+        width = self.vit.embed_dim
+        self.latent_tokens = nn.Parameter(torch.randn(1, self.branches * self.side**2, width) * 1e-6)
+        self.level_embed = nn.Embedding(1 + self.branches, width)
+        nn.init.trunc_normal_(self.level_embed.weight, std=0.02)
+
+    def forward(self, images: Tensor) -> Tensor:
+        vit = self.vit
+        patches = vit.patch_embed(images)
+        image_tokens = with_positions(vit, patches, vit.patch_embed.grid_size[0]) + self.level_embed.weight[0]
+        sequence = [image_tokens]
+        # The same positions serve every branch; the prefix (class slot) of this routine is computed and dropped.
+        latents = self.latent_tokens.view(self.branches, self.side**2, -1)
+        latents = with_positions(vit, latents, self.side)[:, vit.num_prefix_tokens :]
+        latents = latents + self.level_embed.weight[1:, None]
+        sequence.append(latents.reshape(1, -1, latents.shape[-1]).expand(len(images), -1, -1))
+        x = vit.norm(vit.blocks(vit.norm_pre(torch.cat(sequence, dim=1))))
+        return x[:, image_tokens.shape[1] :]
+
+
+class Decoder(nn.Module):
+    """Quantized latents (B, K*K, D) to images (B, 3, H, W), not clamped."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.vit = build_vit(config)
+        del self.vit.patch_embed  # the decoder reads no pixels
+        self.grid = config.image_size // config.patch_size
+        self.side = config.latent_side
+        self.patch_size = config.patch_size
+        width = self.vit.embed_dim
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.level_embed = nn.Embedding(2, width)
+        nn.init.trunc_normal_(self.level_embed.weight, std=0.02)
+        self.to_pixels = nn.Linear(width, 3 * config.patch_size**2)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        vit = self.vit
+        queries = self.mask_token.expand(len(latents), self.grid**2, -1)
+        queries = with_positions(vit, queries, self.grid) + self.level_embed.weight[0]
+        latents = with_positions(vit, latents, self.side) + self.level_embed.weight[1]
+        x = vit.norm(vit.blocks(vit.norm_pre(torch.cat([queries, latents], dim=1))))
+        patches = self.to_pixels(x[:, vit.num_prefix_tokens : queries.shape[1]])
+        # (row, column) of patches, each (p_row, p_col, channel)
+        p, g = self.patch_size, self.grid
+        patches = patches.view(-1, g, g, p, p, 3)
+        return patches.permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, g * p, g * p)

@@ -1,0 +1,93 @@
+"""Every named configuration, each a few numbers away from the released ImageFolder models."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import replace
+
+from imagefolder.config import GeneratorConfig, TokenizerConfig
+from imagefolder.errors import InputError
+
+# Released models at 256 x 256 (names as in the authors' zoo).
+_RELEASED = TokenizerConfig(name="MSVR10P2-4096")
+
+# mini: handwritten digits at 32 x 32 on two CPU cores. The ratio of latent side to image grid (3 : 4) and of folded
+# positions to raster positions (14 : 16) are close to the released 11 : 16 and 286 : 256.
+_MINI = TokenizerConfig(
+    name="mini-MSVR3P2-256",
+    image_size=32,
+    patch_size=8,
+    backbone="vit_tiny_patch16_224",
+    width=96,
+    depth=3,
+    heads=3,
+    drop_path=0.0,
+    scales=(1, 2, 3),
+    codebook_size=256,
+    code_dim=16,
+    dropout_start=2,
+)
+
+# small: any image folder at 128 x 128 on one GPU.
+_SMALL = TokenizerConfig(
+    name="small-MSVR8P2-1024",
+    image_size=128,
+    patch_size=8,
+    backbone="vit_small_patch16_224",
+    depth=8,
+    scales=(1, 1, 2, 3, 4, 5, 7, 9),
+    codebook_size=1024,
+    code_dim=32,
+)
+
+TOKENIZERS: dict[str, TokenizerConfig] = {
+    config.name: config
+    for config in (
+        _RELEASED,
+        replace(_RELEASED, name="MSVR10P2-8192", codebook_size=8192),
+        replace(_RELEASED, name="MSVR10P2-16384", codebook_size=16384),
+        # The one-branch baseline at the same number of positions (no released weights).
+        replace(_RELEASED, name="MSVR10-4096", branches=1, semantic="none", quantizer_dropout=0.0),
+        replace(_RELEASED, name="VQ-4096", branches=1, scales=(16,), code_dim=64, semantic="none"),
+        _MINI,
+        replace(_MINI, name="mini-MSVR3-256", branches=1, semantic="none", quantizer_dropout=0.0),
+        replace(_MINI, name="mini-VQ-256", branches=1, scales=(4,), semantic="none"),
+        _SMALL,
+        replace(_SMALL, name="small-MSVR8-1024", branches=1, semantic="none", quantizer_dropout=0.0),
+        replace(_SMALL, name="small-VQ-1024", branches=1, scales=(16,), semantic="none"),
+    )
+}
+
+_MINI_GENERATOR = GeneratorConfig(depth=4, width=128, heads=4, num_classes=10, drop_path=0.0)
+_SMALL_GENERATOR = GeneratorConfig(depth=10, num_classes=1000)
+
+GENERATORS: dict[str, GeneratorConfig] = {
+    config.name: config
+    for config in (
+        GeneratorConfig(name="VAR-d17-MSVR10P2-4096"),
+        GeneratorConfig(name="VAR-d17-MSVR10P2-4096-unfolded", order="unfolded"),
+        GeneratorConfig(name="VAR-d17-MSVR10-4096"),
+        GeneratorConfig(name="AR-d17-VQ-4096", order="raster", scales=(16,)),
+        replace(_MINI_GENERATOR, name="VAR-mini-MSVR3P2-256"),
+        replace(_MINI_GENERATOR, name="VAR-mini-MSVR3P2-256-unfolded", order="unfolded"),
+        replace(_MINI_GENERATOR, name="VAR-mini-MSVR3-256"),
+        replace(_MINI_GENERATOR, name="AR-mini-VQ-256", order="raster", scales=(4,)),
+        replace(_SMALL_GENERATOR, name="VAR-small-MSVR8P2-1024"),
+        replace(_SMALL_GENERATOR, name="VAR-small-MSVR8P2-1024-unfolded", order="unfolded"),
+        replace(_SMALL_GENERATOR, name="VAR-small-MSVR8-1024"),
+        replace(_SMALL_GENERATOR, name="AR-small-VQ-1024", order="raster", scales=(16,)),
+    )
+}
+
+
+def list_models() -> list[str]:
+    """Names that `load_tokenizer` and `load_generator` accept, tokenizers first."""
+    return [*TOKENIZERS, *GENERATORS]
+
+
+def find(table: dict[str, TokenizerConfig] | dict[str, GeneratorConfig], name: str) -> TokenizerConfig | GeneratorConfig:
+    """Look up a configuration; an unknown name raises `InputError` with the nearest known ones."""
+    if name in table:
+        return table[name]
+    near = difflib.get_close_matches(name, table, n=3, cutoff=0.3) or list(table)
+    raise InputError(f"unknown model {name!r}; did you mean {', '.join(near)}? imagefolder.list_models() lists all")
