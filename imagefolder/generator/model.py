@@ -54,7 +54,7 @@ class Generator(nn.Module):
         inputs = self.transformer.sequence.inputs(self.tokenizer.quantizer, tokens)
         return self.transformer(self._check_labels(labels), inputs.to(self.transformer.head.weight.dtype))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def sample(
         self,
         labels: Tensor,

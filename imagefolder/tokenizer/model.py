@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from imagefolder.config import TokenizerConfig
 from imagefolder.errors import InputError
-from imagefolder.tokenizer.quantizers import ProductQuantizer
+from imagefolder.tokenizer.quantizers import ProductQuantizer, Quantized
 from imagefolder.tokenizer.vit import Decoder, Encoder
+
+
+@dataclass
+class TrainingOutput:
+    """`images` (B, 3, H, W) not clamped; `quantized`; for the semantic loss `projected` and `pooled` (b, C) or None."""
+
+    images: Tensor
+    quantized: Quantized
+    projected: Tensor | None = None
+    pooled: Tensor | None = None
 
 
 class Tokenizer(nn.Module):
@@ -43,7 +55,24 @@ class Tokenizer(nn.Module):
         """Quantized map (B, P*C, K, K) -> images (B, 3, H, W), not clamped."""
         return self.decoder(self.post_quant_conv(z.flatten(2).mT.to(self.post_quant_conv.weight.dtype)))
 
-    @torch.inference_mode()
+    def forward(self, images: Tensor, teacher_features: Tensor | None = None) -> TrainingOutput:
+        """Training pass: images (B, 3, H, W) in [-1, 1], the teacher's class features (B, D) or None.
+
+        Samples touched by quantizer dropout are left out of `projected` and `pooled`.
+        """
+        kept = self.quantizer.draw_kept(len(images), images.device)
+        quantized = self.quantizer(self.latents(images), kept)
+        output = TrainingOutput(self.pixels(quantized.z), quantized)
+        if teacher_features is not None:
+            untouched = slice(0 if kept is None else int(self.quantizer.dropout * len(images)), None)
+            if self.config.semantic == "all":
+                pooled = self.semantic_projection(quantized.z.mean((2, 3)))
+            else:
+                pooled = quantized.z[:, -self.config.code_dim :].mean((2, 3))
+            output.projected, output.pooled = self.quant_conv(teacher_features)[untouched], pooled[untouched]
+        return output
+
+    @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Tokens of images.
 
@@ -55,12 +84,12 @@ class Tokenizer(nn.Module):
         """
         return self.quantizer.encode(self.latents(self._check_images(images)))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
         """Images of tokens: int64 (B, branches, L) in [0, codebook_size) -> (B, 3, H, W) in [-1, 1]."""
         return self.decode_map(self.quantizer.decode(self.check_tokens(tokens)))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:
         """`decode(encode(images))`: (B, 3, H, W) in [-1, 1] -> the same."""
         return self.decode(self.encode(images))

@@ -1,0 +1,121 @@
+"""What a data set is here: 8-bit images by (epoch, index), with labels, in two splits, identified by a hash."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+Key = tuple[int, int]  # (epoch, index): augmentation is a function of both
+
+
+class Images(Protocol):
+    """A split. `__getitems__` fetches a batch: uint8 (B, 3, H, W) and int64 labels (B,)."""
+
+    labels: Tensor
+
+    def __len__(self) -> int: ...
+    def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]: ...
+    def fingerprint(self) -> str:
+        """sha256 over content and labels."""
+        ...
+
+
+class ArrayImages(Dataset):
+    """Images in memory, without augmentation."""
+
+    workers = 0
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]:
+        index = torch.tensor([i for _, i in keys])
+        return self.images[index], self.labels[index]
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.images.numpy().tobytes() + self.labels.numpy().tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """A data set: training images (augmented as its transform says) and test images (never augmented)."""
+
+    name: str
+    train: Images
+    test: Images
+    classes: list[str]
+    image_size: int
+
+    @cached_property
+    def sha256(self) -> str:
+        """Identity of the images and labels of both splits at this size."""
+        text = f"{self.image_size}:{self.train.fingerprint()}:{self.test.fingerprint()}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class BatchOrder:
+    """Which images each training step sees: a pure function of (seed, step), so no loader state needs saving.
+
+    Every epoch is a new permutation; a batch may span two epochs, so that none is short.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int, start: int, stop: int) -> None:
+        self.size, self.batch_size, self.seed, self.start, self.stop = size, batch_size, seed, start, stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        generator = torch.Generator()
+        epoch, order = -1, []
+        for step in range(self.start, self.stop):
+            keys = []
+            for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+                if position // self.size != epoch:
+                    epoch = position // self.size
+                    generator.manual_seed(self.seed * 1_000_003 + epoch)
+                    order = torch.randperm(self.size, generator=generator).tolist()
+                keys.append((epoch, order[position % self.size]))
+            yield keys
+
+
+def training_batches(images: Dataset, batch_size: int, seed: int, start: int, stop: int) -> DataLoader:
+    """Batches of the training steps start..stop-1."""
+    order = BatchOrder(len(images), batch_size, seed, start, stop)
+    return DataLoader(images, batch_sampler=order, collate_fn=_as_fetched, num_workers=images.workers)
+
+
+def ordered_batches(images: Dataset, batch_size: int) -> DataLoader:
+    """All images once, in order."""
+    keys = [(0, i) for i in range(len(images))]
+    batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
+    return DataLoader(images, batch_sampler=batches, collate_fn=_as_fetched, num_workers=images.workers)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 -> float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float in [-1, 1] -> uint8, by clamp(127.5 x + 128) and truncation as published for reconstructions."""
+    return (127.5 * images + 128).clamp(0, 255).to(torch.uint8)
+
+
+def samples_to_uint8(images: Tensor) -> Tensor:
+    """Generated images in [0, 1] -> uint8, by truncation of 255 x as published for samples."""
+    return (255 * images).clamp(0, 255).to(torch.uint8)
+
+
+def _as_fetched(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return batch

@@ -1,0 +1,56 @@
+"""Training of the two small frozen networks: semantic teacher and feature extractor of the proxy metrics."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from imagefolder.checkpoints import file_sha256, write_atomically
+from imagefolder.data.images import Images, ordered_batches, to_float, training_batches
+from imagefolder.training.progress import Phase
+
+
+def train_classifier(
+    features: nn.Module, head: nn.Linear, images: Images, steps: int, batch_size: int, seed: int, title: str
+) -> None:
+    """Train `head(features(images))` by cross-entropy with label smoothing 0.1 and a one-cycle learning rate."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(features, head).train()
+    device = head.weight.device
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
+    with Phase(title, steps) as phase:
+        for step, (batch, labels) in enumerate(training_batches(images, batch_size, seed, 0, steps), 1):
+            logits = model(to_float(batch.to(device)))
+            loss = F.cross_entropy(logits, labels.to(device), label_smoothing=0.1)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            phase.update(step, {"loss": float(loss)})
+    model.eval()
+
+
+@torch.no_grad()
+def accuracy(features: nn.Module, head: nn.Linear, images: Images, batch_size: int = 100) -> float:
+    """Share of images classified right, 0..1."""
+    right = 0
+    for batch, labels in ordered_batches(images, batch_size):
+        logits = head(features(to_float(batch.to(head.weight.device))))
+        right += int((logits.argmax(-1).cpu() == labels).sum())
+    return right / len(images)
+
+
+def save_classifier(path: Path, model: nn.Module, about: dict[str, object]) -> str:
+    """Write weights to `path` (safetensors) with `about` as JSON beside them; returns the sha256 of the weights."""
+    state: dict[str, Tensor] = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    write_atomically(path, lambda temporary: save_file(state, temporary))
+    sha256 = file_sha256(path)
+    text = json.dumps({**about, "sha256": sha256}, indent=1)
+    write_atomically(path.with_suffix(".json"), lambda temporary: temporary.write_text(text))
+    return sha256

@@ -1,0 +1,38 @@
+"""`python -m leaderboard`: build the report from the stored records."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import tyro
+
+from leaderboard.report import build_report
+from leaderboard.store import RecordError, read_records
+
+REPORTED_CSV = Path(__file__).parent.parent / "reproductions/reported/imagenet256.csv"
+
+
+def main(output: Path = Path("runs"), reported: Path = REPORTED_CSV, all_kinds: bool = False) -> int:
+    """Build report.html, report.md and leaderboard.csv from the records of earlier runs.
+
+    Args:
+        output: folder that holds records/ and pictures/ and receives the three files.
+        reported: CSV file of the numbers reported by others.
+        all_kinds: also list reported GANs, one-step systems, tokenizers, ablations and references.
+    """
+    try:
+        records = read_records(output / "records")
+        if not records:
+            print(f"no records in {output / 'records'}: run `python reproductions/table2.py` first", file=sys.stderr)
+            return 2
+        for path in build_report(output, records, reported, all_kinds):
+            print(path)
+    except (OSError, RecordError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(main))

@@ -1,0 +1,108 @@
+"""The report: one HTML page that opens offline, the same as Markdown, and the flat table as CSV."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from leaderboard.record import Record
+from leaderboard.store import write_text
+from leaderboard.tables import FAMILIES, group_rows, leaderboard_frame, metric_key, reported_frame
+from leaderboard.view import REPORTED, measured_tables, number, reported_rows
+
+TITLE = "ImageFolder: measured and reported results"
+HELP = (
+    "Values may be compared within one column of one table, and nowhere else. Proxy metrics rest on the features of a "
+    "small network: they are comparable only where the extractor's hash is the same, and never with Inception metrics.",
+    "rFID (reconstructions) and gFID (samples) are measured against different real images, named under Protocols. This "
+    "is why gFID may lie below rFID.",
+    "± is the standard deviation over seeds, - where there is one seed only. Bold is the best mean of a column, "
+    "however large the spread; arrows tell which direction is better.",
+    "Real images (train vs test): the same metric between two sets of real images. A value near it is as good as this "
+    "number of images can show.",
+    "Codebook usage is the share of codes hit at least once, averaged over branches and scales. Positions is the "
+    "sequence length of the generator, tokens counts the discrete tokens of all branches, steps the forward passes per "
+    "image.",
+)
+REPORTED_SENTENCE = (
+    "These are Inception metrics on class-conditional ImageNet 256×256, as their authors or the named comparison table "
+    "report them. They were not measured here and are not comparable with proxy metrics. Blank: not found. "
+    "† unverified: known from third-party notes only."
+)
+
+
+def build_report(output: Path, records: list[Record], reported_csv: Path, all_kinds: bool = False) -> list[Path]:
+    """Write `report.html`, `report.md` and `leaderboard.csv` into `output` and return their paths.
+
+    Picture paths in the records are relative to `output`. `all_kinds` adds the reported GANs, one-step systems,
+    tokenizers, ablations and references. Equal arguments give equal bytes. Raises OSError or RecordError (one line).
+    """
+    reported = reported_frame(reported_csv, all_kinds)
+    view = {
+        "title": TITLE,
+        "summary": summary(records),
+        "help": HELP,
+        "tables": measured_tables(records, output),
+        "reported_sentence": REPORTED_SENTENCE,
+        "reported_columns": REPORTED,
+        "reported": reported_rows(reported),
+        "families": [f for f in (*FAMILIES, "other") if f in set(reported["family"])],
+        "kinds": sorted(set(reported["kind"])),
+        "protocols": _protocols(records),
+        "records": records,
+    }
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=lambda name: bool(name and name.endswith(".html.j2")),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"md": markdown_text, "pretty": _pretty, "number": number}
+    texts = {
+        "report.html": environment.get_template("report.html.j2").render(view),
+        "report.md": environment.get_template("report.md.j2").render(view),
+        "leaderboard.csv": leaderboard_frame(records, reported).convert_dtypes().to_csv(index=False),
+    }
+    return [write_text(output / name, text) for name, text in texts.items()]
+
+
+def summary(records: list[Record]) -> str:
+    """One sentence: what was measured, on which machine."""
+    groups = group_rows(records)
+    places = dict.fromkeys((g[0].table, g[0].scale, g[0].dataset.name) for g in groups)
+    rows = {place: sum((g[0].table, g[0].scale, g[0].dataset.name) == place for g in groups) for place in places}
+    what = "; ".join(f"{n} row{_s(n)} of {t} at scale {s} on {d}" for (t, s, d), n in rows.items())
+    failed = sum(r.status == "failed" for r in records)
+    machines = "; ".join(dict.fromkeys(_machine(r) for r in records))
+    return f"Measured: {what} ({len(records)} run{_s(len(records))}, {failed} failed), on {machines}."
+
+
+def _s(n: int) -> str:
+    return "" if n == 1 else "s"
+
+
+def _machine(record: Record) -> str:
+    run = record.run
+    return f"{run.gpu or 'no GPU'}, {run.cpu} ({run.threads} thread{_s(run.threads)}, {run.memory_gib:.0f} GiB)"
+
+
+def _protocols(records: list[Record]) -> list[dict[str, Any]]:
+    keys = dict.fromkeys(metric_key(metric) for record in records for metric in record.metrics)
+    return [{"protocol": p, "n_real": n_real, "n_generated": n_generated} for p, n_real, n_generated in keys]
+
+
+def _pretty(value: Any) -> str:
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=str)
+
+
+def markdown_text(value: object) -> str:
+    """`value` as literal text of a Markdown table cell."""
+    text = str(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    for character in "\\`*_[]|~":
+        text = text.replace(character, f"\\{character}")
+    return " ".join(text.split())

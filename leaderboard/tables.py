@@ -1,0 +1,206 @@
+"""Records and reported numbers as pandas frames. What is not comparable shares no row, no column and no table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from leaderboard.record import Metric, Protocol, Record
+from leaderboard.store import RecordError
+
+# Two values share a column only if these are equal: sets of other sizes give other FIDs even under the same protocol.
+MetricKey = tuple[Protocol, int, int]
+TableKey = tuple[str, str, str, str]
+
+FAMILIES = {
+    "autoregressive": ("VAR", "AR", "AR+Diff", "AR-cont", "AR-flow"),
+    "masked": ("MAR", "MIM", "MIM/Diff"),
+    "diffusion": ("Diff", "Diff-pixel"),
+}
+REPORTED_TEXT = ("system", "kind", "arxiv", "tokens", "codebook", "cfg", "source", "verified")
+REPORTED_NUMBERS = ("year", "tokenizer_rfid", "params_m", "steps", "gfid", "is", "precision", "recall")
+SIZE_COLUMNS = ("positions", "tokens", "steps", "bits", "generator_parameters", "tokenizer_parameters")
+COST_COLUMNS = (
+    "tokenizer_train_seconds",
+    "generator_train_seconds",
+    "evaluation_seconds",
+    "samples_per_second",
+    "peak_memory_mib",
+)
+IDENTITY_COLUMNS = (
+    "table", "scale", "dataset", "dataset_sha256", "row", "label", "note", "config", "seeds", "n_seeds", "failed",
+)  # fmt: skip
+
+
+def metric_key(metric: Metric) -> MetricKey:
+    """What two values must have in common to be aggregated or compared."""
+    return metric.protocol, metric.n_real, metric.n_generated
+
+
+def metric_labels(records: list[Record]) -> dict[MetricKey, str]:
+    """Column label of every kind of value in `records`, in order of first appearance.
+
+    The label is the metric's name; where several protocols use one name, what tells them apart is added in brackets.
+    """
+    keys = list(dict.fromkeys(metric_key(m) for r in records if r.status == "finished" for m in r.metrics))
+    labels = {}
+    for key in keys:
+        same_name = [_parts(other) for other in keys if other[0].name == key[0].name]
+        differing = [part for i, part in enumerate(_parts(key)) if len({other[i] for other in same_name}) > 1]
+        labels[key] = key[0].name + (f" [{', '.join(differing)}]" if differing else "")
+    taken = [*labels.values(), *IDENTITY_COLUMNS, *SIZE_COLUMNS, *COST_COLUMNS, "codebook_usage"]
+    if clash := sorted({label for label in taken if taken.count(label) > 1}):
+        raise RecordError(f"several columns would be called {', '.join(clash)}; rename the metric or raise its version")
+    return labels
+
+
+def _parts(key: MetricKey) -> tuple[str, ...]:
+    protocol, n_real, n_generated = key
+    return (
+        f"v{protocol.version}",
+        protocol.reference,
+        f"{protocol.extractor or 'no extractor'}:{(protocol.extractor_sha256 or '')[:8]}",
+        protocol.evaluator,
+        f"{n_generated} vs {n_real} images",
+        protocol.description,
+        "higher is better" if protocol.higher_is_better else "lower is better",
+    )
+
+
+def table_key(record: Record) -> TableKey:
+    """Records share a table if table, scale and data set (name and content) are equal."""
+    return record.table, record.scale, record.dataset.name, record.dataset.sha256
+
+
+def config_key(record: Record) -> str:
+    """Short hash of the configuration without its seeds: runs that differ in more than the seed are not one row."""
+    text = json.dumps(_without_seed(record.config), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _without_seed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_seed(item) for key, item in value.items() if key != "seed"}
+    return [_without_seed(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def group_rows(records: list[Record]) -> list[list[Record]]:
+    """The records of each row (its seeds), in order of first appearance."""
+    groups: dict[tuple[str, ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault((*table_key(record), record.row, config_key(record)), []).append(record)
+    return list(groups.values())
+
+
+def group_tables(records: list[Record]) -> dict[TableKey, list[Record]]:
+    """The records of each table, in order of first appearance."""
+    groups: dict[TableKey, list[Record]] = {}
+    for record in records:
+        groups.setdefault(table_key(record), []).append(record)
+    return groups
+
+
+def codebook_frame(records: list[Record]) -> pd.DataFrame:
+    """Codebook usage and perplexity per branch and scale, as mean over the given seeds of one row."""
+    rows = [usage.model_dump() for r in records if r.status == "finished" for usage in r.codebook_usage]
+    if not rows:
+        return pd.DataFrame(columns=["branch", "position", "scale", "used", "perplexity"])
+    return pd.DataFrame(rows).groupby(["branch", "position", "scale"], as_index=False)[["used", "perplexity"]].mean()
+
+
+def measured_frame(records: list[Record]) -> pd.DataFrame:
+    """One row per table, row, scale and data set, aggregated over seeds.
+
+    Each metric has the columns `<label>` (mean), `<label> sd` (ddof=1, NaN for one seed), `<label> seeds`,
+    `<label> n_real`, `<label> n_generated` and `<label> floor`. Failed records count in `failed` alone.
+    `codebook_usage` is the mean of the shares over all branches and scales.
+    """
+    labels = metric_labels(records)
+    rows = []
+    for group in group_rows(records):
+        first, finished = group[0], [r for r in group if r.status == "finished"]
+        values = (
+            *table_key(first), first.row, first.label, first.note, config_key(first),
+            " ".join(str(r.seed) for r in finished), len(finished),
+            "; ".join(f"seed {r.seed}: {r.reason or 'no reason given'}" for r in group if r.status == "failed"),
+        )  # fmt: skip
+        row: dict[str, Any] = dict(zip(IDENTITY_COLUMNS, values, strict=True))
+        for key, label in labels.items():
+            row |= _aggregate(label, finished, key)
+        row["codebook_usage"] = codebook_frame(finished)["used"].astype(float).mean()
+        for name in SIZE_COLUMNS:
+            row[name] = _mean([getattr(r.size, name) for r in finished if r.size])
+        for name in COST_COLUMNS:
+            row[name] = _mean([getattr(r.cost, name) for r in finished if r.cost])
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _mean(values: list[float]) -> float:
+    return pd.Series(values, dtype=float).mean()
+
+
+def _aggregate(label: str, finished: list[Record], key: MetricKey) -> dict[str, Any]:
+    found = [(r.name, m) for r in finished for m in r.metrics if metric_key(m) == key]
+    names = [name for name, _ in found]
+    if len(set(names)) < len(names):  # would count one seed twice
+        raise RecordError(f"a record among {', '.join(sorted(set(names)))} carries {key[0].key} twice; repeat the run")
+    values = pd.Series([m.value for _, m in found], dtype=float)
+    return {
+        label: values.mean(),
+        f"{label} sd": values.std(),
+        f"{label} seeds": len(found),
+        f"{label} n_real": key[1] if found else None,
+        f"{label} n_generated": key[2] if found else None,
+        f"{label} floor": _mean([m.floor for _, m in found if m.floor is not None]),
+    }
+
+
+def reported_frame(csv: Path, all_kinds: bool = False) -> pd.DataFrame:
+    """The reported ImageNet rows with their `family`; by default the autoregressive, masked and diffusion systems only.
+
+    Text columns hold "" where nothing was found, numeric columns NaN. Raises OSError or RecordError (one line).
+    """
+    try:
+        # As text first: an arXiv number is no number, its last zero counts.
+        frame = pd.read_csv(csv, dtype=str, keep_default_na=False)
+        numbers = frame[list(REPORTED_NUMBERS)].apply(lambda column: pd.to_numeric(column.replace("", None)))
+        frame = pd.concat([frame[list(REPORTED_TEXT)], numbers.astype(float)], axis=1)
+    except (KeyError, ValueError) as error:
+        raise RecordError(f"{csv}: not a table of reported numbers ({error})") from error
+    families = {kind: family for family, kinds in FAMILIES.items() for kind in kinds}
+    frame["family"] = frame["kind"].map(families).fillna("other")
+    return frame if all_kinds else frame[frame["family"] != "other"].reset_index(drop=True)
+
+
+def leaderboard_frame(records: list[Record], reported: pd.DataFrame) -> pd.DataFrame:
+    """Measured and reported rows in one flat frame: identity, then metrics, then provenance.
+
+    Every reported number stands in a column ending in ` (reported)`, so that it never shares one with a measured value.
+    """
+    measured = measured_frame(records)
+    groups = group_rows(records)
+    for name, value in {
+        "records": lambda r: r.name,
+        "commit": lambda r: f"{r.run.git_commit or 'unknown'}{' (modified)' if r.run.git_dirty else ''}",
+        "config_sha256": lambda r: r.config_sha256,
+        "started": lambda r: r.run.started,
+        "hardware": lambda r: r.run.gpu or r.run.cpu,
+        "protocols": lambda r: " ".join(m.protocol.key for m in r.metrics),
+    }.items():
+        measured[name] = ["; ".join(dict.fromkeys(value(r) for r in group)) for group in groups]
+    measured.insert(0, "origin", "measured")
+    numbers = [*REPORTED_NUMBERS[1:], "tokens", "codebook", "cfg"]
+    names = {"gfid": "gFID", "is": "IS", "tokenizer_rfid": "rFID"}
+    other = reported.rename(columns={"system": "label"} | {n: f"{names.get(n, n)} (reported)" for n in numbers})
+    other = other.drop(columns="family").assign(origin="reported")
+    frame = pd.concat([measured, other], ignore_index=True)
+    identity = ["origin", *IDENTITY_COLUMNS, "kind", "year"]
+    provenance = ["records", "commit", "config_sha256", "started", "hardware", "protocols"]
+    provenance += ["arxiv", "source", "verified"]
+    metrics = [column for column in frame if column not in {*identity, *provenance}]
+    return frame[identity + metrics + provenance]

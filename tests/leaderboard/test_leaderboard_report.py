@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import base64
+import re
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from leaderboard.plots import Point, length_plot
+from leaderboard.report import build_report, markdown_text
+from leaderboard.store import read_records, write_record
+from leaderboard.view import Table, measured_tables
+
+HOSTILE = "<script>alert('x')</script> & \"q\" | $x_1$ `c`"
+
+
+def build(folder, records, csv):
+    build_report(folder, records, csv)
+    return (folder / "report.html").read_text(), (folder / "report.md").read_text()
+
+
+def test_report_holds_every_row_protocol_record_and_picture(output, reported_csv):
+    folder, records = output
+    html, markdown = build(folder, records, reported_csv)
+    for record in records:
+        assert record.label in html
+        assert markdown_text(record.label) in markdown
+        assert record.run.command in html
+        assert record.config_sha256 in html
+        for metric in record.metrics:
+            assert metric.protocol.key in html
+            assert metric.protocol.extractor_sha256 is None or metric.protocol.extractor_sha256 in html
+            assert metric.protocol.extractor_sha256 is None or metric.protocol.extractor_sha256 in markdown
+        for checkpoint in record.checkpoints:
+            assert checkpoint.sha256 in html
+    for text in (html, markdown):
+        assert "loss is not finite at step 120" in text
+        assert "real images (train vs test)" in text
+    for path in [path for record in records if record.seed == 0 for path in record.pictures.values()]:
+        assert base64.b64encode((folder / path).read_bytes()).decode() in html
+    assert html.count("<svg") == 1
+
+
+def test_page_loads_nothing(output, reported_csv):
+    html, _ = build(*output, reported_csv)
+    sources = re.findall(r"""(?:src|href|srcset|poster|data)\s*=\s*["']([^"']*)""", html)
+    assert len(sources) > 4
+    assert all(source.startswith(("data:image/png;base64,", "#")) for source in sources), sources
+    assert "@import" not in html
+    assert re.findall(r"url\((?!#)", html) == []
+
+
+def column_names(table: Table) -> list[str]:
+    return [column.replace("\u00a0", " ") for column in table.columns]
+
+
+def test_values_of_a_measured_table(output):
+    folder, records = output
+    (table,) = measured_tables(records, folder)
+    gfid, psnr, size = (column_names(table).index(name) for name in ("proxy-gFID ↓", "PSNR ↑", "positions"))
+    first, third, failed = table.rows
+    # seeds of imagefolder: 2, 3, 4; of var: 2.5, 2.6, 2.7. PSNR is 21.3 more.
+    assert (first.cells[gfid].text, first.cells[gfid].spread, first.cells[gfid].best) == ("3.00", "± 1.00", False)
+    assert (third.cells[gfid].text, third.cells[gfid].spread, third.cells[gfid].best) == ("2.60", "± 0.10", True)
+    assert (first.cells[psnr].best, third.cells[psnr].best) == (True, False)
+    assert (first.cells[size].text, third.cells[size].text) == ("30", "60")
+    assert (failed.seeds, failed.failed) == ("0", "seed 0: loss is not finite at step 120")
+    assert table.floors[gfid] == "0.310"
+
+
+def test_one_seed_shows_a_dash_for_its_spread(make, tmp_path, reported_csv):
+    html, markdown = build(tmp_path, [make()], reported_csv)
+    assert "2.50 <small>± -</small>" in html
+    assert "2.50 ± - |" in markdown
+
+
+@pytest.mark.parametrize("cpu", ["Example CPU @ 2 GHz", "Another CPU"])
+def test_times_of_different_machines_are_no_contest(make, tmp_path, cpu):
+    second = make("var")
+    second = second.model_copy(update={"run": second.run.model_copy(update={"cpu": cpu})})
+    (table,) = measured_tables([make(), second], tmp_path)
+    same = cpu == make().run.cpu
+    column = column_names(table).index("samples/s ↑" if same else "samples/s")
+    assert [row.cells[column].best for row in table.rows] == [False, same]
+    assert any("different machines" in remark for remark in table.remarks) is not same
+
+
+def test_text_of_records_is_escaped(make, tmp_path, reported_csv):
+    record = make("evil", label=HOSTILE, note=HOSTILE, pictures={HOSTILE: "../secret.png"}, config={HOSTILE: HOSTILE})
+    html, markdown = build(tmp_path, [record, make()], reported_csv)
+    assert "<script>alert" not in html
+    assert html.count("<script>") == 1
+    assert "&lt;script&gt;alert" in html
+    row = next(line for line in markdown.splitlines() if "alert" in line and line.startswith("|"))
+    header = next(line for line in markdown.splitlines() if line.startswith("| row"))
+    assert "<script>" not in markdown
+    assert len(re.findall(r"(?<!\\)\|", row)) == header.count("|")
+
+
+def test_only_pngs_inside_the_output_folder_are_embedded(make, tmp_path, reported_csv):
+    (tmp_path / "secret.png").write_bytes(b"\x89PNG\r\n\x1a\nsecret")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/text.png").write_text("no picture")
+    pictures = {"a": "../secret.png", "b": str(tmp_path / "secret.png"), "c": "text.png", "d": "gone.png"}
+    html, _ = build(tmp_path / "out", [make(pictures=pictures)], reported_csv)
+    assert html.count("picture missing:") == 4
+    assert "data:image/png" not in html
+
+
+def test_equal_records_give_equal_reports(output, reported_csv):
+    folder, records = output
+    for record in records:
+        write_record(folder / "records", record)
+    first = [path.read_bytes() for path in build_report(folder, read_records(folder / "records"), reported_csv)]
+    second = [path.read_bytes() for path in build_report(folder, read_records(folder / "records"), reported_csv)]
+    assert first == second
+    # In another process too, where strings hash differently.
+    subprocess.run([sys.executable, "-m", "leaderboard", "--output", str(folder)], check=True)
+    assert [(folder / name).read_bytes() for name in ("report.html", "report.md", "leaderboard.csv")] == first
+
+
+def test_reported_rows_are_shown_with_source_and_doubt(make, tmp_path, reported_csv):
+    html, markdown = build(tmp_path, [make()], reported_csv)
+    csv = pd.read_csv(reported_csv, dtype=str, keep_default_na=False)
+    doubtful = csv[(csv["verified"] == "no") & csv["kind"].isin(["AR", "VAR", "Diff", "MAR", "MIM"])]
+    assert len(doubtful) > 10
+    assert html.count(">†</span>") == len(reported_rows_of(html, "no"))
+    assert len(reported_rows_of(html, "no")) >= len(doubtful)
+    assert '<td class="source">lxa9867/ImageFolder README' in html
+    assert '<td class="number">295.0</td>' in html
+    assert '<td class="number">0.80</td>' in html
+    assert "not comparable with proxy metrics" in html
+    assert "not comparable with proxy metrics" in markdown
+    assert "BigGAN" not in html
+    build_report(tmp_path, [make()], reported_csv, all_kinds=True)
+    assert "BigGAN" in (tmp_path / "report.html").read_text()
+
+
+def reported_rows_of(html: str, verified: str) -> list[str]:
+    return re.findall(rf'<td class="verified">{verified}</td>', html)
+
+
+def test_markdown_tables_have_as_many_cells_as_their_headers(output, reported_csv):
+    _, markdown = build(*output, reported_csv)
+    width, tables = 0, 0
+    lines = markdown.splitlines()
+    for before, line in zip(["", *lines], lines, strict=False):
+        if not line.startswith("|"):
+            continue
+        cells = len(re.findall(r"(?<!\\)\|", line))
+        if not before.startswith("|"):
+            width, tables = cells, tables + 1
+        assert cells == width, line
+    assert tables == 6  # measured, two of codebooks, reported, protocols, provenance
+
+
+def test_failed_build_keeps_the_old_report(output, reported_csv, tmp_path):
+    folder, records = output
+    html, _ = build(folder, records, reported_csv)
+    with pytest.raises(FileNotFoundError):
+        build_report(folder, records[:1], folder / "gone.csv")
+    assert (folder / "report.html").read_text() == html
+
+
+def test_plot_takes_the_colour_of_the_page_and_repeats_no_id():
+    points = [Point(HOSTILE, 30, 2.5, 0.2), Point("b", 30, 2.5, None), Point("c", 60, 3.0, None)]
+    svg = length_plot(points, "positions", "proxy-gFID@1")
+    assert svg.startswith("<svg")
+    assert "currentColor" in svg
+    assert "<script>" not in svg
+    assert "&lt;script&gt;" in svg
+    assert re.search(r"<text[^>]*>[^<]*\$x_1\$", svg)  # as it stands, no formula
+    assert svg == length_plot(points, "positions", "proxy-gFID@1")
+    other = length_plot(points, "positions", "proxy-gFID@2")
+    ids = [set(re.findall(r'id="([^"]*)"', text)) for text in (svg, other)]
+    assert ids[0]
+    assert ids[0].isdisjoint(ids[1])
+
+
+def test_labels_of_one_length_do_not_overlap():
+    svg = length_plot(
+        [Point("one", 30, 2.5, None), Point("two", 30, 2.5001, None), Point("far", 30, 9, None)], "x", "y"
+    )
+    heights = [float(re.search(rf'y="([\d.]+)"[^>]*>{label}<', svg).group(1)) for label in ("one", "two", "far")]
+    assert heights[0] - heights[1] >= 14
+    assert heights[1] - heights[2] > 50

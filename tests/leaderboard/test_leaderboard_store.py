@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from leaderboard.record import Record
+from leaderboard.store import RecordError, read_records, write_record
+
+
+def test_record_survives_the_file(tmp_path, make, failed):
+    records = [failed("a"), make("b", seed=0), make("b", seed=1)]
+    for record in records:
+        path = write_record(tmp_path / "records", record)
+        assert path == tmp_path / "records" / f"{record.name}.json"
+    assert read_records(tmp_path / "records") == records
+
+
+def test_records_are_ordered_by_place_then_row_then_number_of_the_seed(tmp_path, make):
+    for record in (make("b", order=1), make("a", order=2), make("c", order=1), make("b", order=1, seed=10, gfid=1)):
+        write_record(tmp_path, record)
+    write_record(tmp_path, make("b", order=1, seed=2, gfid=1))
+    assert [(r.row, r.seed) for r in read_records(tmp_path)] == [("b", 0), ("b", 2), ("b", 10), ("c", 0), ("a", 0)]
+
+
+def test_missing_folder_holds_no_records(tmp_path):
+    assert read_records(tmp_path / "nothing") == []
+
+
+def test_unknown_field_is_refused(make):
+    data = make().model_dump()
+    assert Record.model_validate(data) == make()
+    data["cost"]["dollars"] = 3.0
+    with pytest.raises(ValidationError, match="dollars"):
+        Record.model_validate(data)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_metric_that_is_no_number_is_refused(metric, value):
+    with pytest.raises(ValidationError, match="finite"):
+        metric("proxy-gFID", value)
+
+
+def test_nan_in_the_configuration_is_refused_and_not_written_as_null(tmp_path, make):
+    with pytest.raises(RecordError, match="table2-imagefolder-mini-digits-seed0"):
+        write_record(tmp_path, make(config={"lr": float("nan")}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_repeated_run_replaces_the_record_and_leaves_no_other_file(tmp_path, make):
+    write_record(tmp_path, make(gfid=3.0))
+    write_record(tmp_path, make(gfid=2.0))
+    assert [path.name for path in tmp_path.iterdir()] == ["table2-imagefolder-mini-digits-seed0.json"]
+    assert read_records(tmp_path) == [make(gfid=2.0)]
+
+
+@pytest.mark.parametrize("broken", ["replace", "fsync"])
+def test_failing_write_keeps_the_old_record(tmp_path, make, monkeypatch, broken):
+    write_record(tmp_path, make(gfid=3.0))
+
+    def no_space(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, broken, no_space)
+    with pytest.raises(OSError, match="No space left"):
+        write_record(tmp_path, make(gfid=2.0))
+    monkeypatch.undo()
+    assert len(list(tmp_path.iterdir())) == 1
+    assert read_records(tmp_path) == [make(gfid=3.0)]
+
+
+def test_unserialisable_record_keeps_the_old_one(tmp_path, make):
+    write_record(tmp_path, make())
+    with pytest.raises(RecordError, match="PosixPath"):
+        write_record(tmp_path, make(config={"folder": Path("/data").absolute()}))
+    assert len(list(tmp_path.iterdir())) == 1
+    assert read_records(tmp_path) == [make()]
+
+
+def test_record_cannot_leave_its_folder(tmp_path, make):
+    with pytest.raises(RecordError, match="no file name"):
+        write_record(tmp_path / "records", make(row="../../evil"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_that_cannot_be_written_is_an_os_error(tmp_path, make):
+    (tmp_path / "records").write_text("a file where the folder should be")
+    with pytest.raises(OSError, match="records") as caught:
+        write_record(tmp_path / "records", make())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: "{ not json", "not readable as JSON"),
+        (lambda data: json.dumps(data)[:-40], "not readable as JSON"),
+        (lambda data: json.dumps(data | {"config": {"lr": float("nan")}}), "NaN is not a number"),
+        (lambda data: json.dumps([data]), "schema version None"),
+        (lambda data: json.dumps(data | {"schema_version": 2}), "schema version 2 and not 1"),
+        (lambda data: json.dumps(data | {"extra": 1}), "extra"),
+        (lambda data: json.dumps({k: v for k, v in data.items() if k != "run"}), "run: Field required"),
+        (lambda data: json.dumps(data | {"seed": 7}), "holds the record table2-imagefolder-mini-digits-seed7"),
+    ],
+)
+def test_unusable_file_is_named_in_one_line(tmp_path, make, change, message):
+    path = write_record(tmp_path, make())
+    path.write_text(change(json.loads(path.read_text())))
+    with pytest.raises(RecordError, match=message) as caught:
+        read_records(tmp_path)
+    text = str(caught.value)
+    assert text.startswith(f"{path}: ")
+    assert "delete" in text
+    assert "\n" not in text
+
+
+def test_leaderboard_imports_neither_torch_nor_the_model():
+    code = (
+        "import sys, leaderboard.__main__; "
+        "print([m for m in ('torch', 'imagefolder', 'reproductions') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
