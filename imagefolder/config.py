@@ -185,7 +185,9 @@ def from_dict(kind: type[_Config], values: dict[str, Any], origin: str) -> _Conf
     fields = {field.name for field in dataclasses.fields(kind)}
     unknown = sorted(set(values) - fields)
     if unknown:
-        raise InputError(f"{origin}: unknown {kind.__name__} field(s) {', '.join(unknown)}; written by another version?")
+        raise InputError(
+            f"{origin}: unknown {kind.__name__} field(s) {', '.join(unknown)}; written by another version?"
+        )
     try:
         return kind(**values)
     except TypeError as error:

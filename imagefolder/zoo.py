@@ -18,9 +18,9 @@ _MINI = TokenizerConfig(
     image_size=32,
     patch_size=8,
     backbone="vit_tiny_patch16_224",
-    width=96,
-    depth=3,
-    heads=3,
+    width=64,
+    depth=2,
+    heads=2,
     drop_path=0.0,
     scales=(1, 2, 3),
     codebook_size=256,
@@ -58,7 +58,7 @@ TOKENIZERS: dict[str, TokenizerConfig] = {
     )
 }
 
-_MINI_GENERATOR = GeneratorConfig(depth=4, width=128, heads=4, num_classes=10, drop_path=0.0)
+_MINI_GENERATOR = GeneratorConfig(depth=3, width=96, heads=3, num_classes=10, drop_path=0.0)
 _SMALL_GENERATOR = GeneratorConfig(depth=10, num_classes=1000)
 
 GENERATORS: dict[str, GeneratorConfig] = {
@@ -85,7 +85,9 @@ def list_models() -> list[str]:
     return [*TOKENIZERS, *GENERATORS]
 
 
-def find(table: dict[str, TokenizerConfig] | dict[str, GeneratorConfig], name: str) -> TokenizerConfig | GeneratorConfig:
+def find(
+    table: dict[str, TokenizerConfig] | dict[str, GeneratorConfig], name: str
+) -> TokenizerConfig | GeneratorConfig:
     """Look up a configuration; an unknown name raises `InputError` with the nearest known ones."""
     if name in table:
         return table[name]

@@ -52,7 +52,8 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a number")
 
 
-def _read(path: Path) -> Record:
+def read_record(path: Path) -> Record:
+    """One record. Raises RecordError, naming the file, if it is not a valid record of this schema version."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
     except (OSError, ValueError) as error:
@@ -78,5 +79,5 @@ def read_records(folder: Path) -> list[Record]:
 
     Raises RecordError, naming the file, for anything that is not a valid record of this schema version.
     """
-    records = [_read(path) for path in sorted(folder.glob("*.json"))]
+    records = [read_record(path) for path in sorted(folder.glob("*.json"))]
     return sorted(records, key=lambda r: (r.table, r.scale, r.dataset.name, r.order, r.row, r.seed))

@@ -47,9 +47,7 @@ def load_proxy(path: Path) -> ProxyNet:
 class ProxyExtractor(FeatureExtractorBase):
     """torch-fidelity's view of it: uint8 (B, 3, H, W) -> the requested of "features" and "logits"."""
 
-    def __init__(
-        self, name: str, features_list: list[str], feature_extractor_weights_path: str, **_: object
-    ) -> None:
+    def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str, **_: object) -> None:
         super().__init__(name, features_list)
         self.net = load_proxy(Path(feature_extractor_weights_path))
 

@@ -111,9 +111,12 @@ class State:
             if self.sequence.raster:
                 codes = self.quantizer.branches[p].codes()[tokens[:, row, 0]]
                 # Out of place, since earlier inputs may still be views of the map
-                self.f_hat[p] = self.f_hat[p].flatten(2).index_copy(
-                    2, torch.tensor([block.first], device=codes.device), codes[:, :, None]
-                ).view_as(self.f_hat[p])
+                self.f_hat[p] = (
+                    self.f_hat[p]
+                    .flatten(2)
+                    .index_copy(2, torch.tensor([block.first], device=codes.device), codes[:, :, None])
+                    .view_as(self.f_hat[p])
+                )
             else:
                 self.f_hat[p] = self.f_hat[p] + self.quantizer.branches[p].contribution(block.scale, tokens[:, row])
 

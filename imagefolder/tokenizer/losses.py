@@ -34,7 +34,9 @@ class Perceptual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         path = vgg16_weights()
-        net = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)  # linear heads ship with lpips, the backbone does not
+        net = lpips.LPIPS(
+            net="vgg", pnet_rand=True, verbose=False
+        )  # linear heads ship with lpips, the backbone does not
         backbone = torch.load(path, map_location="cpu", weights_only=True)
         features = {name.removeprefix("features."): w for name, w in backbone.items() if name.startswith("features.")}
         # lpips cuts VGG16's features into five slices that keep the layers' original numbers

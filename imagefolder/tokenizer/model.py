@@ -107,7 +107,9 @@ class Tokenizer(nn.Module):
                 f"not {tokens.dtype} {tuple(tokens.shape)}"
             )
         if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.config.codebook_size:
-            raise InputError(f"tokens must lie in 0..{self.config.codebook_size - 1}, the codebook of {self.config.name}")
+            raise InputError(
+                f"tokens must lie in 0..{self.config.codebook_size - 1}, the codebook of {self.config.name}"
+            )
         return tokens.to(self.device)
 
     def _check_images(self, images: Tensor) -> Tensor:

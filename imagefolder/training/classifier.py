@@ -18,7 +18,7 @@ from imagefolder.training.progress import Phase
 def train_classifier(
     features: nn.Module, head: nn.Linear, images: Images, steps: int, batch_size: int, seed: int, title: str
 ) -> None:
-    """Train `head(features(images))` by cross-entropy with label smoothing 0.1 and a one-cycle learning rate."""
+    """Train `head(features(images))` by cross-entropy with a one-cycle learning rate."""
     torch.manual_seed(seed)
     model = nn.Sequential(features, head).train()
     device = head.weight.device
@@ -27,12 +27,12 @@ def train_classifier(
     with Phase(title, steps) as phase:
         for step, (batch, labels) in enumerate(training_batches(images, batch_size, seed, 0, steps), 1):
             logits = model(to_float(batch.to(device)))
-            loss = F.cross_entropy(logits, labels.to(device), label_smoothing=0.1)
+            loss = F.cross_entropy(logits, labels.to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-            phase.update(step, {"loss": float(loss)})
+            phase.update(step, {"loss": loss.item()})
     model.eval()
 
 

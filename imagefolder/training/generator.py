@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from imagefolder.checkpoints import save_checkpoint
-from imagefolder.config import GeneratorConfig, TrainingConfig, to_dict
+from imagefolder.config import GeneratorConfig, TrainingConfig
 from imagefolder.data.images import Images, Key, ordered_batches, to_float, training_batches
 from imagefolder.generator.model import Generator
 from imagefolder.tokenizer.model import Tokenizer
@@ -95,7 +95,7 @@ def train_generator(
         seed,
         title,
     )
-    save_checkpoint(folder, averaged, config, training=to_dict(training), seed=seed, **summary, **about)
+    save_checkpoint(folder, averaged, config, **summary, **about)
     (folder / STATE).unlink(missing_ok=True)
 
 

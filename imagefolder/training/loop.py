@@ -21,6 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from imagefolder.checkpoints import write_atomically
 from imagefolder.config import TrainingConfig
+from imagefolder.environment import peak_memory_mib, reset_peak_memory
 from imagefolder.training.progress import Phase
 
 STATE, CURVE = "state.pt", "curve.jsonl"
@@ -84,7 +85,7 @@ def fit(
         title: shown before the progress.
 
     Returns:
-        The averaged (EMA) model, and {"seconds": ..., "losses": of the last steps}.
+        The averaged (EMA) model, and {"seconds", "losses" of the last steps, "peak_memory_mib"}.
 
     Raises:
         TrainingFailed: a loss is not finite.
@@ -100,6 +101,7 @@ def fit(
     task.model = accelerator.prepare(task.model)
     _trim_curve(folder / CURVE, start)
     clock = time.monotonic()
+    reset_peak_memory()
     logged: dict[str, float] = {}
     with (
         SummaryWriter(str(folder / "tensorboard"), purge_step=start) as writer,
@@ -129,7 +131,8 @@ def fit(
                 curve.flush()
                 _save(folder / STATE, task, model, averaged, done, seconds + time.monotonic() - clock)
     task.model = model
-    return averaged.eval(), {"seconds": seconds + time.monotonic() - clock, "losses": logged}
+    seconds += time.monotonic() - clock
+    return averaged.eval(), {"seconds": seconds, "losses": logged, "peak_memory_mib": peak_memory_mib()}
 
 
 def optimizer_step(

@@ -1,52 +1,123 @@
-"""Showing long work: a bar on a terminal, a plain line every few seconds elsewhere (logs, CI)."""
+"""Showing long work: bars on a terminal, a plain line every few seconds elsewhere (logs, CI).
+
+A `Phase` reports events; by default the display of this process shows them, in a worker process they are sent to the
+display of the parent, so that several workers share one terminal.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 PLAIN_SECONDS = 10.0
 
-console = Console(stderr=False, highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Event:
+    """`done` of `total` of the phase `title`; `ended` closes it."""
+
+    title: str
+    done: int
+    total: int
+    values: dict[str, float] = field(default_factory=dict)
+    ended: bool = False
+
+
+class Display:
+    """Shows the events of any number of phases."""
+
+    def __init__(self) -> None:
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._plain: dict[str, tuple[float, float, int]] = {}  # started, last printed, first count
+
+    def handle(self, event: Event) -> None:
+        """Show one event."""
+        text = "  ".join(f"{name} {value:.3g}" for name, value in event.values.items())
+        if console.is_terminal:
+            self._show_bar(event, text)
+        else:
+            self._show_line(event, text)
+
+    def _show_bar(self, event: Event, text: str) -> None:
+        if self._bars is None:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            left = (TimeRemainingColumn(), TextColumn("{task.fields[values]}"))
+            self._bars = Progress(*columns, *left, console=console)
+            self._bars.start()
+        if event.title not in self._tasks:
+            self._tasks[event.title] = self._bars.add_task(event.title, total=event.total, values="")
+        task = self._tasks[event.title]
+        self._bars.update(task, completed=event.done, values=text)
+        if event.ended:
+            elapsed = self._bars.tasks[self._bars.task_ids.index(task)].elapsed or 0
+            self._bars.remove_task(self._tasks.pop(event.title))
+            console.print(f"{event.title}: done in {elapsed:.0f} s")
+            if not self._tasks:
+                self._bars.stop()
+                self._bars = None
+
+    def _show_line(self, event: Event, text: str) -> None:
+        now = time.monotonic()
+        if event.title not in self._plain:
+            self._plain[event.title] = (now, now, event.done)
+            console.print(f"{event.title}: started")
+        started, printed, first = self._plain[event.title]
+        if event.ended:
+            del self._plain[event.title]
+            console.print(f"{event.title}: done in {now - started:.0f} s")
+        elif now - printed >= PLAIN_SECONDS and event.done > first:
+            self._plain[event.title] = (started, now, first)
+            left = (now - started) / (event.done - first) * (event.total - event.done)
+            console.print(f"{event.title}: {event.done}/{event.total}, {left:.0f} s left  {text}")
+
+    def close(self) -> None:
+        """Take bars off the terminal (after an error or interrupt)."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+
+display = Display()
+_sink: Callable[[Event], None] = display.handle
+
+
+def send_to(sink: Callable[[Event], None]) -> None:
+    """Send this process's events to `sink` instead of its own display."""
+    global _sink
+    _sink = sink
 
 
 class Phase:
-    """One phase of the work, e.g. Phase("table2 [1/4] ImageFolder: tokenizer", 400), used as a context manager."""
+    """One phase of the work, e.g. Phase("imagefolder: tokenizer", 400), used as a context manager."""
 
     def __init__(self, title: str, total: int) -> None:
-        self.title, self.total = title, total
-        self.started = self.printed = time.monotonic()
-        self.first: int | None = None
-        self._bar: Progress | None = None
+        self.title, self.total, self.sent = title, total, 0.0
 
     def __enter__(self) -> Phase:
-        if console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            self._bar = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[values]}"), console=console)
-            self._bar.start()
-            self._task = self._bar.add_task(self.title, total=self.total, values="")
-        else:
-            console.print(f"{self.title}: started")
+        _sink(Event(self.title, 0, self.total))
         return self
 
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        elif kind is None:
-            console.print(f"{self.title}: done in {time.monotonic() - self.started:.0f} s")
+    def __exit__(self, *_: object) -> None:
+        _sink(Event(self.title, self.total, self.total, ended=True))
 
     def update(self, done: int, values: Mapping[str, float] | None = None) -> None:
         """Report that `done` of `total` are done, with the latest values (losses)."""
-        self.first = done if self.first is None else self.first
-        text = "  ".join(f"{name} {value:.3g}" for name, value in (values or {}).items())
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, values=text)
-            return
         now = time.monotonic()
-        if now - self.printed >= PLAIN_SECONDS and done > self.first:
-            self.printed = now
-            left = (now - self.started) / (done - self.first) * (self.total - done)
-            console.print(f"{self.title}: {done}/{self.total}, {left:.0f} s left  {text}")
+        if now - self.sent > 0.2:  # more often is not readable
+            self.sent = now
+            _sink(Event(self.title, done, self.total, dict(values or {})))

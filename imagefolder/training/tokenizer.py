@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from imagefolder.checkpoints import save_checkpoint
-from imagefolder.config import LossConfig, TokenizerConfig, TrainingConfig, to_dict
+from imagefolder.config import LossConfig, TokenizerConfig, TrainingConfig
 from imagefolder.data.images import Images, to_float, training_batches
 from imagefolder.tokenizer.discriminator import PatchDiscriminator
 from imagefolder.tokenizer.losses import LeCam, Perceptual, adaptive_weight, hinge_discriminator, semantic_loss
@@ -39,7 +39,9 @@ class TokenizerTask(Task):
             self.lecam = LeCam()
             self.modules |= {"discriminator": self.discriminator, "lecam": self.lecam}
             self.optimizers.append(
-                adamw(self.discriminator.parameters(), training, loss.discriminator_rate, loss.discriminator_weight_decay)
+                adamw(
+                    self.discriminator.parameters(), training, loss.discriminator_rate, loss.discriminator_weight_decay
+                )
             )
         self.last_layer = model.decoder.to_pixels.weight
 
@@ -111,7 +113,9 @@ def train_tokenizer(
 ) -> None:
     """Train a tokenizer and write its EMA weights into `folder` (with `about` beside them)."""
     torch.manual_seed(seed)
-    task = TokenizerTask(new_tokenizer(config, pretrained), training, loss, teacher if config.semantic != "none" else None)
+    task = TokenizerTask(
+        new_tokenizer(config, pretrained), training, loss, teacher if config.semantic != "none" else None
+    )
     averaged, summary = fit(
         task,
         training,
@@ -120,6 +124,5 @@ def train_tokenizer(
         seed,
         title,
     )
-    settings = {"training": to_dict(training), "loss": to_dict(loss), "seed": seed}
-    save_checkpoint(folder, averaged, config, **settings, **summary, **about)
+    save_checkpoint(folder, averaged, config, **summary, **about)
     (folder / STATE).unlink(missing_ok=True)

@@ -1,0 +1,105 @@
+"""Running stages in worker processes, each as soon as what it needs is done."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import threading
+import traceback
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+from imagefolder.training.progress import display, send_to
+
+
+@dataclass(frozen=True)
+class Task:
+    """`function(*arguments)` in a worker, after the tasks named in `after`; importable and picklable."""
+
+    name: str
+    function: Callable[..., None]
+    arguments: tuple[Any, ...]
+    after: tuple[str, ...] = ()
+
+
+def run_tasks(tasks: list[Task], jobs: int, threads: int | None) -> dict[str, str]:
+    """Run all tasks, at most `jobs` at once, each with `threads` CPU threads (None: torch's default).
+
+    A failed task stops only those that need it.
+
+    Returns:
+        Reason by name for every task that failed or could not be started.
+    """
+    context = multiprocessing.get_context("spawn")  # fork is unsafe once torch has started threads
+    events = context.SimpleQueue()
+    listener = threading.Thread(target=_show, args=(events,), daemon=True)
+    listener.start()
+    failed: dict[str, str] = {}
+    done: set[str] = set()
+    waiting, running = list(tasks), {}
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(events, threads))
+    try:
+        while waiting or running:
+            for task in list(waiting):
+                broken = [name for name in task.after if name in failed]
+                if broken:
+                    failed[task.name] = f"{broken[0]} failed: {failed[broken[0]]}"
+                    waiting.remove(task)
+                elif done.issuperset(task.after) and len(running) < jobs:
+                    running[pool.submit(_run, task)] = task.name
+                    waiting.remove(task)
+            for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
+                name = running.pop(future)
+                reason = _reason(future)
+                if reason is None:
+                    done.add(name)
+                else:
+                    failed[name] = reason
+    except BaseException:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+        events.put(None)
+        listener.join()
+        display.close()
+    return failed
+
+
+def _start_worker(events: Any, threads: int | None) -> None:
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    send_to(events.put)
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def _run(task: Task) -> str | None:
+    """None, or one line on what went wrong; the traceback goes to the worker's stderr unless it is a known error."""
+    from imagefolder.errors import InputError
+    from imagefolder.training.loop import TrainingFailed
+
+    try:
+        task.function(*task.arguments)
+    except (InputError, TrainingFailed, OSError) as error:
+        return str(error)
+    except Exception as error:
+        traceback.print_exc()
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _reason(future: Future[str | None]) -> str | None:
+    try:
+        return future.result()
+    except Exception as error:  # the process itself died, e.g. killed for memory
+        return f"worker process died ({type(error).__name__}: {error})"
+
+
+def _show(events: Any) -> None:
+    while (event := events.get()) is not None:
+        display.handle(event)
