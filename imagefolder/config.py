@@ -139,7 +139,7 @@ class TrainingConfig:
     clip: float = 0.0
     """largest gradient norm; 0: no clipping"""
     ema: float = 0.9999
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Literal["no", "bf16"] = "no"
     checkpoint_every: int = 1000
 
     def __post_init__(self) -> None:

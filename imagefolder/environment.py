@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import resource
 import subprocess
 import sys
 from importlib import metadata
@@ -55,19 +57,12 @@ def describe() -> dict[str, Any]:
     }
 
 
-def command_line() -> str:
-    """The command this process was started with."""
-    return " ".join(["python", *sys.argv])
-
-
 def reset_peak_memory() -> None:
     """Start measuring the peak anew, where the system allows it (Linux, CUDA)."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    try:
+    with contextlib.suppress(OSError):  # elsewhere the peak is that of the whole process
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass  # then the peak is that of the whole process
 
 
 def peak_memory_mib() -> float:
@@ -78,8 +73,6 @@ def peak_memory_mib() -> float:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
     except (OSError, StopIteration):
-        import resource
-
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / 2**20 if sys.platform == "darwin" else peak / 1024
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import replace
+from typing import TypeVar
 
 from imagefolder.config import GeneratorConfig, TokenizerConfig
 from imagefolder.errors import InputError
+
+_Config = TypeVar("_Config", TokenizerConfig, GeneratorConfig)
 
 # Released models at 256 x 256 (names as in the authors' zoo).
 _RELEASED = TokenizerConfig(name="MSVR10P2-4096")
@@ -85,9 +88,7 @@ def list_models() -> list[str]:
     return [*TOKENIZERS, *GENERATORS]
 
 
-def find(
-    table: dict[str, TokenizerConfig] | dict[str, GeneratorConfig], name: str
-) -> TokenizerConfig | GeneratorConfig:
+def find(table: dict[str, _Config], name: str) -> _Config:
     """Look up a configuration; an unknown name raises `InputError` with the nearest known ones."""
     if name in table:
         return table[name]

@@ -65,7 +65,7 @@ SCALES = {
             loss=LossConfig(reconstruction=10.0, perceptual=0.0, semantic=0.1, adversarial=0.0),
             sampling=SamplingConfig(guidance=2.0, top_k=0, top_p=0.95),
             samples=1000,
-            proxy_steps=300,
+            proxy_steps=500,
             threads=1,
         ),
         Scale(

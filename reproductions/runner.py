@@ -116,7 +116,7 @@ def run(table: str, title: str, rows: Rows, options: Options) -> int:
     failed = _run_plans(plans)
     records = read_records(options.output / "records")
     paths = build_report(options.output, records, REPORTED_CSV)
-    _print_results(table, options.output)
+    _print_results(table, name, options.output)
     console.print(f"report: {paths[0]}")
     for row, reason in failed.items():
         print(f"error: {row}: {reason}", file=sys.stderr)
@@ -265,7 +265,14 @@ def _print_plan(title: str, plans: list[Plan], output: Path) -> None:
     console.print(table)
 
 
-def _print_results(table: str, output: Path) -> None:
-    records = [record for record in read_records(output / "records") if record.table == table]
-    frame = measured_frame(records)
-    console.print(frame.to_string())
+def _print_results(table: str, scale: str, output: Path) -> None:
+    """The main numbers of the table on the terminal; the report has all of them."""
+    records = [r for r in read_records(output / "records") if (r.table, r.scale) == (table, scale)]
+    shown = Table()
+    columns = ("proxy-rFID", "PSNR", "proxy-gFID", "proxy-IS", "class accuracy", "positions", "samples_per_second")
+    for column in ("row", "seeds", *columns):
+        shown.add_column(column.replace("_", " "), justify="left" if column == "row" else "right")
+    for _, row in measured_frame(records).iterrows():
+        values = [f"{row[column]:.4g}" if column in row and row[column] == row[column] else "-" for column in columns]
+        shown.add_row(row["label"], str(row["n_seeds"]), *values)
+    console.print(shown)

@@ -182,7 +182,9 @@ def run_generator(job: Job, recipe: Recipe, order: int, tokenizer_shared: bool) 
         "reconstructions of test images (original left, reconstruction right)": _picture(
             job.output, f"{stem}-reconstructions.png", reconstruction.picture
         ),
-        "samples, one class per column": _picture(job.output, f"{stem}-samples.png", generation.picture),
+        "samples, classes in turn": _picture(
+            job.output, f"{stem}-samples.png", generation.picture, min(len(job.splits.classes), 10)
+        ),
     }
     peaks = (tokenizer_about["peak_memory_mib"], generator_about["peak_memory_mib"], peak_memory_mib())
     write_record(
@@ -330,10 +332,10 @@ def _load_extractor(job: Job) -> Extractor:
     return Extractor(job.extractor, about["sha256"], about["floors"])
 
 
-def _picture(output: Path, name: str, images: torch.Tensor) -> str:
+def _picture(output: Path, name: str, images: torch.Tensor, columns: int = 10) -> str:
     path = output / "pictures" / name
     grid = images.float() / 255
-    write_atomically(path, lambda temporary: save_image(grid, temporary, nrow=10, padding=1, format="png"))
+    write_atomically(path, lambda temporary: save_image(grid, temporary, nrow=columns, padding=1, format="png"))
     return str(path.relative_to(output))
 
 

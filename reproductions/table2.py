@@ -7,7 +7,6 @@ python reproductions/table2.py --data DIR               # small: an image folder
 from __future__ import annotations
 
 from reproductions.recipe import Recipe, make
-from reproductions.runner import main
 
 TITLE = "Table 2: system-level comparison"
 
@@ -60,4 +59,6 @@ def rows(scale: str, classes: int) -> list[Recipe]:
 
 
 if __name__ == "__main__":
+    from reproductions.runner import main  # here, because worker processes import this file and do not need it
+
     main("table2", TITLE, rows)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from imagefolder.data.images import ArrayImages, DataSplits
 
@@ -15,6 +13,9 @@ TEST_IMAGES = 450
 
 def digits(image_size: int = 32) -> DataSplits:
     """Digits as RGB images (bicubic from 8 x 8), stratified into 1347 training and 450 test images, always the same."""
+    from sklearn.datasets import load_digits  # takes seconds to import, and only this function needs it
+    from sklearn.model_selection import train_test_split
+
     bunch = load_digits()
     small = torch.from_numpy(bunch.images).float()[:, None] / 16 * 255
     images = F.interpolate(small, size=(image_size, image_size), mode="bicubic").clamp(0, 255).round()

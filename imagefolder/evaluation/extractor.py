@@ -1,4 +1,4 @@
-"""The proxy feature extractor: a small classifier of the data set at hand, run through torch-fidelity like any other."""
+"""The proxy feature extractor: a small classifier of the data at hand, run through torch-fidelity like any other."""
 
 from __future__ import annotations
 

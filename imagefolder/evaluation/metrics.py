@@ -70,6 +70,6 @@ def psnr(images: Tensor, originals: Tensor) -> float:
 
 
 def ssim(images: Tensor, originals: Tensor) -> float:
-    """Mean over images of the structural similarity (7x7 windows, colour channels averaged), uint8 (N, 3, H, W) both."""
+    """Mean over images of the structural similarity (7x7 windows, channels averaged), uint8 (N, 3, H, W) both."""
     pairs = zip(images.numpy(), originals.numpy(), strict=True)
     return float(np.mean([structural_similarity(a, b, channel_axis=0, data_range=255) for a, b in pairs]))

@@ -43,7 +43,7 @@ class GeneratorTask(Task):
         self.model, self.training, self.config = generator.transformer, training, generator.config
         self.sequence = generator.transformer.sequence
         self.quantizer = generator.tokenizer.quantizer
-        self.modules = {"quantizer": self.quantizer}
+        self.frozen, self.modules = [self.quantizer], {}
         self.optimizers = [
             adamw(_decay_groups(self.model, training.weight_decay), training, training.learning_rate, 0.0)
         ]

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
@@ -35,11 +36,12 @@ class TrainingFailed(RuntimeError):
 class Task:
     """What is trained. Subclasses set the attributes and implement `step`.
 
-    model: trained, averaged and saved. modules: further modules with state (discriminator). optimizers: with the share
-    of the learning rate left to the loop (each keeps its own peak in `param_group["peak"]`).
+    model: trained, averaged and saved. modules: further modules with state (discriminator). frozen: modules that only
+    have to be on the device. optimizers: the loop sets their learning rates, from `param_group["peak"]`.
     """
 
     model: nn.Module
+    frozen: list[nn.Module]
     modules: dict[str, nn.Module]
     optimizers: list[torch.optim.Optimizer]
 
@@ -62,10 +64,7 @@ def learning_rate_share(step: int, config: TrainingConfig) -> float:
     if step < warmup:
         return config.initial_rate + (1 - config.initial_rate) * step / warmup
     done = (step - warmup) / max(config.steps - 1 - warmup, 1)
-    if config.schedule == "cosine":
-        left = (1 + math.cos(math.pi * done)) / 2
-    else:
-        left = min(1.0, (1 - done) / 0.95)
+    left = (1 + math.cos(math.pi * done)) / 2 if config.schedule == "cosine" else min(1.0, (1 - done) / 0.95)
     return config.final_rate + (1 - config.final_rate) * left
 
 
@@ -91,12 +90,12 @@ def fit(
         TrainingFailed: a loss is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    AcceleratorState._reset_state()  # else the precision of an earlier training in this process would stay
     accelerator = Accelerator(mixed_precision=config.precision)
+    for module in (task.model, *task.modules.values(), *task.frozen):
+        module.to(accelerator.device)
     ema = ModelEmaV3(task.model, decay=config.ema, use_warmup=True)
     averaged, model = ema.module, task.model
-    ema.to(accelerator.device)
-    for module in task.modules.values():
-        module.to(accelerator.device)
     start, seconds = _restore(folder / STATE, task, averaged)
     task.model = accelerator.prepare(task.model)
     _trim_curve(folder / CURVE, start)

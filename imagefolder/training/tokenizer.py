@@ -29,15 +29,12 @@ class TokenizerTask(Task):
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
         self.perceptual = Perceptual() if loss.perceptual else None
         self.optimizers = [adamw(model.parameters(), training, training.learning_rate, training.weight_decay)]
+        self.frozen = [module for module in (self.teacher, self.perceptual) if module is not None]
         self.modules = {}
-        if self.teacher is not None:
-            self.modules["teacher"] = self.teacher
-        if self.perceptual is not None:
-            self.modules["perceptual"] = self.perceptual
         if loss.adversarial:
             self.discriminator = PatchDiscriminator()
             self.lecam = LeCam()
-            self.modules |= {"discriminator": self.discriminator, "lecam": self.lecam}
+            self.modules = {"discriminator": self.discriminator, "lecam": self.lecam}
             self.optimizers.append(
                 adamw(
                     self.discriminator.parameters(), training, loss.discriminator_rate, loss.discriminator_weight_decay
@@ -113,9 +110,7 @@ def train_tokenizer(
 ) -> None:
     """Train a tokenizer and write its EMA weights into `folder` (with `about` beside them)."""
     torch.manual_seed(seed)
-    task = TokenizerTask(
-        new_tokenizer(config, pretrained), training, loss, teacher if config.semantic != "none" else None
-    )
+    task = TokenizerTask(new_tokenizer(config, pretrained), training, loss, teacher)
     averaged, summary = fit(
         task,
         training,
