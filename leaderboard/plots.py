@@ -67,16 +67,18 @@ def length_plot(points: list[Point], xlabel: str, ylabel: str) -> str:
 
 
 def _label_points(axes: matplotlib.axes.Axes, points: list[Point]) -> None:
-    """Write each label right of its point, moved up just enough that labels of one length do not overlap."""
+    """Write each label right of its point, moved up just enough that no two labels overlap."""
     axes.autoscale_view()  # otherwise postponed until drawing, and the pixels below would be wrong
-    line = 15.0
-    to_pixels = axes.transData.transform
+    line, letter = 15.0, 6.5  # height of a label and about the width of a letter, in points
     dots_per_point = axes.figure.dpi / 72
-    lowest: dict[float, float] = {}
-    for point in sorted(points, key=lambda p: (p.length, p.value)):
-        y = to_pixels((point.length, point.value))[1] / dots_per_point
-        place = max(y, lowest.get(point.length, float("-inf")))
-        lowest[point.length] = place + line
+    placed: list[tuple[float, float, float]] = []  # left, right, height
+    for point in sorted(points, key=lambda p: (p.value, p.length)):
+        x, y = axes.transData.transform((point.length, point.value)) / dots_per_point
+        right, place = x + letter * len(point.label), y
+        for left_edge, right_edge, height in sorted(placed, key=lambda label: label[2]):
+            if left_edge < right and x < right_edge and abs(height - place) < line:
+                place = height + line
+        placed.append((x, right, place))
         axes.annotate(
             point.label, (point.length, point.value), (10, place - y), textcoords="offset points", va="center"
         )

@@ -114,8 +114,9 @@ def _table(title: str, records: list[Record], output: Path) -> Table:
     row_labels = _row_labels(frame)
     runs = {(r.run.cpu, r.run.gpu, r.run.threads, r.cost.sample_batch) for r in records if r.cost}
     columns: list[tuple[str, list[Cell]]] = []
-    for key, label in labels.items():
-        columns.append(_metric_column(frame, label, key[0].higher_is_better))
+    for (protocol, _, n_generated), label in labels.items():
+        header, cells = _metric_column(frame, label, protocol.higher_is_better)
+        columns.append((f"{header} (n\u00a0{n_generated})", cells))
     if frame["codebook_usage"].notna().any():
         cells = [Cell("-" if math.isnan(v) else f"{100 * v:.1f} %") for v in frame["codebook_usage"]]
         columns.append((_arrow("codebook usage", True), _mark_best(cells, frame["codebook_usage"], True)))

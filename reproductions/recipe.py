@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
+
 from imagefolder.config import GeneratorConfig, LossConfig, SamplingConfig, TokenizerConfig, TrainingConfig, to_dict
 from imagefolder.zoo import GENERATORS, TOKENIZERS
 
@@ -94,6 +96,16 @@ SCALES = {
 
 # Raster order has no scales to grow guidance over; it gets the mean of the ramp throughout.
 RASTER_GUIDANCE = 0.5
+
+
+def on_this_machine(scale: Scale) -> Scale:
+    """The scale with bfloat16 off where there is no GPU: many CPUs only emulate it, a hundred times slower."""
+    if torch.cuda.is_available():
+        return scale
+    tokenizer = replace(scale.tokenizer_training, precision="no")
+    return replace(
+        scale, tokenizer_training=tokenizer, generator_training=replace(scale.generator_training, precision="no")
+    )
 
 
 def sampling_of(recipe: Recipe, scale: Scale) -> SamplingConfig:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import tyro
@@ -24,7 +24,7 @@ from imagefolder.zoo import TOKENIZERS
 from leaderboard.report import build_report
 from leaderboard.store import RecordError, read_records
 from leaderboard.tables import measured_frame
-from reproductions.recipe import SCALES, Recipe
+from reproductions.recipe import SCALES, Recipe, Scale, on_this_machine
 from reproductions.scheduler import Task, run_tasks
 from reproductions.stages import (
     Job,
@@ -108,11 +108,15 @@ def run(table: str, title: str, rows: Rows, options: Options) -> int:
         return 0
     splits = load_data(name, options, TOKENIZERS[chosen[0].tokenizer.name].image_size)
     every = rows(name, len(splits.classes))
-    _require_writable(options.output)
-    plans = _plan(table, every, {recipe.row for recipe in chosen}, splits, options)
+    scale = on_this_machine(SCALES[name])
+    plans = _plan(table, every, {recipe.row for recipe in chosen}, splits, scale, options)
     _print_plan(title, plans, options.output)
     if options.dry_run:
         return 0
+    _require_writable(options.output)
+    if options.fresh:
+        for plan in plans:
+            _remove(plan.job, plan.recipe)
     failed = _run_plans(plans)
     records = read_records(options.output / "records")
     paths = build_report(options.output, records, REPORTED_CSV)
@@ -154,35 +158,24 @@ def _require_writable(output: Path) -> None:
         ) from None
 
 
-def _plan(table: str, every: list[Recipe], chosen: set[str], splits: DataSplits, options: Options) -> list[Plan]:
+def _plan(
+    table: str, every: list[Recipe], chosen: set[str], splits: DataSplits, scale: Scale, options: Options
+) -> list[Plan]:
     command = shlex.join(["python", *sys.argv])
     users = [recipe.tokenizer.name for recipe in every]
     plans = []
     for seed in options.seeds or (options.seed,):
-        job = Job(table, options.output, SCALES[options.scale or _scale_of(options)], splits, seed, command)
+        job = Job(table, options.output, scale, splits, seed, command)
         for order, recipe in enumerate(every):
             if recipe.row not in chosen:
                 continue
-            if options.fresh:
-                _remove(job, recipe)
-            tokenizer_done = is_done(job.tokenizer(recipe), tokenizer_settings(job, recipe))
-            generator_done = is_done(job.generator(recipe), generator_settings(job, recipe))
-            plans.append(
-                Plan(
-                    job=job,
-                    recipe=recipe,
-                    order=order,
-                    tokenizer_shared=users.count(recipe.tokenizer.name) > 1,
-                    tokenizer_done=tokenizer_done,
-                    generator_done=tokenizer_done and generator_done,
-                    recorded=tokenizer_done and generator_done and has_record(job, recipe, order),
-                )
-            )
+            keep = not options.fresh
+            tokenizer = keep and is_done(job.tokenizer(recipe), tokenizer_settings(job, recipe))
+            generator = tokenizer and is_done(job.generator(recipe), generator_settings(job, recipe))
+            recorded = generator and has_record(job, recipe)
+            shared = users.count(recipe.tokenizer.name) > 1
+            plans.append(Plan(job, recipe, order, shared, tokenizer, generator, recorded))
     return plans
-
-
-def _scale_of(options: Options) -> Literal["mini", "small"]:
-    return "small" if options.data else "mini"
 
 
 def _remove(job: Job, recipe: Recipe) -> None:
@@ -236,10 +229,11 @@ def _name(plan: Plan) -> str:
 
 def _print_rows(title: str, rows: list[Recipe]) -> None:
     table = Table(title=title, title_justify="left")
-    for column in ("row", "label", "tokenizer", "generator", "what it is"):
-        table.add_column(column, overflow="fold")
+    for column in ("row", "system", "what it is"):
+        table.add_column(column)
     for recipe in rows:
-        table.add_row(recipe.row, recipe.label, recipe.tokenizer.name, recipe.generator.name, recipe.note)
+        models = f"{recipe.tokenizer.name}, {recipe.generator.name}"
+        table.add_row(recipe.row, recipe.label, f"{recipe.note} ({models})")
     console.print(table)
 
 
@@ -252,6 +246,8 @@ def _print_plan(title: str, plans: list[Plan], output: Path) -> None:
         f"data {splits.name}: {len(splits.train)} training and {len(splits.test)} test images, "
         f"{len(splits.classes)} classes, {splits.image_size} px; output {output}"
     )
+    if scale.threads is None and not torch.cuda.is_available():
+        console.print("no GPU found: a scale meant for one will take very long on this machine")
     table = Table()
     for column in ("row", "seed", "tokenizer", "generator", "evaluation"):
         table.add_column(column)
@@ -274,5 +270,5 @@ def _print_results(table: str, scale: str, output: Path) -> None:
         shown.add_column(column.replace("_", " "), justify="left" if column == "row" else "right")
     for _, row in measured_frame(records).iterrows():
         values = [f"{row[column]:.4g}" if column in row and row[column] == row[column] else "-" for column in columns]
-        shown.add_row(row["label"], str(row["n_seeds"]), *values)
+        shown.add_row(row["row"], str(row["n_seeds"]), *values)
     console.print(shown)

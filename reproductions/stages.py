@@ -258,17 +258,14 @@ def is_done(folder: Path, settings: dict[str, Any]) -> bool:
     return True
 
 
-def has_record(job: Job, recipe: Recipe, order: int) -> bool:
+def has_record(job: Job, recipe: Recipe) -> bool:
     """Whether the row's finished record of these very settings exists."""
-    identity = _identity(job, recipe, order)
     path = job.output / "records" / f"{record_name(job, recipe)}.json"
     if not path.exists():
         return False
     record = read_record(path)
-    return record.status == "finished" and (record.config_sha256, record.dataset.sha256) == (
-        identity["config_sha256"],
-        job.splits.sha256,
-    )
+    same = record.config_sha256 == config_hash(resolved(recipe, job.scale))
+    return record.status == "finished" and same and record.dataset.sha256 == job.splits.sha256
 
 
 def record_name(job: Job, recipe: Recipe) -> str:

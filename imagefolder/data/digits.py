@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from PIL import Image
 
 from imagefolder.data.images import ArrayImages, DataSplits
 
@@ -17,9 +17,11 @@ def digits(image_size: int = 32) -> DataSplits:
     from sklearn.model_selection import train_test_split
 
     bunch = load_digits()
-    small = torch.from_numpy(bunch.images).float()[:, None] / 16 * 255
-    images = F.interpolate(small, size=(image_size, image_size), mode="bicubic").clamp(0, 255).round()
-    images = images.to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+    small = (bunch.images * 255 / 16).round().astype(np.uint8)
+    # Pillow resizes 8-bit images in integer arithmetic: the same pixels, and so the same hash, on every machine
+    size = (image_size, image_size)
+    large = [np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) for image in small]
+    images = torch.from_numpy(np.stack(large))[:, None].expand(-1, 3, -1, -1).contiguous()
     labels = torch.from_numpy(bunch.target).long()
     train, test = train_test_split(np.arange(len(labels)), test_size=TEST_IMAGES, random_state=0, stratify=labels)
     return DataSplits(

@@ -59,7 +59,9 @@ def column_names(table: Table) -> list[str]:
 def test_values_of_a_measured_table(output):
     folder, records = output
     (table,) = measured_tables(records, folder)
-    gfid, psnr, size = (column_names(table).index(name) for name in ("proxy-gFID ↓", "PSNR ↑", "positions"))
+    gfid, psnr, size = (
+        column_names(table).index(name) for name in ("proxy-gFID ↓ (n 1000)", "PSNR ↑ (n 1000)", "positions")
+    )
     first, third, failed = table.rows
     # seeds of imagefolder: 2, 3, 4; of var: 2.5, 2.6, 2.7. PSNR is 21.3 more.
     assert (first.cells[gfid].text, first.cells[gfid].spread, first.cells[gfid].best) == ("3.00", "± 1.00", False)
