@@ -127,6 +127,7 @@ class Record(_Model):
     label: str = Field(description="name shown to people")
     note: str = Field(description="one sentence: what the row is and how it differs from its neighbours")
     order: int = Field(default=0, description="place of the row in its table; equal places are ordered by row name")
+    reported_system: str | None = Field(default=None, description="its counterpart among the reported systems")
     scale: Literal["mini", "small", "full"]
     seed: int
     status: Literal["finished", "failed"]

@@ -45,7 +45,7 @@ def build_report(output: Path, records: list[Record], reported_csv: Path, all_ki
         "title": TITLE,
         "summary": summary(records),
         "help": HELP,
-        "tables": measured_tables(records, output),
+        "tables": measured_tables(records, output, reported_frame(reported_csv, all_kinds=True)),
         "reported_sentence": REPORTED_SENTENCE,
         "reported_columns": REPORTED,
         "reported": reported_rows(reported),

@@ -45,6 +45,10 @@ REPORTED = {
     "verified": "verified",
     "source": "source",
 }
+BESIDE = (
+    "Reported ImageNet columns: Inception metrics on ImageNet 256×256 that the papers report for the system named in "
+    "the row. They have other units than the proxy columns; only the order of the rows can be compared."
+)
 DECIMALS = {"tokenizer_rfid": 2, "gfid": 2, "is": 1, "precision": 2, "recall": 2}
 
 
@@ -96,8 +100,11 @@ def count(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:,.0f}"
 
 
-def measured_tables(records: list[Record], output: Path) -> list[Table]:
-    """One table per table, scale and data set; picture paths are relative to `output`."""
+def measured_tables(records: list[Record], output: Path, reported: pd.DataFrame) -> list[Table]:
+    """One table per table, scale and data set; picture paths are relative to `output`.
+
+    Rows with a counterpart among the `reported` systems show its numbers too, in columns of their own.
+    """
     groups = group_tables(records)
     names = [key[:3] for key in groups]
     tables = []
@@ -105,11 +112,11 @@ def measured_tables(records: list[Record], output: Path) -> list[Table]:
         name, scale, dataset, content = key
         # Equal names with other images inside are other data sets.
         suffix = f" (images {content[:8]})" if names.count(key[:3]) > 1 else ""
-        tables.append(_table(f"{name} · {scale} · {dataset}{suffix}", members, output))
+        tables.append(_table(f"{name} · {scale} · {dataset}{suffix}", members, output, reported))
     return tables
 
 
-def _table(title: str, records: list[Record], output: Path) -> Table:
+def _table(title: str, records: list[Record], output: Path, reported: pd.DataFrame) -> Table:
     frame, labels, groups = measured_frame(records), metric_labels(records), group_rows(records)
     row_labels = _row_labels(frame)
     runs = {(r.run.cpu, r.run.gpu, r.run.threads, r.cost.sample_batch) for r in records if r.cost}
@@ -120,6 +127,8 @@ def _table(title: str, records: list[Record], output: Path) -> Table:
     if frame["codebook_usage"].notna().any():
         cells = [Cell("-" if math.isnan(v) else f"{100 * v:.1f} %") for v in frame["codebook_usage"]]
         columns.append((_arrow("codebook usage", True), _mark_best(cells, frame["codebook_usage"], True)))
+    beside = _reported_columns([group[0].reported_system for group in groups], reported)
+    columns += beside
     columns += [(label, [Cell(count(v)) for v in frame[name]]) for name, label in SIZES.items()]
     shared = [any(r.cost and r.cost.tokenizer_shared for r in group) for group in groups]
     for name, (label, higher) in COSTS.items():
@@ -133,7 +142,7 @@ def _table(title: str, records: list[Record], output: Path) -> Table:
     rows = [
         Row(
             label=row_labels[i],
-            note=values["note"],
+            note=values["note"] + (f". Reported: {system}" if (system := groups[i][0].reported_system) else ""),
             seeds=str(values["n_seeds"]),
             failed=values["failed"],
             cells=[cells[i] for _, cells in columns] if values["n_seeds"] else [],
@@ -141,6 +150,8 @@ def _table(title: str, records: list[Record], output: Path) -> Table:
         for i, values in enumerate(frame.to_dict("records"))
     ]
     remarks = ["* the tokenizer was trained once for several rows"] if any(shared) else []
+    if beside:
+        remarks.append(BESIDE)
     if len(runs) > 1:
         remarks.append("no best value is marked for time and memory: the rows ran on different machines or batch sizes")
     usages = [codebook_frame(group) for group in groups]
@@ -164,6 +175,19 @@ def _row_labels(frame: pd.DataFrame) -> list[str]:
         f"{label} (config {config})" if again else label
         for label, config, again in zip(frame["label"], frame["config"], twice, strict=True)
     ]
+
+
+def _reported_columns(systems: list[str | None], reported: pd.DataFrame) -> list[tuple[str, list[Cell]]]:
+    """What the papers report for the rows' counterparts; none if no row has one among the reported systems."""
+    known = reported.drop_duplicates("system").set_index("system")
+    if not set(systems) & set(known.index):
+        return []
+    columns = []
+    for name in ("tokenizer_rfid", "gfid", "is"):
+        values = [known.at[system, name] if system in known.index else math.nan for system in systems]
+        cells = [Cell("-" if math.isnan(value) else _printed(value, DECIMALS[name])) for value in values]
+        columns.append((f"reported ImageNet {REPORTED[name]}", cells))
+    return columns
 
 
 def _arrow(label: str, higher_is_better: bool) -> str:

@@ -21,6 +21,8 @@ class Recipe:
     row: str
     label: str
     note: str
+    reported: str | None
+    """the row's counterpart in reported/imagenet256.csv"""
     tokenizer: TokenizerConfig
     generator: GeneratorConfig
 
@@ -130,8 +132,10 @@ def resolved(recipe: Recipe, scale: Scale) -> dict[str, object]:
     }
 
 
-def make(row: str, label: str, note: str, tokenizer: str, generator: str, classes: int) -> Recipe:
+def make(
+    row: str, label: str, note: str, tokenizer: str, generator: str, classes: int, reported: str | None = None
+) -> Recipe:
     """A recipe from zoo names for a data set of `classes` classes."""
     config = TOKENIZERS[tokenizer]
     tokens = {name: getattr(config, name) for name in ("branches", "scales", "codebook_size", "code_dim")}
-    return Recipe(row, label, note, config, replace(GENERATORS[generator], num_classes=classes, **tokens))
+    return Recipe(row, label, note, reported, config, replace(GENERATORS[generator], num_classes=classes, **tokens))

@@ -282,6 +282,7 @@ def _identity(job: Job, recipe: Recipe, order: int) -> dict[str, Any]:
         "order": order,
         "label": recipe.label,
         "note": recipe.note,
+        "reported_system": recipe.reported,
         "scale": job.scale.name,
         "seed": job.seed,
         "config": config,

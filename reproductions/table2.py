@@ -30,6 +30,7 @@ def rows(scale: str, classes: int) -> list[Recipe]:
             product,
             folded,
             classes,
+            reported="ImageFolder (VAR-d17, MSVR10P2-4096)",
         ),
         make(
             "unfolded",
@@ -46,6 +47,7 @@ def rows(scale: str, classes: int) -> list[Recipe]:
             one_branch,
             f"{generator}-{bare}",
             classes,
+            reported="VAR-d16 (paper)",
         ),
         make(
             "vq",
@@ -54,6 +56,7 @@ def rows(scale: str, classes: int) -> list[Recipe]:
             single_scale,
             raster,
             classes,
+            reported="LlamaGen-L (256)",
         ),
     ]
 

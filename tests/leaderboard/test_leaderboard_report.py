@@ -11,6 +11,7 @@ import pytest
 from leaderboard.plots import Point, length_plot
 from leaderboard.report import build_report, markdown_text
 from leaderboard.store import read_records, write_record
+from leaderboard.tables import reported_frame
 from leaderboard.view import Table, measured_tables
 
 HOSTILE = "<script>alert('x')</script> & \"q\" | $x_1$ `c`"
@@ -56,9 +57,9 @@ def column_names(table: Table) -> list[str]:
     return [column.replace("\u00a0", " ") for column in table.columns]
 
 
-def test_values_of_a_measured_table(output):
+def test_values_of_a_measured_table(output, reported_csv):
     folder, records = output
-    (table,) = measured_tables(records, folder)
+    (table,) = measured_tables(records, folder, reported_frame(reported_csv))
     gfid, psnr, size = (
         column_names(table).index(name) for name in ("proxy-gFID ↓ (n 1000)", "PSNR ↑ (n 1000)", "positions")
     )
@@ -79,10 +80,10 @@ def test_one_seed_shows_a_dash_for_its_spread(make, tmp_path, reported_csv):
 
 
 @pytest.mark.parametrize("cpu", ["Example CPU @ 2 GHz", "Another CPU"])
-def test_times_of_different_machines_are_no_contest(make, tmp_path, cpu):
+def test_times_of_different_machines_are_no_contest(make, tmp_path, reported_csv, cpu):
     second = make("var")
     second = second.model_copy(update={"run": second.run.model_copy(update={"cpu": cpu})})
-    (table,) = measured_tables([make(), second], tmp_path)
+    (table,) = measured_tables([make(), second], tmp_path, reported_frame(reported_csv))
     same = cpu == make().run.cpu
     column = column_names(table).index("samples/s ↑" if same else "samples/s")
     assert [row.cells[column].best for row in table.rows] == [False, same]
@@ -188,3 +189,15 @@ def test_labels_of_one_length_do_not_overlap():
     heights = [float(re.search(rf'y="([\d.]+)"[^>]*>{label}<', svg).group(1)) for label in ("one", "two", "far")]
     assert heights[0] - heights[1] >= 14
     assert heights[1] - heights[2] > 50
+
+
+def test_reported_numbers_stand_beside_their_row_in_columns_of_their_own(make, tmp_path, reported_csv):
+    system = "ImageFolder (VAR-d17, MSVR10P2-4096)"
+    records = [make(reported_system=system), make(row="other", label="Other")]
+    (table,) = measured_tables(records, tmp_path, reported_frame(reported_csv))
+    columns = column_names(table)
+    beside = [columns.index(f"reported ImageNet {name}") for name in ("tokenizer rFID ↓", "gFID ↓", "IS ↑")]
+    assert [[row.cells[i].text for i in beside] for row in table.rows] == [["0.80", "2.60", "295.0"], ["-", "-", "-"]]
+    assert system in table.rows[0].note
+    (without,) = measured_tables([make()], tmp_path, reported_frame(reported_csv))
+    assert not [name for name in column_names(without) if name.startswith("reported")]
