@@ -264,10 +264,10 @@ def _print_plan(title: str, plans: list[Plan], output: Path) -> None:
 def _print_results(table: str, scale: str, output: Path) -> None:
     """The main numbers of the table on the terminal; the report has all of them."""
     records = [r for r in read_records(output / "records") if (r.table, r.scale) == (table, scale)]
-    shown = Table()
-    columns = ("proxy-rFID", "PSNR", "proxy-gFID", "proxy-IS", "class accuracy", "positions", "samples_per_second")
+    shown = Table(box=None, pad_edge=False)
+    columns = ("proxy-rFID", "PSNR", "proxy-gFID", "proxy-IS", "class accuracy", "positions")
     for column in ("row", "seeds", *columns):
-        shown.add_column(column.replace("_", " "), justify="left" if column == "row" else "right")
+        shown.add_column(column, justify="left" if column == "row" else "right")
     for _, row in measured_frame(records).iterrows():
         values = [f"{row[column]:.4g}" if column in row and row[column] == row[column] else "-" for column in columns]
         shown.add_row(row["row"], str(row["n_seeds"]), *values)

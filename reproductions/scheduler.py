@@ -5,9 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,12 +36,15 @@ def run_tasks(tasks: list[Task], jobs: int, threads: int | None) -> dict[str, st
     """
     context = multiprocessing.get_context("spawn")  # fork is unsafe once torch has started threads
     events = context.SimpleQueue()
-    listener = threading.Thread(target=_show, args=(events,), daemon=True)
-    listener.start()
+    threading.Thread(target=_show, args=(events,), daemon=True).start()
+
+    def new_pool() -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(events, threads))
+
     failed: dict[str, str] = {}
     done: set[str] = set()
     waiting, running = list(tasks), {}
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(events, threads))
+    pool = new_pool()
     try:
         while waiting or running:
             for task in list(waiting):
@@ -50,21 +55,30 @@ def run_tasks(tasks: list[Task], jobs: int, threads: int | None) -> dict[str, st
                 elif done.issuperset(task.after) and len(running) < jobs:
                     running[pool.submit(_run, task)] = task.name
                     waiting.remove(task)
-            for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
-                name = running.pop(future)
-                reason = _reason(future)
-                if reason is None:
-                    done.add(name)
-                else:
-                    failed[name] = reason
+            finished = wait(running, return_when=FIRST_COMPLETED).done if running else set()
+            try:
+                for future in finished:
+                    reason = future.result()
+                    name = running.pop(future)
+                    if reason is None:
+                        done.add(name)
+                    else:
+                        failed[name] = reason
+            except BrokenProcessPool:  # takes all running tasks with it, whichever of them died
+                reason = "a worker process died (killed, out of memory?); the same command continues"
+                failed |= dict.fromkeys(running.values(), reason)
+                running.clear()
+                pool.shutdown(wait=False)
+                pool = new_pool()
     except BaseException:
         for process in multiprocessing.active_children():
             process.terminate()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-        events.put(None)
-        listener.join()
+        deadline = time.monotonic() + 1
+        while not events.empty() and time.monotonic() < deadline:
+            time.sleep(0.01)
         display.close()
     return failed
 
@@ -93,13 +107,6 @@ def _run(task: Task) -> str | None:
     return None
 
 
-def _reason(future: Future[str | None]) -> str | None:
-    try:
-        return future.result()
-    except Exception as error:  # the process itself died, e.g. killed for memory
-        return f"worker process died ({type(error).__name__}: {error})"
-
-
 def _show(events: Any) -> None:
-    while (event := events.get()) is not None:
-        display.handle(event)
+    while True:
+        display.handle(events.get())
