@@ -1,0 +1,135 @@
+"""Our models compute what the reference implementation computes, given the same weights."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from synthetic_weights import tensor_for
+from torch import Tensor, nn
+
+import imagefolder
+from imagefolder.tokenizer.losses import semantic_loss
+from imagefolder.tokenizer.semantic import Teacher
+
+HERE = Path(__file__).parent
+BACKBONE = "vit_small_patch14_dinov2.lvd142m"
+TOKENIZER_NAMES = [
+    (r"^(encoder|decoder)\.model\.", r"\1.vit."),
+    ("lvl_embed", "level_embed"),
+    (r"to_pixel\.model", "to_pixels"),
+    (r"^quantizes\.", "quantizer.branches."),
+    (r"quant_resi\.qresi_ls", "phis"),
+    (r"embedding\.weight", "codebook.weight"),
+]
+GENERATOR_NAMES = [
+    ("pos_start", "start_position"),
+    ("pos_1LC", "position_embed"),
+    ("word_embed", "input_embed"),
+    (r"class_emb\.", "class_embed."),
+    ("lvl_embed", "level_embed"),
+    (r"blocks\.", "layers."),
+    ("scale_mul_1H11", "log_scale"),
+    ("mat_qkv", "qkv"),
+    (r"ffn\.fc1", "mlp.0"),
+    (r"ffn\.fc2", "mlp.2"),
+    (r"head_nm\.ada_lin\.1", "head_ada"),
+    (r"ada_lin\.1", "ada"),
+]
+TABLES = ("lvl1LC", "lvl_1L", "attn_bias_for_masking", "zero_k_bias", "ema_vocab_hit_SV")  # derived, no weights
+
+
+def load(module: nn.Module, shapes: dict[str, list[int]], names: list[tuple[str, str]], prefix: str = "") -> None:
+    """Fill every parameter of `module`; each must have a counterpart of the same size."""
+    state = {}
+    for name, shape in shapes.items():
+        if name.endswith(TABLES) or name.startswith("semantic_model."):
+            continue
+        ours = name
+        for pattern, replacement in names:
+            ours = re.sub(pattern, replacement, ours)
+        state[ours] = tensor_for(prefix + name, shape)
+    parameters = dict(module.named_parameters())
+    assert state.keys() == parameters.keys()
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(state[name].view(parameter.shape))
+
+
+def deviation(ours: Tensor, recorded: np.ndarray) -> float:
+    """Largest difference as a share of the recorded tensor's standard deviation."""
+    theirs = torch.from_numpy(recorded).float()
+    return float((ours.detach() - theirs).abs().max() / theirs.std())
+
+
+@pytest.fixture(scope="module")
+def tokenizer_case():
+    case = json.loads((HERE / "tok_small_MSVR10P2-4096.json").read_text())
+    recorded = dict(np.load(HERE / "tok_small_MSVR10P2-4096.npz"))
+    tokenizer = imagefolder.load_tokenizer("MSVR10P2-4096", backbone=BACKBONE)
+    load(tokenizer, case["state_dict"], TOKENIZER_NAMES)
+    images = torch.from_numpy(recorded["image"]).float() / 127.5 - 1
+    return case, recorded, tokenizer, images
+
+
+@pytest.fixture(scope="module")
+def generator_case(tokenizer_case):
+    _, _, tokenizer, images = tokenizer_case
+    case = json.loads((HERE / "ar_d4_small_MSVR10P2-4096.json").read_text())
+    recorded = dict(np.load(HERE / "ar_d4_small_MSVR10P2-4096.npz"))
+    generator = imagefolder.load_generator("VAR-d17-MSVR10P2-4096", tokenizer=tokenizer, depth=4)
+    load(generator.transformer, case["state_dict"], GENERATOR_NAMES, prefix="var.")
+    return case, recorded, generator, tokenizer.encode(images)
+
+
+def test_tokenizer(tokenizer_case):
+    _, recorded, tokenizer, images = tokenizer_case
+    with torch.no_grad():
+        latents = tokenizer.latents(images)
+    assert deviation(latents.flatten(3).movedim(1, 2).flatten(2), recorded["latent"][..., 0]) < 1e-3
+    tokens = tokenizer.encode(images)
+    assert (tokens.numpy() == recorded["tokens"]).mean() >= 0.999
+    assert deviation(tokenizer.quantizer.decode(tokens), recorded["f_hat"]) < 1e-3
+    assert deviation(tokenizer.decode(tokens), recorded["recon"]) < 1e-3
+
+
+def test_tokenizer_losses(tokenizer_case):
+    case, _, tokenizer, images = tokenizer_case
+    prefix = "semantic_model."
+    shapes = {name: shape for name, shape in case["state_dict"].items() if name.startswith(prefix)}
+    vit = timm.create_model(BACKBONE, img_size=256, patch_size=16, num_classes=0)
+    vit.load_state_dict({name.removeprefix(prefix): tensor_for(name, shape) for name, shape in shapes.items()})
+    with torch.no_grad():
+        output = tokenizer(images, Teacher(vit.eval())(images))
+        semantic = 0.1 * semantic_loss(output.projected, output.pooled)
+    losses = case["losses"]
+    assert float(output.quantized.codebook_loss) == pytest.approx(losses["vq_loss"], rel=1e-4)
+    assert float(output.quantized.commitment_loss) == pytest.approx(losses["commit_loss"], rel=1e-4)
+    assert float(semantic) == pytest.approx(losses["semantic_loss"], rel=1e-4)
+
+
+def test_generator_with_teacher_forcing(generator_case):
+    case, recorded, generator, tokens = generator_case
+    labels = torch.from_numpy(recorded["labels"])
+    inputs = generator.transformer.sequence.inputs(generator.tokenizer.quantizer, tokens)
+    assert deviation(inputs, recorded["var_input"]) < 1e-3
+    with torch.no_grad():
+        logits = generator(labels, tokens)
+    by_position = logits.permute(0, 2, 1, 3).flatten(2)
+    assert deviation(by_position[:, recorded["pos"]][:, :, recorded["voc"]], recorded["logits_sub"]) < 1e-3
+    for branch, expected in enumerate(case["ce_per_branch"]):
+        loss = F.cross_entropy(logits[:, branch].flatten(0, 1), tokens[:, branch].flatten())
+        assert float(loss) == pytest.approx(expected, rel=1e-4)
+
+
+def test_greedy_samples(generator_case):
+    case, recorded, generator, _ = generator_case
+    out = generator.sample(torch.from_numpy(recorded["labels"]), guidance=case["cfg"], top_k=case["top_k"])
+    assert (out.tokens.numpy() == recorded["greedy_tokens"]).mean() >= 0.999
+    assert deviation(out.images, recorded["greedy_image"]) < 1e-3

@@ -1,0 +1,219 @@
+"""Identities of the quantizers."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from imagefolder.config import TokenizerConfig
+from imagefolder.tokenizer.quantizers import (
+    Codebook,
+    MultiScaleQuantizer,
+    ProductQuantizer,
+    VectorQuantizer,
+    phi_of_scale,
+    usage_and_perplexity,
+)
+
+CONFIG = TokenizerConfig(scales=(1, 2, 3, 5), codebook_size=64, code_dim=6, dropout_start=2, quantizer_dropout=0.5)
+
+
+def maps(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("shared_phi", [0, 1, 2, 4])
+@pytest.mark.parametrize("cosine", [True, False])
+def test_decoding_what_was_encoded_gives_the_straight_through_output(shared_phi, cosine):
+    quantizer = MultiScaleQuantizer(replace(CONFIG, shared_phi=shared_phi, cosine=cosine)).eval()
+    f = maps(3, 6, 5, 5)
+    out = quantizer(f)
+    assert torch.equal(quantizer.encode(f), out.tokens)
+    assert out.tokens.shape == (3, 1 + 4 + 9 + 25)
+    torch.testing.assert_close(quantizer.decode(out.tokens), out.z)
+
+
+@pytest.mark.parametrize("branches", [1, 2, 4])
+@pytest.mark.parametrize("scales", [(1, 2, 5), (4,)])
+def test_branches_are_independent_and_concatenated(branches, scales):
+    config = replace(CONFIG, branches=branches, scales=scales, quantizer_dropout=0.0)
+    quantizer = ProductQuantizer(config).eval()
+    f = maps(2, branches, 6, scales[-1], scales[-1])
+    out = quantizer(f)
+    assert out.z.shape == (2, branches * 6, scales[-1], scales[-1])
+    torch.testing.assert_close(quantizer.decode(quantizer.encode(f)), out.z)
+    for p, alone in enumerate(quantizer.branches):
+        torch.testing.assert_close(alone(f[:, p]).z, out.z[:, 6 * p : 6 * (p + 1)])
+        assert torch.equal(alone.encode(f[:, p]), out.tokens[:, p])
+
+
+def by_the_page(quantizer: MultiScaleQuantizer, f: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """f_hat after every scale, tokens, and what is left, written from the description and nothing else."""
+    codes = quantizer.codebook.weight.detach()
+    rest, f_hat, side = f, torch.zeros_like(f), f.shape[-1]
+    maps_, tokens, rests = [], [], []
+    for k, s in enumerate(quantizer.scales):
+        z = F.interpolate(rest, (s, s), mode="area") if s != side else rest
+        z = F.normalize(z.permute(0, 2, 3, 1).reshape(-1, f.shape[1]), dim=-1)
+        index = (z @ F.normalize(codes, dim=-1).T).argmax(-1)
+        h = codes[index].reshape(len(f), s, s, -1).permute(0, 3, 1, 2)
+        if s != side:
+            h = F.interpolate(h, (side, side), mode="bicubic")
+        phi = quantizer.phis[quantizer.phi_of_scale[k]]
+        h = 0.5 * h + 0.5 * F.conv2d(h, phi.weight, phi.bias, padding=1)
+        f_hat, rest = f_hat + h, rest - h
+        maps_.append(f_hat.detach())
+        tokens.append(index.reshape(len(f), -1))
+        rests.append(rest.detach())
+    return maps_, tokens, rests
+
+
+def test_area_down_bicubic_up_and_phi_are_where_the_page_says():
+    quantizer = MultiScaleQuantizer(CONFIG).eval()
+    f = maps(2, 6, 5, 5)
+    f_hats, tokens, _ = by_the_page(quantizer, f)
+    out = quantizer(f)
+    assert torch.equal(out.tokens, torch.cat(tokens, dim=1))
+    torch.testing.assert_close(out.z, f_hats[-1])
+
+
+def test_losses_codebook_is_averaged_and_commitment_summed_over_scales():
+    quantizer = MultiScaleQuantizer(CONFIG).eval()
+    f = maps(2, 6, 5, 5)
+    errors = [float((f_hat - f).square().mean()) for f_hat in by_the_page(quantizer, f)[0]]
+    out = quantizer(f)
+    assert float(out.codebook_loss.detach()) == pytest.approx(sum(errors) / 4, rel=1e-5)
+    assert float(out.commitment_loss.detach()) == pytest.approx(0.25 * sum(errors), rel=1e-5)
+
+
+def test_gradients_go_where_the_losses_say():
+    quantizer = MultiScaleQuantizer(CONFIG)
+    f = maps(2, 6, 5, 5).requires_grad_()
+    out = quantizer(f)
+    (straight,) = torch.autograd.grad(out.z.sum(), f, retain_graph=True)
+    assert torch.equal(straight, torch.ones_like(f))
+    assert torch.autograd.grad(out.codebook_loss, f, retain_graph=True, allow_unused=True) == (None,)
+    assert torch.autograd.grad(out.codebook_loss, quantizer.codebook.weight, retain_graph=True)[0].abs().sum() > 0
+    commitment = torch.autograd.grad(
+        out.commitment_loss, [f, quantizer.codebook.weight], retain_graph=True, allow_unused=True
+    )
+    assert commitment[0].abs().sum() > 0
+    assert commitment[1] is None
+
+
+def test_residual_energy_falls_over_scales_with_a_rich_codebook():
+    # Codes in all directions and of all lengths, phi the identity: each scale can only take something away
+    quantizer = MultiScaleQuantizer(replace(CONFIG, code_dim=2, codebook_size=4096, cosine=False, shared_phi=1))
+    with torch.no_grad():
+        quantizer.codebook.weight.copy_(maps(4096, 2) * 1.5)
+        phi = quantizer.phis[0]
+        phi.weight.zero_()
+        phi.bias.zero_()
+        phi.weight[[0, 1], [0, 1], 1, 1] = 1.0
+    f = maps(16, 2, 5, 5, seed=1)
+    rest, energy = f, [float(f.square().mean())]
+    for k in range(4):
+        rest = rest - quantizer.contribution(k, quantizer.codebook.nearest(quantizer.down(rest, k))).detach()
+        energy.append(float(rest.square().mean()))
+    assert all(after < before for before, after in itertools.pairwise(energy)), energy
+    assert energy[-1] < 0.05 * energy[0]
+
+
+@pytest.mark.parametrize(("scales", "shared"), [(10, 4), (10, 2), (10, 3), (5, 4), (10, 1)])
+def test_partially_shared_phi_is_the_nearest_tick(scales, shared):
+    margin = 1 / 3 / 4 if shared == 4 else 1 / 2 / shared
+    ticks = np.linspace(margin, 1 - margin, shared)
+    expected = [int(np.argmin(np.abs(ticks - k / (scales - 1)))) for k in range(scales)]
+    assert phi_of_scale(scales, shared) == expected
+    assert sorted(set(expected)) == list(range(shared))
+
+
+def test_phi_sharing_of_the_released_models():
+    # Scales 2 and 7 lie between two ticks; the recorded outputs in tests/parity confirm which one they take
+    assert phi_of_scale(10, 4) == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
+    assert phi_of_scale(10, 0) == list(range(10))
+    assert len(MultiScaleQuantizer(replace(CONFIG, shared_phi=0)).phis) == 4
+
+
+def test_single_scale_outputs_normalised_codes():
+    quantizer = VectorQuantizer(replace(CONFIG, scales=(4,))).eval()
+    with torch.no_grad():
+        quantizer.codebook.weight.mul_(torch.rand(64, 1) + 0.5)
+    f = maps(2, 6, 4, 4)
+    out = quantizer(f)
+    normalised = F.normalize(f, dim=1)
+    torch.testing.assert_close(out.z.norm(dim=1), torch.ones(2, 4, 4))
+    torch.testing.assert_close(quantizer.decode(out.tokens), out.z)
+    similarity = torch.einsum("bchw,vc->bhwv", normalised, F.normalize(quantizer.codebook.weight, dim=-1))
+    assert torch.equal(similarity.argmax(-1).flatten(1), out.tokens)
+    error = (out.z - normalised).square().mean()
+    torch.testing.assert_close(out.codebook_loss, error)
+    torch.testing.assert_close(out.commitment_loss, 0.25 * error)
+
+
+def test_quantizer_dropout_touches_the_first_share_of_a_batch_only():
+    quantizer = ProductQuantizer(CONFIG).train()
+    drawn = torch.stack([quantizer.draw_kept(8, torch.device("cpu")) for _ in range(200)])
+    assert (drawn[:, 4:] == 4).all()
+    assert set(drawn[:, :4].flatten().tolist()) == {2, 3, 4}
+    assert quantizer.eval().draw_kept(8, torch.device("cpu")) is None
+
+
+def test_dropped_scales_add_nothing_and_losses_are_averaged_over_the_rest():
+    quantizer = MultiScaleQuantizer(CONFIG).eval()
+    f = maps(3, 6, 5, 5)
+    f_hats, _, _ = by_the_page(quantizer, f)
+    out = quantizer(f, kept=torch.tensor([2, 4, 3]))
+    for sample, kept in enumerate((2, 4, 3)):
+        torch.testing.assert_close(out.z[sample], f_hats[kept - 1][sample])
+    users = [[0, 1, 2], [0, 1, 2], [1, 2], [1]]
+    errors = [float((f_hats[k] - f)[use].square().mean()) for k, use in enumerate(users)]
+    assert float(out.codebook_loss.detach()) == pytest.approx(sum(errors) / 4, rel=1e-5)
+
+
+def test_one_draw_of_dropout_serves_all_branches():
+    quantizer = ProductQuantizer(CONFIG).eval()
+    f, kept = maps(2, 2, 6, 5, 5), torch.tensor([2, 4])
+    z = quantizer(f, kept).z
+    for p, alone in enumerate(quantizer.branches):
+        torch.testing.assert_close(z[:, 6 * p : 6 * p + 6], alone(f[:, p], kept).z)
+
+
+def test_hit_counts_are_averaged_with_the_released_rates():
+    codebook = Codebook(4, 2, 1, cosine=True)
+    codebook.record_hits(torch.tensor([[8.0, 0, 0, 0]]))
+    assert codebook.hits.tolist() == [[8, 0, 0, 0]]
+    codebook.record_hits(torch.tensor([[0.0, 8, 0, 0]]))
+    torch.testing.assert_close(codebook.hits, torch.tensor([[7.2, 0.8, 0, 0]]))
+    codebook.updates.fill_(100)
+    codebook.record_hits(torch.tensor([[0.0, 0, 8, 0]]))
+    torch.testing.assert_close(codebook.hits, torch.tensor([[7.128, 0.792, 0.08, 0]]))
+    # fair part of 40 tokens is 10 per code, used from 0.8 on
+    assert codebook.usage(40).tolist() == [0.25]
+    assert codebook.usage(39).tolist() == [0.5]
+
+
+def test_usage_and_perplexity():
+    used, perplexity = usage_and_perplexity(torch.tensor([0, 0, 1, 1, 2, 2]), 4)
+    assert (used, perplexity) == (0.75, pytest.approx(3.0))
+    assert usage_and_perplexity(torch.tensor([3, 3]), 4) == (0.25, pytest.approx(1.0))
+
+
+def test_quantizers_work_in_float32_under_autocast():
+    quantizer = ProductQuantizer(CONFIG).eval()
+    f = maps(2, 2, 6, 5, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = quantizer(f)
+    assert inside.z.dtype == torch.float32
+    assert torch.equal(inside.z, quantizer(f).z)
