@@ -1,0 +1,124 @@
+"""Image folders with faults: one line naming the culprit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from imagefolder.data.folder import image_folder, open_rgb
+from imagefolder.errors import InputError
+
+Draw = Callable[..., Path]
+
+
+def message(root: Path, **options: bool) -> str:
+    with pytest.raises(InputError) as caught:
+        image_folder(root, 8, **options)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.fixture
+def folder(tmp_path: Path, classes_at: Draw) -> Path:
+    return classes_at(tmp_path / "animals", {"cats": 10, "dogs": 10})
+
+
+def train_and_test_file(folder: Path, label: int = 0) -> tuple[Path, Path]:
+    splits = image_folder(folder, 8)
+    return tuple(next(s.path for s in split.samples if s.label == label) for split in (splits.train, splits.test))
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    assert str(tmp_path / "nowhere") in message(tmp_path / "nowhere")
+
+
+def test_file_instead_of_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert str(tmp_path / "file") in message(tmp_path / "file")
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    assert str(tmp_path) in message(tmp_path)
+
+
+def test_images_without_class_folders(tmp_path: Path, image_at: Draw) -> None:
+    image_at(tmp_path / "x.png", 0)
+    text = message(tmp_path)
+    assert str(tmp_path) in text
+    assert "CLASS" in text
+
+
+def test_class_folder_without_images(folder: Path) -> None:
+    (folder / "eels").mkdir()
+    (folder / "eels" / "readme.txt").touch()
+    assert str(folder / "eels") in message(folder)
+
+
+def test_different_classes_in_train_and_val(tmp_path: Path, classes_at: Draw) -> None:
+    classes_at(tmp_path / "train", {"cats": 2, "dogs": 2})
+    classes_at(tmp_path / "val", {"cats": 1, "eels": 1})
+    text = message(tmp_path)
+    assert "dogs" in text
+    assert "eels" in text
+    assert "cats" not in text
+
+
+def test_too_few_images_for_a_test_split(tmp_path: Path, classes_at: Draw) -> None:
+    text = message(classes_at(tmp_path, {"a": 1, "b": 1}))
+    assert str(tmp_path) in text
+    assert "test" in text
+
+
+@pytest.mark.parametrize("content", ["garbage", "truncated", "empty"])
+def test_corrupt_training_image_is_named_and_counted(folder: Path, content: str) -> None:
+    train, _ = train_and_test_file(folder)
+    whole = train.read_bytes()
+    train.write_bytes({"garbage": b"no image" * 50, "truncated": whole[: len(whole) // 2], "empty": b""}[content])
+    text = message(folder)
+    assert str(train) in text
+    assert "1 corrupt" in text
+    assert "--skip-corrupt" in text
+
+
+def test_many_corrupt_images_are_counted_and_some_named(folder: Path) -> None:
+    for path in (folder / "cats").iterdir():
+        path.write_bytes(b"no image")
+    text = message(folder)
+    assert "10 corrupt" in text
+    assert text.count(".png") == 5
+
+
+def test_skip_corrupt_leaves_training_images_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = image_folder(folder, 8)
+    train, _ = train_and_test_file(folder)
+    train.write_bytes(b"no image")
+    splits = image_folder(folder, 8, skip_corrupt=True)
+    assert len(splits.train) == len(whole.train) - 1
+    assert train not in {sample.path for sample in splits.train.samples}
+    assert [s.path for s in splits.test.samples] == [s.path for s in whole.test.samples]
+    assert splits.sha256 != whole.sha256
+    assert str(train) in capsys.readouterr().out
+
+
+def test_corrupt_test_image_refuses_even_with_skip_corrupt(folder: Path) -> None:
+    _, test = train_and_test_file(folder)
+    test.write_bytes(b"no image")
+    text = message(folder, skip_corrupt=True)
+    assert str(test) in text
+    assert "--skip-corrupt" not in text
+
+
+def test_class_whose_training_images_are_all_corrupt(folder: Path) -> None:
+    for sample in image_folder(folder, 8).train.samples:
+        if sample.label == 1:
+            sample.path.write_bytes(b"no image")
+    assert "'dogs'" in message(folder, skip_corrupt=True)
+
+
+def test_open_rgb_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"x\.png"):
+        open_rgb(tmp_path / "x.png")

@@ -1,0 +1,146 @@
+"""Protocols: what is compared with what, and that every value says so."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch_fidelity
+
+import leaderboard.record as record
+from imagefolder.config import GeneratorConfig, SamplingConfig, TokenizerConfig
+from imagefolder.data.images import ArrayImages, DataSplits, to_float, to_uint8
+from imagefolder.evaluation.metrics import fidelity, psnr
+from imagefolder.evaluation.protocols import (
+    Extractor,
+    Measurement,
+    Protocol,
+    Result,
+    evaluate_generation,
+    evaluate_reconstruction,
+    real_floors,
+)
+from imagefolder.generator.model import Generator
+from imagefolder.tokenizer.model import Tokenizer
+from leaderboard.record import Metric
+
+SHA256 = "0123abcd" * 8
+SAMPLING = SamplingConfig(guidance=1.0, top_k=0, top_p=0.9, batch_size=25)
+
+
+@pytest.fixture(scope="module")
+def few(splits: DataSplits) -> DataSplits:
+    def first(images: ArrayImages, number: int) -> ArrayImages:
+        return ArrayImages(images.images[:number], images.labels[:number])
+
+    return replace(splits, train=first(splits.train, 200), test=first(splits.test, 120))
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    torch.manual_seed(0)
+    tokens = {"branches": 2, "scales": (1, 2), "codebook_size": 16, "code_dim": 4}
+    config = TokenizerConfig(
+        image_size=32, patch_size=8, backbone="vit_tiny_patch16_224", width=32, depth=1, heads=2, dropout_start=1,
+        **tokens,
+    )  # fmt: skip
+    tokenizer = Tokenizer(config)
+    return Generator(GeneratorConfig(depth=1, width=32, heads=2, num_classes=10, **tokens), tokenizer).eval()
+
+
+@pytest.fixture(scope="module")
+def proxy(extractor: Path, few: DataSplits) -> Extractor:
+    return Extractor(extractor, SHA256, real_floors(few, extractor))
+
+
+@pytest.fixture(scope="module")
+def reconstruction(generator: Generator, few: DataSplits, proxy: Extractor) -> Result:
+    return evaluate_reconstruction(generator.tokenizer, few, proxy, "reconstructing")
+
+
+@pytest.fixture(scope="module")
+def generation(generator: Generator, few: DataSplits, proxy: Extractor) -> Result:
+    return evaluate_generation(generator, few, SAMPLING, 60, 4, proxy, "sampling")
+
+
+def by_name(result: Result) -> dict[str, Measurement]:
+    return {m.protocol.name: m for m in result.measurements}
+
+
+def test_protocol_and_measurement_are_what_the_record_holds(reconstruction: Result, generation: Result) -> None:
+    assert {f.name for f in fields(Protocol)} == set(record.Protocol.model_fields)
+    for measurement in reconstruction.measurements + generation.measurements:
+        assert Metric.model_validate(asdict(measurement)).value == measurement.value
+
+
+def test_proxy_values_carry_the_extractors_hash_and_the_evaluators_version(
+    reconstruction: Result, generation: Result
+) -> None:
+    measured = by_name(reconstruction) | by_name(generation)
+    assert set(measured) == {
+        "proxy-rFID", "PSNR", "SSIM", "proxy-gFID", "proxy-IS", "proxy-precision", "proxy-recall", "class accuracy",
+    }  # fmt: skip
+    for name, measurement in measured.items():
+        protocol = measurement.protocol
+        assert protocol.version == 1
+        assert protocol.higher_is_better == ("FID" not in name)
+        if name in ("PSNR", "SSIM"):
+            assert (protocol.extractor, protocol.extractor_sha256) == (None, None)
+        else:
+            assert (protocol.extractor, protocol.extractor_sha256) == ("proxy-cnn", SHA256)
+    assert measured["proxy-gFID"].protocol.evaluator == f"torch-fidelity {torch_fidelity.__version__}"
+
+
+def test_every_value_says_how_many_images_it_is_about(reconstruction: Result, generation: Result) -> None:
+    assert {(m.protocol.reference, m.n_real, m.n_generated) for m in reconstruction.measurements} == {
+        ("digits/test", 120, 120)
+    }
+    assert {(m.protocol.reference, m.n_real, m.n_generated) for m in generation.measurements} == {
+        ("digits/train", 200, 60)
+    }
+
+
+def test_floors_stand_beside_the_generation_metrics(generation: Result, few: DataSplits, extractor: Path) -> None:
+    expected = fidelity(few.test.images, few.train.images, extractor, ("fid", "prc"))
+    measured = by_name(generation)
+    assert all(m.floor is not None for m in measured.values())
+    assert measured["proxy-gFID"].floor == pytest.approx(expected["frechet_inception_distance"], rel=1e-9)
+    assert measured["proxy-precision"].floor == expected["precision"]
+    assert measured["proxy-IS"].spread is not None
+
+
+def test_reconstruction_compares_8_bit_test_images_with_their_originals(
+    reconstruction: Result, generator: Generator, few: DataSplits, extractor: Path
+) -> None:
+    originals = few.test.images
+    images = to_uint8(generator.tokenizer.reconstruct(to_float(originals)))
+    measured = by_name(reconstruction)
+    fid = fidelity(images, originals, extractor, ("fid",))["frechet_inception_distance"]
+    assert measured["proxy-rFID"].value == pytest.approx(fid, rel=1e-6)
+    assert measured["PSNR"].value == pytest.approx(psnr(images, originals), rel=1e-6)
+    assert torch.equal(reconstruction.picture[0::2], originals[:40])
+    assert (reconstruction.picture[1::2].int() - images[:40].int()).abs().max() <= 1
+    assert sum(row.tokens for row in reconstruction.usage) == 120 * 2 * 5
+
+
+def test_generation_compares_class_balanced_samples_with_the_training_images(
+    generation: Result, generator: Generator, few: DataSplits, extractor: Path
+) -> None:
+    out = generator.sample(torch.arange(60) % 10, 1.0, 0, 0.9, seed=4)
+    images = (255 * out.images).to(torch.uint8)
+    assert (generation.picture.int() - images.int()).abs().max() <= 1
+    fid = fidelity(images, few.train.images, extractor, ("fid",))["frechet_inception_distance"]
+    assert by_name(generation)["proxy-gFID"].value == pytest.approx(fid, rel=1e-4)
+    assert generation.samples_per_second > 0
+
+
+@pytest.mark.parametrize("batch_size", [60, 7])
+def test_generation_does_not_depend_on_the_batch_size(
+    generation: Result, generator: Generator, few: DataSplits, proxy: Extractor, batch_size: int
+) -> None:
+    other = evaluate_generation(generator, few, replace(SAMPLING, batch_size=batch_size), 60, 4, proxy, "again")
+    assert (other.picture.int() - generation.picture.int()).abs().max() <= 1
+    for name, measurement in by_name(other).items():
+        assert measurement.value == pytest.approx(by_name(generation)[name].value, rel=1e-3), name

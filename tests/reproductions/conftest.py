@@ -1,0 +1,122 @@
+"""The recipes of table 2 at a scale of seconds, and a scheduler without worker processes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+import reproductions.runner as runner
+from imagefolder.config import SamplingConfig
+from imagefolder.data.digits import digits
+from imagefolder.data.images import ArrayImages, DataSplits
+from reproductions import table2
+from reproductions.recipe import SCALES, Scale
+from reproductions.runner import Options
+from reproductions.scheduler import Task
+
+
+@pytest.fixture(autouse=True)
+def cpu_with_one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Equal records are promised on the CPU, here and in worker processes."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def miniature(scale: Scale, **changes: Any) -> Scale:
+    """A scale with next to nothing of training and evaluation."""
+    return replace(
+        scale,
+        tokenizer_training=replace(scale.tokenizer_training, steps=6, batch_size=8),
+        generator_training=replace(scale.generator_training, steps=6, batch_size=8),
+        sampling=SamplingConfig(guidance=1.0, top_k=0, top_p=0.95, batch_size=20),
+        samples=40,
+        proxy_steps=5,
+        **changes,
+    )
+
+
+@pytest.fixture
+def tiny_mini(monkeypatch: pytest.MonkeyPatch) -> Scale:
+    """Scale mini in miniature, on the first digits of both splits."""
+    whole = digits(32)
+
+    def few(image_size: int) -> DataSplits:
+        def first(images: ArrayImages, number: int) -> ArrayImages:
+            return ArrayImages(images.images[:number].clone(), images.labels[:number].clone())
+
+        return replace(whole, train=first(whole.train, 150), test=first(whole.test, 60))
+
+    scale = miniature(SCALES["mini"])
+    monkeypatch.setitem(SCALES, "mini", scale)
+    monkeypatch.setattr(runner, "digits", few)
+    return scale
+
+
+def run_here(tasks: list[Task], jobs: int, threads: int | None) -> dict[str, str]:
+    """Like `run_tasks`, one after the other in this process, which needs no seconds to start."""
+    failed: dict[str, str] = {}
+    waiting, done = list(tasks), set()
+    while waiting:
+        task = next(t for t in waiting if set(t.after) <= done | set(failed))
+        waiting.remove(task)
+        broken = [name for name in task.after if name in failed]
+        try:
+            if broken:
+                raise RuntimeError(f"{broken[0]} failed: {failed[broken[0]]}")
+            task.function(*task.arguments)
+            done.add(task.name)
+        except Exception as error:
+            failed[task.name] = str(error)
+    return failed
+
+
+@pytest.fixture
+def executed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Run tasks in this process; gives the names of those that were run."""
+    names: list[str] = []
+
+    def note(tasks: list[Task], jobs: int, threads: int | None) -> dict[str, str]:
+        names.extend(task.name for task in tasks)
+        return run_here(tasks, jobs, threads)
+
+    monkeypatch.setattr(runner, "run_tasks", note)
+    return names
+
+
+@pytest.fixture
+def table() -> Callable[..., int]:
+    """Run rows of table 2 as its script does; gives the exit code."""
+
+    def run(output: Path, *rows: str, recipes: Callable[..., list] = table2.rows, **options: Any) -> int:
+        return runner.run("table2", "Table 2", recipes, Options(rows=rows, output=output, **options))
+
+    return run
+
+
+@pytest.fixture
+def records() -> Callable[[Path], dict[str, dict[str, Any]]]:
+    """All records of an output folder by row, as JSON."""
+
+    def read(output: Path) -> dict[str, dict[str, Any]]:
+        found = [json.loads(path.read_text()) for path in sorted((output / "records").glob("*.json"))]
+        return {record["row"]: record for record in found}
+
+    return read
+
+
+@pytest.fixture
+def shrink() -> Callable[..., Scale]:
+    return miniature

@@ -1,0 +1,156 @@
+"""The command line of a reproduction script: exit codes, one line per error, nothing done on a dry run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import reproductions.runner as runner
+from imagefolder.data.images import DataSplits
+from reproductions import table2
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Result:
+    """Exit code and output of a call."""
+
+    code: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Result]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """`python reproductions/table2.py ARGUMENTS` in this process."""
+    monkeypatch.setattr(runner.console, "width", 200)
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["reproductions/table2.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            runner.main("table2", table2.TITLE, table2.rows)
+        return Result(caught.value.code, *capsys.readouterr())
+
+    return run
+
+
+def assert_one_line(result: Result, *parts: object) -> None:
+    code, err = result.code, result.err
+    assert code == 2, err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    for part in parts:
+        assert str(part) in err
+
+
+def script(*arguments: object) -> Result:
+    command = [sys.executable, "reproductions/table2.py", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def test_script_runs_and_reports_an_error_in_one_line(tmp_path: Path) -> None:
+    assert_one_line(
+        script("--rows", "imagefolders", "--output", tmp_path / "out"), "imagefolders", *("unfolded", "var", "vq")
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_help(call: Call) -> None:
+    result = call("--help")
+    assert result.code == 0
+    for option in (
+        "--rows",
+        "--scale",
+        "--data",
+        "--seed",
+        "--seeds",
+        "--output",
+        "--fresh",
+        "--skip-corrupt",
+        "--dry-run",
+    ):
+        assert option in result.out
+
+
+@pytest.mark.parametrize("scale", ["mini", "small"])
+def test_list_shows_every_row(call: Call, scale: str) -> None:
+    result = call("--list", "--scale", scale)
+    assert result.code == 0
+    for recipe in table2.rows(scale, 10):
+        assert recipe.row in result.out
+        assert recipe.label in result.out
+
+
+def test_unknown_scale(call: Call) -> None:
+    assert_one_line(call("--scale", "giant"), "giant", "mini", "small")
+
+
+def test_small_without_data(call: Call) -> None:
+    assert_one_line(call("--scale", "small"), "--data")
+
+
+def test_mini_with_data(call: Call, tmp_path: Path) -> None:
+    assert_one_line(call("--scale", "mini", "--data", tmp_path), "mini")
+
+
+def test_missing_data_folder(call: Call, tmp_path: Path) -> None:
+    assert_one_line(call("--data", tmp_path / "nowhere", "--output", tmp_path / "out"), tmp_path / "nowhere")
+    assert not (tmp_path / "out").exists()
+
+
+def test_empty_data_folder(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    assert_one_line(call("--data", tmp_path / "data"), tmp_path / "data", "empty")
+
+
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_output_that_cannot_be_written(call: Call, tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").touch()
+    output = tmp_path / "file" / below  # also root cannot make a folder of or below a file
+    assert_one_line(call("--output", output), tmp_path / "file", "--output")
+
+
+def test_unknown_option(call: Call) -> None:
+    result = call("--colour", "red")
+    assert result.code == 2
+    assert "colour" in result.err + result.out
+
+
+@pytest.mark.parametrize("arguments", [[], ["--rows", "var", "vq"], ["--seeds", "3", "4"]])
+def test_dry_run_shows_the_plan_and_makes_nothing(call: Call, tmp_path: Path, arguments: list[str]) -> None:
+    result = call("--dry-run", "--output", tmp_path / "out", *arguments)
+    assert result.code == 0
+    assert "1000 steps" in result.out
+    assert ("imagefolder" in result.out) == (arguments[:1] != ["--rows"])
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not (tmp_path / "out" / "records").exists()
+
+
+def test_dry_run_with_fresh_removes_nothing(call: Call, tmp_path: Path) -> None:
+    made: DataSplits = runner.digits(32)
+    folder = tmp_path / f"mini-digits-{made.sha256[:8]}" / "seed0" / "tokenizers" / "mini-VQ-256"
+    folder.mkdir(parents=True)
+    (folder / "state.pt").touch()
+    assert call("--rows", "vq", "--dry-run", "--fresh", "--output", tmp_path).code == 0
+    assert (folder / "state.pt").exists()
+
+
+def test_interrupt_says_how_to_continue(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run_tasks", interrupted)
+    result = call("--rows", "vq", "--output", tmp_path)
+    assert result.code == 130
+    assert "same command" in result.err
+    assert result.err.count("\n") == 1

@@ -1,0 +1,162 @@
+"""Rows from digits to the report: done once, found again, redone when asked to, and equal for equal seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import reproductions.runner as runner
+from imagefolder.checkpoints import file_sha256
+from imagefolder.errors import InputError
+from reproductions import table2
+from reproductions.recipe import SCALES, Recipe, Scale
+from reproductions.scheduler import run_tasks
+
+Table = Callable[..., int]
+Records = Callable[[Path], dict[str, dict[str, Any]]]
+pytestmark = pytest.mark.usefixtures("tiny_mini")
+
+
+def weights(output: Path) -> dict[str, int]:
+    return {str(p.relative_to(output)): p.stat().st_mtime_ns for p in sorted(output.rglob("*.safetensors"))}
+
+
+def without_cost(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in ("cost", "run")}
+
+
+def test_equal_seeds_give_equal_records(
+    tmp_path: Path, table: Table, records: Records, executed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two rows in this process, then in worker processes and into another folder: equal but for cost and run."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    assert table(here, "imagefolder", "vq") == 0
+    assert set(executed) == {
+        "extractor", "teacher of mini-MSVR3P2-256", "tokenizer mini-MSVR3P2-256 seed 0", "tokenizer mini-VQ-256 seed 0",
+        "imagefolder seed 0", "vq seed 0",
+    }  # fmt: skip
+    monkeypatch.setattr(runner, "run_tasks", run_tasks)
+    assert table(there, "imagefolder", "vq") == 0
+    made, again = records(here), records(there)
+    assert made.keys() == again.keys() == {"imagefolder", "vq"}
+    for row in made:
+        assert without_cost(made[row]) == without_cost(again[row])
+    assert weights(here).keys() == weights(there).keys()
+    assert (there / "report.html").exists()
+
+
+def test_records_pictures_and_report(tmp_path: Path, table: Table, records: Records, executed: list[str]) -> None:
+    assert table(tmp_path, "imagefolder", "var") == 0
+    found = records(tmp_path)
+    assert set(found) == {"imagefolder", "var"}
+    for record in found.values():
+        assert record["status"] == "finished"
+        assert record["dataset"]["n_train"] == 150
+        assert {metric["n_generated"] for metric in record["metrics"]} == {40, 60}
+        assert len(record["pictures"]) == 2
+        for path in record["pictures"].values():
+            assert (tmp_path / path).read_bytes().startswith(b"\x89PNG")
+        for checkpoint in record["checkpoints"]:
+            assert checkpoint["sha256"] == file_sha256(tmp_path / checkpoint["path"])
+        assert record["cost"]["samples_per_second"] > 0
+    roles = {row: {c["role"] for c in record["checkpoints"]} for row, record in found.items()}
+    assert roles["imagefolder"] - roles["var"] == {"teacher"}
+    assert found["imagefolder"]["size"]["positions"] == found["var"]["size"]["positions"] == 14
+    assert (found["imagefolder"]["size"]["tokens"], found["var"]["size"]["tokens"]) == (28, 14)
+    assert (found["imagefolder"]["order"], found["var"]["order"]) == (0, 2)
+    extractors = {m["protocol"]["extractor_sha256"] for r in found.values() for m in r["metrics"]} - {None}
+    assert len(extractors) == 1  # otherwise the rows could not be compared
+    report = (tmp_path / "report.html").read_text()
+    assert "ImageFolder" in report
+    assert "VAR (one branch)" in report
+
+
+@pytest.fixture
+def finished(tmp_path: Path, table: Table, executed: list[str]) -> Path:
+    assert table(tmp_path, "vq") == 0
+    executed.clear()
+    return tmp_path
+
+
+def test_second_run_does_nothing_but_report(finished: Path, table: Table, executed: list[str]) -> None:
+    before = weights(finished)
+    assert len(before) == 3
+    (finished / "report.html").unlink()
+    assert table(finished, "vq") == 0
+    assert executed == []
+    assert weights(finished) == before
+    assert (finished / "report.html").exists()
+
+
+def test_lost_record_is_made_again_from_the_finished_models(
+    finished: Path, table: Table, records: Records, executed: list[str]
+) -> None:
+    before, record = weights(finished), records(finished)["vq"]
+    next((finished / "records").glob("*.json")).unlink()
+    assert table(finished, "vq") == 0
+    assert executed == ["vq seed 0"]
+    assert weights(finished) == before
+    assert without_cost(records(finished)["vq"]) == without_cost(record)
+
+
+def test_other_seed_makes_other_models_with_the_same_extractor(
+    finished: Path, table: Table, executed: list[str]
+) -> None:
+    before = weights(finished)
+    assert table(finished, "vq", seed=1) == 0
+    assert executed == ["tokenizer mini-VQ-256 seed 1", "vq seed 1"]
+    after = weights(finished)
+    assert before.items() <= after.items()
+    assert len(after) == 5
+
+
+@pytest.mark.parametrize("part", ["tokenizer_training", "generator_training"])
+def test_changed_setting_is_refused_until_fresh(
+    finished: Path, table: Table, executed: list[str], monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    scale: Scale = SCALES["mini"]
+    changed = replace(scale, **{part: replace(getattr(scale, part), learning_rate=1e-4)})
+    monkeypatch.setitem(SCALES, "mini", changed)
+    before = weights(finished)
+    with pytest.raises(InputError, match="--fresh") as caught:
+        table(finished, "vq")
+    folder = "tokenizers/mini-VQ-256" if part == "tokenizer_training" else "generators/table2-vq"
+    assert folder in str(caught.value)
+    assert executed == []
+    assert weights(finished) == before
+
+    assert table(finished, "vq", fresh=True) == 0
+    assert executed == ["tokenizer mini-VQ-256 seed 0", "vq seed 0"]
+    assert {name for name, time in weights(finished).items() if time == before[name]} == {
+        name for name in before if "proxies" in name
+    }
+
+
+def breaking(scale: str, classes: int) -> list[Recipe]:
+    """Table 2 with a commitment that is infinite in the raster row's tokenizer."""
+    recipes = table2.rows(scale, classes)
+    broken = replace(recipes[3].tokenizer, name="broken", commitment=1e300)
+    return [*recipes[:3], replace(recipes[3], tokenizer=broken)]
+
+
+def test_row_that_diverges_is_recorded_as_failed_and_others_finish(
+    tmp_path: Path, table: Table, records: Records, executed: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert table(tmp_path, "var", "vq", recipes=breaking) == 1
+    found = records(tmp_path)
+    assert found["var"]["status"] == "finished"
+    assert found["vq"]["status"] == "failed"
+    assert "commitment not finite" in found["vq"]["reason"]
+    assert found["vq"]["metrics"] == []
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert "vq seed 0" in errors[0]
+    assert "commitment" in (tmp_path / "report.html").read_text()
+
+    executed.clear()  # the failed row is tried again, the finished one is not
+    assert table(tmp_path, "var", "vq", recipes=breaking) == 1
+    assert executed == ["tokenizer broken seed 0", "vq seed 0"]

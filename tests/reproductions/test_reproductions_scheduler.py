@@ -1,0 +1,86 @@
+"""Stages in worker processes: order, failures and deaths. The functions below are run there."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from imagefolder.errors import InputError
+from imagefolder.training.progress import Phase
+from reproductions.scheduler import Task, run_tasks
+
+
+def note(folder: Path, name: str) -> None:
+    with (folder / "log").open("a") as log:
+        log.write(f"{name}\n")
+
+
+def refuse(message: str) -> None:
+    raise InputError(message)
+
+
+def break_down() -> None:
+    raise KeyError("lost")
+
+
+def die() -> None:
+    os._exit(9)
+
+
+def write_threads(path: Path) -> None:
+    path.write_text(str(torch.get_num_threads()))
+
+
+def show() -> None:
+    with Phase("a phase in a worker", 2) as phase:
+        phase.update(1)
+    time.sleep(0.1)
+
+
+def log_of(folder: Path) -> list[str]:
+    return (folder / "log").read_text().split()
+
+
+def test_order_failures_and_threads(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tasks = [
+        Task("last", note, (tmp_path, "last"), ("middle", "first")),
+        Task("middle", note, (tmp_path, "middle"), ("first",)),
+        Task("after the broken", note, (tmp_path, "after the broken"), ("broken",)),
+        Task("after that", note, (tmp_path, "after that"), ("after the broken", "first")),
+        Task("first", note, (tmp_path, "first")),
+        Task("broken", refuse, ("no such backbone",)),
+        Task("bug", break_down, ()),
+        Task("threads", write_threads, (tmp_path / "threads",)),
+        Task("shown", show, ()),
+    ]
+    failed = run_tasks(tasks, 1, 3)
+    assert log_of(tmp_path) == ["first", "middle", "last"]
+    assert failed == {
+        "broken": "no such backbone",
+        "after the broken": "broken failed: no such backbone",
+        "after that": "after the broken failed: broken failed: no such backbone",
+        "bug": "KeyError: 'lost'",
+    }
+    assert (tmp_path / "threads").read_text() == "3"
+    out, err = capfd.readouterr()
+    assert "a phase in a worker" in out
+    assert "break_down" in err  # a bug leaves its traceback
+    assert "no such backbone" not in err  # a known error does not
+
+
+def test_dead_worker_is_reported_and_what_does_not_need_it_goes_on(tmp_path: Path) -> None:
+    tasks = [
+        Task("dead", die, ()),
+        Task("needs it", note, (tmp_path, "needs-it"), ("dead",)),
+        Task("other", note, (tmp_path, "other")),
+    ]
+    started = time.monotonic()
+    failed = run_tasks(tasks, 1, 1)
+    assert time.monotonic() - started < 120
+    assert set(failed) == {"dead", "needs it"}
+    assert "died" in failed["dead"]
+    assert log_of(tmp_path) == ["other"]

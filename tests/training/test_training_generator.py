@@ -1,0 +1,94 @@
+"""Training of the generator: encoding, learning, classes dropped for guidance."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from imagefolder.config import GeneratorConfig, TrainingConfig
+from imagefolder.data.images import ArrayImages, to_float
+from imagefolder.generator.model import Generator
+from imagefolder.tokenizer.model import Tokenizer
+from imagefolder.training.generator import GeneratorTask, TokenImages, encode_images, train_generator
+
+
+@pytest.fixture
+def tokens(tokenizer: Tokenizer, train_digits: ArrayImages) -> TokenImages:
+    images = ArrayImages(train_digits.images[:300], train_digits.labels[:300])
+    return encode_images(tokenizer, images, 128, "encoding")
+
+
+def test_encoding_gives_the_tokens_of_every_image_in_order(
+    tokens: TokenImages, tokenizer: Tokenizer, train_digits: ArrayImages
+) -> None:
+    assert tokens.tokens.shape == (300, 2, 14)
+    assert torch.equal(tokens.labels, train_digits.labels[:300])
+    chosen = [299, 0, 150]
+    assert torch.equal(tokens.tokens[chosen], tokenizer.encode(to_float(train_digits.images[chosen])))
+    fetched, labels = tokens.__getitems__([(7, i) for i in chosen])
+    assert torch.equal(fetched, tokens.tokens[chosen])
+    assert torch.equal(labels, tokens.labels[chosen])
+
+
+def test_training_lowers_the_cross_entropy(
+    tmp_path: Path, generator_config: GeneratorConfig, tokenizer: Tokenizer, tokens: TokenImages
+) -> None:
+    training = TrainingConfig(steps=60, batch_size=32, learning_rate=3e-3, schedule="linear", warmup=0.1, clip=2.0)
+    before = {name: value.clone() for name, value in tokenizer.state_dict().items()}
+    train_generator(generator_config, training, tokenizer, tokens, tmp_path, 0, "tiny", {"a": 1})
+    points = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert [point["step"] for point in points] == [20, 40, 60]
+    assert points[0]["cross_entropy"] < math.log(64) + 0.1  # chance
+    assert points[-1]["cross_entropy"] < points[0]["cross_entropy"] - 0.3
+    assert points[-1]["accuracy"] > 0.1
+    assert json.loads((tmp_path / "config.json").read_text())["a"] == 1
+    assert not (tmp_path / "state.pt").exists()
+    assert all(torch.equal(before[name], value) for name, value in tokenizer.state_dict().items())
+
+
+class _Spy(nn.Module):
+    """Stands in for the transformer and keeps the labels it is given."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+        self.labels: list[Tensor] = []
+
+    def forward(self, labels: Tensor, inputs: Tensor) -> Tensor:
+        self.labels.append(labels)
+        return self.logits.expand(len(labels), -1, -1, -1)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_class_is_dropped_for_a_share_of_the_images(
+    generator_config: GeneratorConfig, tokenizer: Tokenizer, tokens: TokenImages, share: float
+) -> None:
+    config = replace(generator_config, class_dropout=share)
+    task = GeneratorTask(Generator(config, tokenizer), TrainingConfig(steps=1, batch_size=300))
+    task.model = spy = _Spy(torch.zeros(1, 2, 14, 64))
+    torch.manual_seed(0)
+    losses = task.step((tokens.tokens, tokens.labels), 0.0, Accelerator())
+    dropped = spy.labels[0] == 10
+    assert float(dropped.float().mean()) == pytest.approx(share, abs=0.08)
+    assert torch.equal(spy.labels[0][~dropped], tokens.labels[~dropped])
+    assert float(losses["cross_entropy"]) == pytest.approx(math.log(64), rel=1e-5)
+
+
+def test_training_task_minimises_the_loss_of_the_public_forward_pass(
+    generator_config: GeneratorConfig, tokenizer: Tokenizer, tokens: TokenImages
+) -> None:
+    config = replace(generator_config, class_dropout=0.0, drop_path=0.0)
+    generator = Generator(config, tokenizer)
+    with torch.no_grad():
+        logits = generator(tokens.labels, tokens.tokens)
+        expected = nn.functional.cross_entropy(logits.movedim(-1, 1), tokens.tokens)
+    task = GeneratorTask(generator, TrainingConfig(steps=1, batch_size=300))
+    losses = task.step((tokens.tokens, tokens.labels), 0.0, Accelerator())
+    assert float(losses["cross_entropy"]) == pytest.approx(float(expected), rel=1e-5)

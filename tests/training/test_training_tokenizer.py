@@ -1,0 +1,176 @@
+"""Training of the tokenizer: it learns, the discriminator joins in time, the averaged weights are saved."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import Tensor
+
+from imagefolder.config import LossConfig, TokenizerConfig, TrainingConfig, from_dict
+from imagefolder.data.images import ArrayImages, to_float, training_batches
+from imagefolder.tokenizer.losses import hinge_discriminator
+from imagefolder.tokenizer.semantic import Teacher
+from imagefolder.training.loop import fit
+from imagefolder.training.tokenizer import TokenizerTask, new_tokenizer, train_tokenizer
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+
+
+def test_training_reconstructs_digits_better_and_better(
+    tmp_path: Path, tokenizer_config: TokenizerConfig, train_digits: ArrayImages, teacher: Teacher
+) -> None:
+    training = TrainingConfig(steps=100, batch_size=32, learning_rate=3e-3, warmup=0.1, clip=1.0, ema=0.9)
+    loss = LossConfig(reconstruction=10.0, perceptual=0.0, adversarial=0.0)
+    config = replace(tokenizer_config, quantizer_dropout=0.1)
+    about = {"dataset": "digits"}
+    train_tokenizer(config, training, loss, train_digits, teacher, tmp_path, 0, "tiny", about)
+    points = curve(tmp_path)
+    assert [point["step"] for point in points] == [20, 40, 60, 80, 100]
+    assert points[-1]["reconstruction"] < 0.8 * points[0]["reconstruction"]
+    assert set(points[0]) == {"step", "reconstruction", "codebook", "commitment", "semantic"}
+
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert from_dict(TokenizerConfig, stored["config"], "test") == config
+    assert stored["dataset"] == "digits"
+    assert stored["seconds"] > 0
+    assert stored["peak_memory_mib"] > 10
+    assert stored["losses"] == {k: v for k, v in points[-1].items() if k != "step"}
+    assert not (tmp_path / "state.pt").exists()
+
+
+@pytest.fixture
+def task(
+    tokenizer_config: TokenizerConfig, training: TrainingConfig, whole_objective: LossConfig, teacher: Teacher
+) -> TokenizerTask:
+    torch.manual_seed(0)
+    return TokenizerTask(new_tokenizer(tokenizer_config, False), training, whole_objective, teacher)
+
+
+@pytest.fixture
+def batch(train_digits: ArrayImages) -> tuple[Tensor, Tensor]:
+    return train_digits.images[:8], train_digits.labels[:8]
+
+
+def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    return {name for name, value in after.items() if not torch.equal(before[name], value)}
+
+
+def test_discriminator_rests_before_its_start(task: TokenizerTask, batch: tuple[Tensor, Tensor]) -> None:
+    before = {name: copy.deepcopy(module.state_dict()) for name, module in task.modules.items()}
+    tokenizer = copy.deepcopy(task.model.state_dict())
+    losses = task.step(batch, 0.249, Accelerator())
+    assert set(losses) == {"reconstruction", "codebook", "commitment", "semantic"}
+    for name, module in task.modules.items():
+        assert not changed(before[name], module.state_dict())
+    assert changed(tokenizer, task.model.state_dict())
+
+
+def test_discriminator_learns_from_its_start(task: TokenizerTask, batch: tuple[Tensor, Tensor]) -> None:
+    before = {name: copy.deepcopy(module.state_dict()) for name, module in task.modules.items()}
+    losses = task.step(batch, 0.25, Accelerator())
+    assert {"adversarial", "adaptive_weight", "discriminator"} <= set(losses)
+    assert all(math.isfinite(float(value)) for value in losses.values())
+    assert 0 < float(losses["adaptive_weight"]) < 1e4
+    after = {name: module.state_dict() for name, module in task.modules.items()}
+    assert changed(before["lecam"], after["lecam"]) == {"real", "fake"}
+    assert changed(before["discriminator"], after["discriminator"]) == set(after["discriminator"])
+
+
+def test_discriminator_is_trained_on_its_own_loss_alone(task: TokenizerTask, batch: tuple[Tensor, Tensor]) -> None:
+    """The tokenizer's backward pass runs through the discriminator and must leave no gradient behind."""
+    task.training = replace(task.training, clip=0.0)
+    before, lecam = copy.deepcopy(task.discriminator), copy.deepcopy(task.lecam)
+    shown: list[Tensor] = []
+    task.model.register_forward_hook(lambda module, inputs, output: shown.append(output.images.detach()))
+    gradients: list[Tensor] = []
+    parameters = list(task.discriminator.parameters())
+    task.optimizers[1].step = lambda: gradients.extend(p.grad.clone() for p in parameters)
+    task.step(batch, 1.0, Accelerator())
+    real, fake = before(to_float(batch[0])), before(shown[0])
+    loss = hinge_discriminator(real, fake) + task.loss.lecam * lecam(real, fake)
+    for ours, expected in zip(gradients, torch.autograd.grad(loss, list(before.parameters())), strict=True):
+        torch.testing.assert_close(ours, expected)
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in parameters)
+
+
+def test_teacher_is_frozen(task: TokenizerTask, teacher: Teacher, batch: tuple[Tensor, Tensor]) -> None:
+    before = copy.deepcopy(teacher.state_dict())
+    task.step(batch, 0.0, Accelerator())
+    assert not teacher.training
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert not changed(before, teacher.state_dict())
+    own = {id(p) for optimizer in task.optimizers for group in optimizer.param_groups for p in group["params"]}
+    assert not own & {id(p) for p in teacher.parameters()}
+
+
+def test_without_adversarial_weight_there_is_no_discriminator(
+    tokenizer_config: TokenizerConfig, training: TrainingConfig, batch: tuple[Tensor, Tensor]
+) -> None:
+    loss = LossConfig(perceptual=0.0, adversarial=0.0)
+    task = TokenizerTask(new_tokenizer(tokenizer_config, False), training, loss, None)
+    assert task.modules == {}
+    assert len(task.optimizers) == 1
+    assert set(task.step(batch, 1.0, Accelerator())) == {"reconstruction", "codebook", "commitment"}
+
+
+def test_averaged_weights_are_returned_and_saved(
+    tmp_path: Path, task: TokenizerTask, training: TrainingConfig, train_digits: ArrayImages
+) -> None:
+    averaged, summary = fit(
+        task, training, lambda start, stop: training_batches(train_digits, 8, 0, start, stop), tmp_path, 0, "tiny"
+    )
+    raw, mean = task.model.state_dict(), averaged.state_dict()
+    assert not averaged.training
+    assert changed(raw, mean) >= {"quant_conv.weight", "decoder.to_pixels.weight"}
+    gap = (raw["quant_conv.weight"] - mean["quant_conv.weight"]).abs().max()
+    assert 0 < float(gap) < 0.1
+    assert set(summary) == {"seconds", "losses", "peak_memory_mib"}
+
+
+def test_average_is_not_stuck_at_the_first_weights_in_a_short_training(
+    tmp_path: Path, task: TokenizerTask, training: TrainingConfig, train_digits: ArrayImages
+) -> None:
+    first = copy.deepcopy(task.model.state_dict())
+    slow = replace(training, ema=0.9999)
+    averaged, _ = fit(
+        task, slow, lambda start, stop: training_batches(train_digits, 8, 0, start, stop), tmp_path, 0, "tiny"
+    )
+    way, mean = (
+        (model.state_dict()["quant_conv.weight"] - first["quant_conv.weight"]).norm()
+        for model in (task.model, averaged)
+    )
+    assert float(mean) > 0.2 * float(way) > 0
+
+
+def test_saved_weights_are_the_averaged_ones(
+    tmp_path: Path, tokenizer_config: TokenizerConfig, training: TrainingConfig, train_digits: ArrayImages
+) -> None:
+    """An average of decay 0 is the raw model: the same training with and without averaging must save other weights."""
+    loss = LossConfig(perceptual=0.0, adversarial=0.0)
+    for decay in (0.0, 0.9):
+        config = replace(training, ema=decay)
+        train_tokenizer(tokenizer_config, config, loss, train_digits, None, tmp_path / str(decay), 0, "tiny", {})
+    raw, mean = (load_file(tmp_path / decay / "model.safetensors") for decay in ("0.0", "0.9"))
+    assert "quant_conv.weight" in changed(raw, mean)
+
+
+def test_same_seed_same_weights_other_seed_others(
+    tmp_path: Path, tokenizer_config: TokenizerConfig, train_digits: ArrayImages
+) -> None:
+    training, loss = TrainingConfig(steps=2, batch_size=4), LossConfig(perceptual=0.0, adversarial=0.0)
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        torch.rand(seed * 7 + len(name))  # whatever was drawn before must not matter
+        train_tokenizer(tokenizer_config, training, loss, train_digits, None, tmp_path / name, seed, name, {})
+    a, b, c = (load_file(tmp_path / name / "model.safetensors") for name in "abc")
+    assert not changed(a, b)
+    assert changed(a, c)
