@@ -146,4 +146,5 @@ class Record(_Model):
     @property
     def name(self) -> str:
         """File name stem: one record per row, scale, data set and seed; a repeated run replaces it."""
-        return f"{self.table}-{self.row}-{self.scale}-{self.dataset.name}-seed{self.seed}"
+        data = f"{self.dataset.name}-{self.dataset.sha256[:8]}"
+        return f"{self.table}-{self.row}-{self.scale}-{data}-seed{self.seed}"

@@ -31,6 +31,7 @@ from reproductions.stages import (
     generator_settings,
     has_record,
     is_done,
+    is_proxy_done,
     record_name,
     run_generator,
     run_tokenizer,
@@ -41,6 +42,8 @@ from reproductions.stages import (
 )
 
 REPORTED_CSV = Path(__file__).parent / "reported" / "imagenet256.csv"
+
+MIN_TEST_IMAGES = 10  # the inception score alone takes ten splits
 
 Rows = Callable[[str, int], list[Recipe]]  # (scale, number of classes) -> rows in the table's order
 
@@ -135,7 +138,13 @@ def load_data(scale: str, options: Options, image_size: int) -> DataSplits:
         return digits(image_size)
     if options.data is None:
         raise InputError(f"scale {scale} needs --data DIR, an image folder with one folder per class")
-    return image_folder(options.data, image_size, options.skip_corrupt)
+    splits = image_folder(options.data, image_size, options.skip_corrupt)
+    if len(splits.test) < MIN_TEST_IMAGES:
+        raise InputError(
+            f"{options.data}: {len(splits.test)} test images are too few for any metric, which needs at least "
+            f"{MIN_TEST_IMAGES} (a fifth of every class, or the images of val/)"
+        )
+    return splits
 
 
 def _choose(rows: list[Recipe], names: tuple[str, ...]) -> list[Recipe]:
@@ -193,14 +202,14 @@ def _run_plans(plans: list[Plan]) -> dict[str, str]:
             continue
         job, recipe = plan.job, plan.recipe
         needs = []
-        if not job.extractor.with_suffix(".json").exists():
+        if not is_proxy_done(job.extractor, job):
             tasks.setdefault("extractor", Task("extractor", train_extractor, (job,)))
             needs.append("extractor")
         if not plan.tokenizer_done:
             before = []
             if recipe.tokenizer.semantic != "none" and not job.scale.pretrained:
                 name = f"teacher of {recipe.tokenizer.name}"
-                if not job.teacher(recipe).with_suffix(".json").exists():
+                if not is_proxy_done(job.teacher(recipe), job):
                     tasks.setdefault(name, Task(name, train_teacher, (job, recipe)))
                     before.append(name)
             name = f"tokenizer {recipe.tokenizer.name} seed {job.seed}"

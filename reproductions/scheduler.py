@@ -103,7 +103,7 @@ def _run(task: Task) -> str | None:
         return str(error)
     except Exception as error:
         traceback.print_exc()
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
     return None
 
 

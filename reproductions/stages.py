@@ -31,13 +31,14 @@ from imagefolder.evaluation.protocols import Extractor, evaluate_generation, eva
 from imagefolder.generator.model import Generator
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.tokenizer.semantic import Teacher, blank_teacher, pretrained_vit
-from imagefolder.training.classifier import accuracy, save_classifier, train_classifier
+from imagefolder.training.classifier import accuracy, finish_classifier, save_classifier, train_classifier
 from imagefolder.training.generator import encode_images, train_generator
 from imagefolder.training.tokenizer import train_tokenizer
 from leaderboard.record import Checkpoint, CodebookUsage, Cost, Dataset, Metric, Record, Run, Size
 from leaderboard.store import read_record, write_record
 from reproductions.recipe import Recipe, Scale, resolved, sampling_of
 
+SETTINGS = "settings.json"
 SELECTION = "EMA weights of the last step"
 PROXY_SELECTION = "weights of the last step, fixed seed"
 EXTRACTOR_SEED, TEACHER_SEED = 0, 1
@@ -95,9 +96,8 @@ def train_extractor(job: Job) -> None:
         "test_accuracy": accuracy(net.features, net.head, job.splits.test),
         "dataset_sha256": job.splits.sha256,
     }
-    save_classifier(job.extractor, net, about)
-    about |= {"floors": real_floors(job.splits, job.extractor)}
-    save_classifier(job.extractor, net, about)
+    save_classifier(job.extractor, net)
+    finish_classifier(job.extractor, {**about, "floors": real_floors(job.splits, job.extractor)})
 
 
 def train_teacher(job: Job, recipe: Recipe) -> None:
@@ -113,7 +113,8 @@ def train_teacher(job: Job, recipe: Recipe) -> None:
         "test_accuracy": accuracy(teacher, head, job.splits.test),
         "dataset_sha256": job.splits.sha256,
     }
-    save_classifier(job.teacher(recipe), teacher, about)
+    save_classifier(job.teacher(recipe), teacher)
+    finish_classifier(job.teacher(recipe), about)
 
 
 def load_teacher(job: Job, recipe: Recipe) -> Teacher | None:
@@ -132,6 +133,7 @@ def run_tokenizer(job: Job, recipe: Recipe) -> None:
     folder = job.tokenizer(recipe)
     teacher = load_teacher(job, recipe)
     about = tokenizer_settings(job, recipe)
+    _write_settings(folder, about)
     if teacher is not None and not job.scale.pretrained:
         about["teacher_sha256"] = file_sha256(job.teacher(recipe))
     train_tokenizer(
@@ -156,10 +158,12 @@ def run_generator(job: Job, recipe: Recipe, order: int, tokenizer_shared: bool) 
     tokenizer_about = load_weights(job.tokenizer(recipe), tokenizer, recipe.tokenizer)
     tokenizer.to(device).eval()
     folder, name = job.generator(recipe), recipe.row
-    if not (folder / CONFIG).exists():
+    settings, tokenizer_sha256 = generator_settings(job, recipe), tokenizer_about["weights_sha256"]
+    if not is_done(folder, settings) or read_about(folder).get("tokenizer_sha256") != tokenizer_sha256:
+        _write_settings(folder, settings)
         tokens = encode_images(tokenizer, job.splits.train, 100, job.title(f"{name}: encoding training images"))
         title = job.title(f"{name}: training generator")
-        about = generator_settings(job, recipe)
+        about = {**settings, "tokenizer_sha256": tokenizer_sha256}
         train_generator(
             recipe.generator, job.scale.generator_training, tokenizer, tokens, folder, job.seed, title, about
         )
@@ -243,19 +247,24 @@ def generator_settings(job: Job, recipe: Recipe) -> dict[str, Any]:
 
 
 def is_done(folder: Path, settings: dict[str, Any]) -> bool:
-    """Whether a stage is finished; `InputError` if it was run with other settings."""
-    if not (folder / CONFIG).exists():
+    """Whether a stage is finished; `InputError` if it was run, or begun, with other settings."""
+    path = folder / SETTINGS
+    if not path.exists():
         return False
-    about = read_about(folder)
-    if not (folder / WEIGHTS).exists():
-        return False
-    different = [name for name, value in settings.items() if about.get(name) != value]
+    stored = json.loads(path.read_text())
+    different = [name for name in settings | stored if stored.get(name) != settings.get(name)]
     if different:
         raise InputError(
             f"{folder}: checkpoint of another configuration (differs in {', '.join(different)}); "
             "use --fresh to redo it or another --output"
         )
-    return True
+    return (folder / CONFIG).exists() and (folder / WEIGHTS).exists()
+
+
+def is_proxy_done(path: Path, job: Job) -> bool:
+    """Whether a teacher or extractor is trained, with this scale's number of steps."""
+    about = path.with_suffix(".json")
+    return path.exists() and about.exists() and json.loads(about.read_text())["steps"] == job.scale.proxy_steps
 
 
 def has_record(job: Job, recipe: Recipe) -> bool:
@@ -270,7 +279,8 @@ def has_record(job: Job, recipe: Recipe) -> bool:
 
 def record_name(job: Job, recipe: Recipe) -> str:
     """File name stem of a row's record."""
-    return f"{job.table}-{recipe.row}-{job.scale.name}-{job.splits.name}-seed{job.seed}"
+    data = f"{job.splits.name}-{job.splits.sha256[:8]}"
+    return f"{job.table}-{recipe.row}-{job.scale.name}-{data}-seed{job.seed}"
 
 
 def _identity(job: Job, recipe: Recipe, order: int) -> dict[str, Any]:
@@ -328,6 +338,12 @@ def _checkpoints(job: Job, recipe: Recipe, tokenizer: dict[str, Any], generator:
 def _load_extractor(job: Job) -> Extractor:
     about = json.loads(job.extractor.with_suffix(".json").read_text())
     return Extractor(job.extractor, about["sha256"], about["floors"])
+
+
+def _write_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Note what a stage is trained with before it begins, so that it is never continued with anything else."""
+    text = json.dumps(settings, indent=1)
+    write_atomically(folder / SETTINGS, lambda temporary: temporary.write_text(text))
 
 
 def _picture(output: Path, name: str, images: torch.Tensor, columns: int = 10) -> str:

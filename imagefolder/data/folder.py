@@ -47,6 +47,10 @@ class FolderImages(Dataset):
         images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
         return images, self.labels[[index for _, index in keys]]
 
+    def plain(self) -> FolderImages:
+        """The same files, centre-cropped."""
+        return FolderImages(self.samples, self.image_size)
+
     def fingerprint(self) -> str:
         """sha256 over class, name and content of every file."""
         lines = (f"{sample.label}/{sample.path.name}:{sample.sha256}\n" for sample in self.samples)
@@ -111,6 +115,8 @@ def open_rgb(path: Path) -> Image.Image:
     """A file as RGB; `InputError` naming the file if it is no readable image."""
     try:
         with Image.open(path) as image:
+            if image.mode.startswith("I"):  # 16 bits per pixel, which Pillow would clip instead of scaling
+                image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
             return image.convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not a readable image ({error})") from None

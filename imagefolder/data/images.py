@@ -22,6 +22,10 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
     def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]: ...
+    def plain(self) -> Images:
+        """The same images without augmentation."""
+        ...
+
     def fingerprint(self) -> str:
         """sha256 over content and labels."""
         ...
@@ -41,6 +45,9 @@ class ArrayImages(Dataset):
     def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]:
         index = torch.tensor([i for _, i in keys])
         return self.images[index], self.labels[index]
+
+    def plain(self) -> ArrayImages:
+        return self
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self.images.numpy().tobytes() + self.labels.numpy().tobytes()).hexdigest()

@@ -185,7 +185,7 @@ def codebook_usage(tokens: Tensor, tokenizer: Tokenizer) -> list[Usage]:
 
 def all_images(images: Images) -> Tensor:
     """A whole split in order, without augmentation: uint8 (N, 3, H, W)."""
-    return torch.cat([batch for batch, _ in ordered_batches(images, 100)])
+    return torch.cat([batch for batch, _ in ordered_batches(images.plain(), 100)])
 
 
 def _proxy(name: str, description: str, reference: str, extractor: Extractor, higher: bool) -> Protocol:

@@ -46,11 +46,13 @@ def accuracy(features: nn.Module, head: nn.Linear, images: Images, batch_size: i
     return right / len(images)
 
 
-def save_classifier(path: Path, model: nn.Module, about: dict[str, object]) -> str:
-    """Write weights to `path` (safetensors) with `about` as JSON beside them; returns the sha256 of the weights."""
+def save_classifier(path: Path, model: nn.Module) -> None:
+    """Write weights to `path` (safetensors)."""
     state: dict[str, Tensor] = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
     write_atomically(path, lambda temporary: save_file(state, temporary))
-    sha256 = file_sha256(path)
-    text = json.dumps({**about, "sha256": sha256}, indent=1)
+
+
+def finish_classifier(path: Path, about: dict[str, object]) -> None:
+    """Write what is known about the weights at `path`, with their sha256, as JSON beside them: now they are done."""
+    text = json.dumps({**about, "sha256": file_sha256(path)}, indent=1)
     write_atomically(path.with_suffix(".json"), lambda temporary: temporary.write_text(text))
-    return sha256

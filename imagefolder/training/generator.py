@@ -64,10 +64,10 @@ class GeneratorTask(Task):
 
 
 def encode_images(tokenizer: Tokenizer, images: Images, batch_size: int, title: str) -> TokenImages:
-    """Tokens of all images of a split, without augmentation differences between epochs."""
+    """Tokens of all images of a split, without augmentation."""
     tokens, done = [], 0
     with Phase(title, len(images)) as phase:
-        for batch, labels in ordered_batches(images, batch_size):
+        for batch, labels in ordered_batches(images.plain(), batch_size):
             tokens.append(tokenizer.encode(to_float(batch)).cpu())
             done += len(labels)
             phase.update(done)
@@ -103,7 +103,7 @@ def _decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str,
     """Weight decay on matrices only: none on biases, 1-d tensors and embeddings."""
     plain, decayed = [], []
     for name, parameter in model.named_parameters():
-        exempt = parameter.ndim < 2 or any(key in name for key in ("_embed.weight", "position", "log_scale"))
-        exempt = exempt and "input_embed" not in name
+        embedding = any(key in name for key in ("class_embed", "level_embed", "position", "log_scale"))
+        exempt = parameter.ndim < 2 or embedding
         (plain if exempt else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]

@@ -119,14 +119,15 @@ def fit(
             losses = task.step(moved, step / config.steps, accelerator)
             ema.update(model, step=step)
             done = step + 1
-            if done % LOG_EVERY == 0 or done == config.steps:
+            saving = done % config.checkpoint_every == 0 and done < config.steps
+            if saving or done % LOG_EVERY == 0 or done == config.steps:
                 logged = {name: float(value) for name, value in losses.items()}
                 _check_finite(logged, step, folder)
                 curve.write(json.dumps({"step": done, **logged}) + "\n")
                 for name, value in {**logged, "learning_rate_share": share}.items():
                     writer.add_scalar(name, value, done)
                 phase.update(done, logged)
-            if done % config.checkpoint_every == 0 and done < config.steps and accelerator.is_main_process:
+            if saving and accelerator.is_main_process:
                 curve.flush()
                 _save(folder / STATE, task, model, averaged, done, seconds + time.monotonic() - clock)
     task.model = model
@@ -177,7 +178,8 @@ def _restore(path: Path, task: Task, averaged: nn.Module) -> tuple[int, float]:
 
 
 def _trim_curve(path: Path, start: int) -> None:
-    """Drop curve points after the step training continues from."""
+    """Drop curve points after the step training continues from, and a line cut short when it was stopped."""
     if path.exists():
-        kept = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= start]
+        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+        kept = [line for line in lines if json.loads(line)["step"] <= start]
         write_atomically(path, lambda temporary: temporary.write_text("".join(kept)))

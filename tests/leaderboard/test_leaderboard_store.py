@@ -47,7 +47,7 @@ def test_metric_that_is_no_number_is_refused(metric, value):
 
 
 def test_nan_in_the_configuration_is_refused_and_not_written_as_null(tmp_path, make):
-    with pytest.raises(RecordError, match="table2-imagefolder-mini-digits-seed0"):
+    with pytest.raises(RecordError, match="table2-imagefolder-mini-digits-d1d1d1d1-seed0"):
         write_record(tmp_path, make(config={"lr": float("nan")}))
     assert list(tmp_path.iterdir()) == []
 
@@ -55,7 +55,7 @@ def test_nan_in_the_configuration_is_refused_and_not_written_as_null(tmp_path, m
 def test_repeated_run_replaces_the_record_and_leaves_no_other_file(tmp_path, make):
     write_record(tmp_path, make(gfid=3.0))
     write_record(tmp_path, make(gfid=2.0))
-    assert [path.name for path in tmp_path.iterdir()] == ["table2-imagefolder-mini-digits-seed0.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["table2-imagefolder-mini-digits-d1d1d1d1-seed0.json"]
     assert read_records(tmp_path) == [make(gfid=2.0)]
 
 
@@ -105,7 +105,7 @@ def test_folder_that_cannot_be_written_is_an_os_error(tmp_path, make):
         (lambda data: json.dumps(data | {"schema_version": 2}), "schema version 2 and not 1"),
         (lambda data: json.dumps(data | {"extra": 1}), "extra"),
         (lambda data: json.dumps({k: v for k, v in data.items() if k != "run"}), "run: Field required"),
-        (lambda data: json.dumps(data | {"seed": 7}), "holds the record table2-imagefolder-mini-digits-seed7"),
+        (lambda data: json.dumps(data | {"seed": 7}), "holds the record table2-imagefolder-mini-digits-d1d1d1d1-seed7"),
     ],
 )
 def test_unusable_file_is_named_in_one_line(tmp_path, make, change, message):

@@ -149,7 +149,7 @@ def test_average_is_not_stuck_at_the_first_weights_in_a_short_training(
         (model.state_dict()["quant_conv.weight"] - first["quant_conv.weight"]).norm()
         for model in (task.model, averaged)
     )
-    assert float(mean) > 0.2 * float(way) > 0
+    assert float(mean) > 0.6 * float(way) > 0
 
 
 def test_saved_weights_are_the_averaged_ones(
