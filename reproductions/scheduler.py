@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -87,9 +88,16 @@ def _start_worker(events: Any, threads: int | None) -> None:
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     send_to(events.put)
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+def _end_with_parent() -> None:
+    """Leave no worker behind, however the parent ended."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _run(task: Task) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -84,3 +86,33 @@ def test_dead_worker_is_reported_and_what_does_not_need_it_goes_on(tmp_path: Pat
     assert set(failed) == {"dead", "needs it"}
     assert "died" in failed["dead"]
     assert log_of(tmp_path) == ["other"]
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from reproductions.scheduler import Task, run_tasks\n"
+        "def stay(path):\n"
+        "    Path(path).write_text(str(os.getpid()))\n"
+        "    time.sleep(120)\n"
+        "if __name__ == '__main__':\n"
+        "    run_tasks([Task('stay', stay, (sys.argv[1],))], jobs=1, threads=1)\n"
+    )
+    noted = tmp_path / "pid"
+    parent = subprocess.Popen([sys.executable, str(script), str(noted)])
+    try:
+        wait_until(lambda: noted.exists() and noted.read_text() != "")
+    finally:
+        parent.kill()
+        parent.wait()
+    worker = Path(f"/proc/{noted.read_text()}")
+    wait_until(lambda: not worker.exists() or "\nState:\tZ" in (worker / "status").read_text())
+
+
+def wait_until(condition, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened in time"
+        time.sleep(0.1)
