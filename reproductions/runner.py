@@ -276,7 +276,7 @@ def _print_results(table: str, scale: str, output: Path) -> None:
     shown = Table(box=None, pad_edge=False)
     columns = ("proxy-rFID", "PSNR", "proxy-gFID", "proxy-IS", "class accuracy", "positions")
     for column in ("row", "seeds", *columns):
-        shown.add_column(column, justify="left" if column == "row" else "right")
+        shown.add_column(column, justify="left" if column == "row" else "right", no_wrap=column.startswith("proxy"))
     for _, row in measured_frame(records).iterrows():
         values = [f"{row[column]:.4g}" if column in row and row[column] == row[column] else "-" for column in columns]
         shown.add_row(row["row"], str(row["n_seeds"]), *values)

@@ -48,24 +48,31 @@ def run_tasks(tasks: list[Task], jobs: int, threads: int | None) -> dict[str, st
     pool = new_pool()
     try:
         while waiting or running:
+            broken = False
             for task in list(waiting):
-                broken = [name for name in task.after if name in failed]
-                if broken:
-                    failed[task.name] = f"{broken[0]} failed: {failed[broken[0]]}"
+                failed_need = next((name for name in task.after if name in failed), None)
+                if failed_need is not None:
+                    failed[task.name] = f"{failed_need} failed: {failed[failed_need]}"
                     waiting.remove(task)
                 elif done.issuperset(task.after) and len(running) < jobs:
-                    running[pool.submit(_run, task)] = task.name
+                    try:
+                        running[pool.submit(_run, task)] = task.name
+                    except BrokenProcessPool:
+                        broken = True
+                        break
                     waiting.remove(task)
-            finished = wait(running, return_when=FIRST_COMPLETED).done if running else set()
-            try:
-                for future in finished:
+            for future in wait(running, return_when=FIRST_COMPLETED).done if running and not broken else ():
+                try:
                     reason = future.result()
-                    name = running.pop(future)
-                    if reason is None:
-                        done.add(name)
-                    else:
-                        failed[name] = reason
-            except BrokenProcessPool:  # takes all running tasks with it, whichever of them died
+                except BrokenProcessPool:
+                    broken = True
+                    continue
+                name = running.pop(future)
+                if reason is None:
+                    done.add(name)
+                else:
+                    failed[name] = reason
+            if broken:  # a dead worker takes all running tasks with it, whichever of them was to blame
                 reason = "a worker process died (killed, out of memory?); the same command continues"
                 failed |= dict.fromkeys(running.values(), reason)
                 running.clear()

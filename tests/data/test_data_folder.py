@@ -15,6 +15,7 @@ from PIL import Image
 
 from imagefolder.data.folder import FolderImages, center_crop, image_folder, open_rgb, random_crop
 from imagefolder.data.images import ordered_batches, training_batches
+from imagefolder.evaluation.protocols import all_images
 
 CLASSES = {"cats": 10, "dogs": 12, "owls": 2}
 Draw = Callable[..., Path]
@@ -177,3 +178,20 @@ def test_identity_changes_with_the_class_of_a_file(tmp_path: Path, classes_at: D
     (root / "cats" / "005.png").rename(root / "dogs" / "05.png")
     assert image_folder(root, 8).sha256 != before
     assert image_folder(root, 16).sha256 != image_folder(root, 8).sha256
+
+
+def test_training_images_used_as_reference_are_not_augmented(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(tmp_path / name / f"{i}.png")
+    train = image_folder(tmp_path, 32).train
+    expected = np.stack([center_crop(open_rgb(sample.path), 32) for sample in train.samples]).transpose(0, 3, 1, 2)
+    assert np.array_equal(all_images(train).numpy(), expected)
+
+
+def test_16_bit_images_are_scaled_not_clipped(tmp_path):
+    values = (np.arange(24 * 30).reshape(24, 30) * 90 % 65536).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    assert np.abs(np.asarray(open_rgb(tmp_path / "deep.png"))[..., 0] - values / 257.0).max() <= 1
