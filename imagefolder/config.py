@@ -37,10 +37,14 @@ class TokenizerConfig:
     drop_path: float = 0.1
     branches: int = 2
     scales: tuple[int, ...] = RELEASED_SCALES
-    quantizer: Literal["vq"] = "vq"
+    quantizer: Literal["vq", "bsq", "lfq"] = "vq"
+    """vq: learned codes; bsq: signs of the normalised input / sqrt(code_dim); lfq: signs (both: 2^code_dim codes)"""
     codebook_size: int = 4096
     code_dim: int = 32
     cosine: bool = True
+    """vq: nearest code by cosine; False: by Euclidean distance"""
+    binary_base: float = 1.0
+    """bsq, lfq: codes of scale k are multiplied by binary_base^k"""
     shared_phi: int = 4
     """convolutions phi shared over the scales: n partially shared, 1 one for all, 0 one per scale"""
     phi_ratio: float = 0.5
@@ -51,6 +55,14 @@ class TokenizerConfig:
     """smallest number of scales kept by quantizer dropout"""
     semantic: Literal["none", "last", "all"] = "last"
     """branch regularised towards the teacher: none, the last one, or all jointly"""
+    detail_width: int = 0
+    """width of the class feature of a second teacher (CLIP), towards which the first branch is regularised; 0: none"""
+    perturbed_images: float = 0.0
+    """share of a batch whose codes are perturbed while training (beta of RobustTok; single-scale vq)"""
+    perturbed_codes: float = 1.0
+    """share of such an image's codes that are replaced (alpha)"""
+    perturbation_depth: int = 100
+    """replaced by one of this many nearest codes (delta)"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(self.scales))
@@ -60,7 +72,13 @@ class TokenizerConfig:
         )
         _require(len(self.scales) > 0 and min(self.scales) > 0, f"scales must be positive integers, not {self.scales}")
         _require(list(self.scales) == sorted(self.scales), f"scales must not shrink: {self.scales}")
-        _require(self.quantizer == "vq", f"quantizer {self.quantizer!r} is unknown; known: 'vq'")
+        _require(self.quantizer in ("vq", "bsq", "lfq"), f"quantizer {self.quantizer!r} is not vq, bsq or lfq")
+        _require(
+            self.quantizer == "vq" or self.codebook_size == 2**self.code_dim,
+            f"a binary quantizer has 2^code_dim codes: codebook_size {self.codebook_size} does not fit code_dim "
+            f"{self.code_dim}",
+        )
+        _require(self.shared_phi >= 0, f"shared_phi must be 0 (one per scale) or more, not {self.shared_phi}")
         _require(self.branches >= 1, f"branches must be at least 1, not {self.branches}")
         _require(self.semantic in ("none", "last", "all"), f"semantic {self.semantic!r} is not none, last or all")
         if len(self.scales) > 1 and self.quantizer_dropout > 0:
@@ -68,6 +86,14 @@ class TokenizerConfig:
                 1 <= self.dropout_start <= len(self.scales),
                 f"dropout_start {self.dropout_start} is not within 1..{len(self.scales)} (the number of scales)",
             )
+        _require(
+            self.perturbed_images == 0 or (len(self.scales) == 1 and self.quantizer == "vq"),
+            "latent perturbation (perturbed_images) is defined for single-scale vector quantizers",
+        )
+        _require(
+            0 < self.perturbation_depth < self.codebook_size or self.perturbed_images == 0,
+            f"perturbation_depth {self.perturbation_depth} is not within 1..{self.codebook_size - 1}",
+        )
 
     @property
     def latent_side(self) -> int:
@@ -92,6 +118,8 @@ class GeneratorConfig:
     """None: depth"""
     mlp_ratio: float = 4.0
     num_classes: int = 1000
+    token_dropout: float = 0.0
+    """share of input positions replaced by a learned empty embedding while training (p_drop)"""
     order: Literal["folded", "unfolded", "raster"] = "folded"
     """folded: all branches of a scale at once; unfolded: branch after branch within a scale; raster: position by
     position (single-scale tokenizers)"""
@@ -156,12 +184,30 @@ class LossConfig:
     perceptual: float = 1.0
     """LPIPS with VGG16"""
     semantic: float = 0.1
+    semantic_normalise: bool = False
+    """both sides of the contrastive losses on the unit sphere (binary models)"""
+    semantic_scale: tuple[float, float] = (1.0, 1.0)
+    """logit scale at the start and at the end of the training, geometric in between (binary models: 1 to 100)"""
+    detail: float = 0.1
+    """contrastive loss of the first branch, where `TokenizerConfig.detail_width` asks for it"""
+    entropy: float = 0.1
+    """binary quantizers"""
     adversarial: float = 0.5
+    adversarial_kind: Literal["hinge", "vanilla", "non-saturating"] = "hinge"
     adversarial_start: float = 0.28
     """share of the steps after which the adversarial term sets in (released: epoch 56 of 200)"""
+    discriminator: Literal["patch", "dino"] = "patch"
+    """PatchGAN (ablation rows 1 to 6), or heads on a frozen DINO ViT-S/16 (rows 7 and 8, released models)"""
     lecam: float = 0.001
     discriminator_rate: float = 8e-4
     discriminator_weight_decay: float = 5e-4
+    perturbation_anneal: tuple[float, float] = (0.2, 0.6)
+    """shares of the training between which the share of perturbed images falls to half (RobustTok: epochs 40 to 120)"""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "semantic_scale", tuple(self.semantic_scale))
+        object.__setattr__(self, "perturbation_anneal", tuple(self.perturbation_anneal))
+        _require(self.discriminator in ("patch", "dino"), f"discriminator {self.discriminator!r} is not patch or dino")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from imagefolder.config import GeneratorConfig, TokenizerConfig
@@ -11,8 +11,12 @@ from imagefolder.errors import InputError
 
 _Config = TypeVar("_Config", TokenizerConfig, GeneratorConfig)
 
-# Released models at 256 x 256 (names as in the authors' zoo).
+# Released models at 256 x 256 (names as in the authors' zoo). V vector, B binary spherical, P product, MS..R10 ten
+# scales of residuals. What the single-scale ones were regularised with while training is not known.
 _RELEASED = TokenizerConfig(name="MSVR10P2-4096")
+_VQ = replace(_RELEASED, name="VQ-4096", branches=1, scales=(16,), code_dim=64, semantic="none")
+_VP2 = replace(_RELEASED, name="VP2-4096", scales=(16,))
+_BINARY = replace(_RELEASED, name="MSBR10P2-4096", quantizer="bsq", code_dim=12)
 
 # mini: handwritten digits at 32 x 32 on two CPU cores. The ratio of latent side to image grid (3 : 4) and of folded
 # positions to raster positions (14 : 16) are close to the released 11 : 16 and 286 : 256.
@@ -49,9 +53,15 @@ TOKENIZERS: dict[str, TokenizerConfig] = {
         _RELEASED,
         replace(_RELEASED, name="MSVR10P2-8192", codebook_size=8192),
         replace(_RELEASED, name="MSVR10P2-16384", codebook_size=16384),
+        _BINARY,
+        replace(_BINARY, name="MSBR10P2-16384", codebook_size=16384, code_dim=14),
+        _VP2,
+        replace(_VP2, name="VP2-16384", codebook_size=16384),
+        _VQ,
+        replace(_VQ, name="VQ-8192", codebook_size=8192),
+        replace(_VQ, name="RobustTok", perturbed_images=0.1),
         # The one-branch baseline at the same number of positions (no released weights).
         replace(_RELEASED, name="MSVR10-4096", branches=1, semantic="none", quantizer_dropout=0.0),
-        replace(_RELEASED, name="VQ-4096", branches=1, scales=(16,), code_dim=64, semantic="none"),
         _MINI,
         replace(_MINI, name="mini-MSVR3-256", branches=1, semantic="none", quantizer_dropout=0.0),
         replace(_MINI, name="mini-VQ-256", branches=1, scales=(4,), semantic="none"),
@@ -80,6 +90,51 @@ GENERATORS: dict[str, GeneratorConfig] = {
         replace(_SMALL_GENERATOR, name="VAR-small-MSVR8-1024"),
         replace(_SMALL_GENERATOR, name="AR-small-VQ-1024", order="raster", scales=(16,)),
     )
+}
+
+
+TOKENIZER_OF: dict[str, str] = {
+    "VAR-d17-MSVR10P2-4096": "MSVR10P2-4096",
+    "VAR-d17-MSVR10P2-4096-unfolded": "MSVR10P2-4096",
+    "VAR-d17-MSVR10-4096": "MSVR10-4096",
+    "AR-d17-VQ-4096": "VQ-4096",
+    "VAR-mini-MSVR3P2-256": "mini-MSVR3P2-256",
+    "VAR-mini-MSVR3P2-256-unfolded": "mini-MSVR3P2-256",
+    "VAR-mini-MSVR3-256": "mini-MSVR3-256",
+    "AR-mini-VQ-256": "mini-VQ-256",
+    "VAR-small-MSVR8P2-1024": "small-MSVR8P2-1024",
+    "VAR-small-MSVR8P2-1024-unfolded": "small-MSVR8P2-1024",
+    "VAR-small-MSVR8-1024": "small-MSVR8-1024",
+    "AR-small-VQ-1024": "small-VQ-1024",
+}
+"""The tokenizer each generator was made for; with overrides of its shape a generator takes any other."""
+
+
+@dataclass(frozen=True)
+class Reported:
+    """Numbers published for released weights on ImageNet 256 x 256; None: not published."""
+
+    source: str
+    rfid: float | None = None
+    pfid: float | None = None
+    gfid: float | None = None
+    generator: str = ""
+    """of the gFID"""
+
+
+_README = "lxa9867/ImageFolder README"
+REPORTED: dict[str, Reported] = {
+    "MSVR10P2-4096": Reported(_README, 0.80, 7.23, 2.60, "VAR-d17, 362M"),
+    "MSVR10P2-8192": Reported(_README, 0.70),
+    "MSVR10P2-16384": Reported(_README, 0.67),
+    "MSBR10P2-4096": Reported(_README, 0.86),
+    "MSBR10P2-16384": Reported(_README, 0.78),
+    "VP2-4096": Reported(_README, 0.90),
+    "VP2-16384": Reported(_README, 0.64),
+    "VQ-4096": Reported(_README, 0.91, 6.98),
+    "VQ-8192": Reported(f"{_README}; arXiv 2509.12474 (gFID)", 0.81, 7.91, 2.22, "RAR, size not stated"),
+    "RobustTok": Reported(f"{_README}; arXiv 2509.12474 (gFID)", 1.02, 2.28, 1.60, "RAR-L, 461M"),
+    "VAR-d17-MSVR10P2-4096": Reported(f"{_README}; arXiv 2509.12474", gfid=2.60, generator="itself, guidance 3.25"),
 }
 
 

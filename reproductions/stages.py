@@ -21,13 +21,14 @@ import torch
 from safetensors.torch import load_file
 from torchvision.utils import save_image
 
-from imagefolder.checkpoints import CONFIG, WEIGHTS, file_sha256, load_weights, read_about, write_atomically
+from imagefolder.checkpoints.native import CONFIG, WEIGHTS, load_weights, read_about
 from imagefolder.config import config_hash, to_dict
 from imagefolder.data.images import DataSplits
 from imagefolder.environment import describe, peak_memory_mib, reset_peak_memory
 from imagefolder.errors import InputError
 from imagefolder.evaluation.extractor import FEATURES, ProxyNet
 from imagefolder.evaluation.protocols import Extractor, evaluate_generation, evaluate_reconstruction, real_floors
+from imagefolder.files import file_sha256, write_atomically
 from imagefolder.generator.model import Generator
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.tokenizer.semantic import Teacher, blank_teacher, pretrained_vit

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import imagefolder
-from imagefolder.checkpoints import load_weights, save_checkpoint, write_atomically
+from imagefolder.checkpoints.native import load_weights, save_checkpoint
 from imagefolder.config import config_hash, from_dict, to_dict
+from imagefolder.files import write_atomically
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.zoo import GENERATORS, TOKENIZERS
 
@@ -114,7 +115,7 @@ def test_damaged_checkpoints_are_refused_by_name(saved, how, message):
 
 
 def test_a_path_that_is_no_checkpoint_is_refused(tmp_path):
-    with pytest.raises(imagefolder.InputError, match="not a checkpoint folder"):
+    with pytest.raises(imagefolder.InputError, match="no such file or folder"):
         imagefolder.load_tokenizer(TOKENIZER, weights=tmp_path / "nothing")
 
 
@@ -163,6 +164,10 @@ def test_configurations_survive_json_and_have_a_hash_of_their_own(name):
         (TOKENIZER, {"scales": ()}, "positive"),
         (TOKENIZER, {"branches": 0}, "branches"),
         (TOKENIZER, {"quantizer": "other"}, "quantizer"),
+        (TOKENIZER, {"quantizer": "bsq"}, r"2\^code_dim.*256 does not fit code_dim 16"),
+        (TOKENIZER, {"shared_phi": -1}, "shared_phi"),
+        (TOKENIZER, {"perturbed_images": 0.1}, "single-scale"),
+        ("mini-VQ-256", {"perturbed_images": 0.1, "perturbation_depth": 256}, "perturbation_depth 256"),
         (TOKENIZER, {"semantic": "first"}, "semantic"),
         (TOKENIZER, {"dropout_start": 4}, "dropout_start 4"),
         (TOKENIZER, {"backbone": "vit_unheard_of"}, "vit_unheard_of"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from imagefolder.checkpoints.hub import HubModel
 from imagefolder.config import GeneratorConfig
 from imagefolder.errors import InputError
 from imagefolder.generator.sampling import draw, uniforms
@@ -25,8 +26,10 @@ class Samples:
     images: Tensor
 
 
-class Generator(nn.Module):
+class Generator(nn.Module, HubModel):
     """Class labels to images. `tokenizer` is frozen and not part of the generator's weights."""
+
+    config_type = GeneratorConfig
 
     def __init__(self, config: GeneratorConfig, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -39,6 +42,9 @@ class Generator(nn.Module):
         self.config = config
         self.transformer = Transformer(config)
         self.tokenizer = tokenizer.eval().requires_grad_(False)
+
+    def weights_module(self) -> nn.Module:
+        return self.transformer
 
     def forward(self, labels: Tensor, tokens: Tensor) -> Tensor:
         """Teacher forcing.

@@ -99,17 +99,17 @@ class State:
     """The quantized maps (B, P, C, K, K) built from the tokens known so far."""
 
     def __init__(self, sequence: Sequence, quantizer: ProductQuantizer, batch: int) -> None:
-        weight = quantizer.branches[0].codebook.weight
         self.sequence = sequence
         self.quantizer = quantizer
         self.side = quantizer.scales[-1]
-        self.f_hat = [weight.new_zeros(batch, weight.shape[1], self.side, self.side) for _ in quantizer.branches]
+        hits = quantizer.branches[0].codebook.hits  # float32, on the quantizer's device
+        self.f_hat = [hits.new_zeros(batch, q.codebook.dim, self.side, self.side) for q in quantizer.branches]
 
     def add(self, block: Block, tokens: Tensor) -> None:
         """Add the tokens (B, branches of the block, size) of a block to the maps."""
         for row, p in enumerate(block.branches):
             if self.sequence.raster:
-                codes = self.quantizer.branches[p].codes()[tokens[:, row, 0]]
+                codes = self.quantizer.branches[p].vectors(tokens[:, row])[:, 0]
                 # Out of place, since earlier inputs may still be views of the map
                 self.f_hat[p] = (
                     self.f_hat[p]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from imagefolder.config import GeneratorConfig
 from imagefolder.generator.sequence import Sequence
+from imagefolder.tokenizer.quantizers import float32_only
 
 MAX_LOG_SCALE = math.log(100)
 
@@ -105,6 +106,8 @@ class Transformer(nn.Module):
         self.start_position = nn.Parameter(torch.empty(1, self.first, width))
         self.position_embed = nn.Parameter(torch.empty(1, length, width))
         self.level_embed = nn.Embedding(self.sequence.levels, width)
+        if config.token_dropout:
+            self.empty_embed = nn.Parameter(torch.empty(1, 1, width))
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.depth))
         self.head_ada = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, config.branches * config.codebook_size)
@@ -121,6 +124,8 @@ class Transformer(nn.Module):
                     nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.start_position, std=std)
         nn.init.trunc_normal_(self.position_embed, std=std)
+        if self.config.token_dropout:
+            nn.init.trunc_normal_(self.empty_embed, std=std)
         self.head.weight.data.mul_(0.02)
         self.head_ada.weight.data.mul_(0.5)
         width = self.config.width
@@ -143,9 +148,16 @@ class Transformer(nn.Module):
         if start == 0:
             parts.append(class_embedding[:, None] + self.start_position)
         if inputs is not None:
-            parts.append(self.input_embed(inputs))
+            parts.append(self._drop(self.input_embed(inputs)))
         offset = self.position_embed[:, start:stop] + self.level_embed(self.level_of_position[start:stop])
         return torch.cat(parts, dim=1) + offset
+
+    def _drop(self, embedded: Tensor) -> Tensor:
+        """While training, replace a share of the input positions by the empty embedding."""
+        if not self.training or not self.config.token_dropout:
+            return embedded
+        dropped = torch.rand(embedded.shape[:2], device=embedded.device) < self.config.token_dropout
+        return torch.where(dropped[..., None], self.empty_embed.to(embedded.dtype), embedded)
 
     def run(
         self,
@@ -161,7 +173,7 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.filled += x.shape[1]
         scale, shift = head
-        with torch.autocast(x.device.type, enabled=False):
+        with float32_only(x.device):
             h = _modulate(x.float(), scale.float(), shift.float())
             logits = F.linear(h, self.head.weight.float(), self.head.bias.float())
         return logits.unflatten(-1, (self.config.branches, self.config.codebook_size))

@@ -7,27 +7,35 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from imagefolder.checkpoints.hub import HubModel
 from imagefolder.config import TokenizerConfig
 from imagefolder.errors import InputError
 from imagefolder.tokenizer.quantizers import ProductQuantizer, Quantized
 from imagefolder.tokenizer.vit import Decoder, Encoder
 
+Pair = tuple[Tensor, Tensor]
+
 
 @dataclass
 class TrainingOutput:
-    """`images` (B, 3, H, W) not clamped; `quantized`; for the semantic loss `projected` and `pooled` (b, C) or None."""
+    """`images` (B, 3, H, W) not clamped; `quantized`; the two sides (b, C) of each contrastive loss, or None.
+
+    A pair is (projected feature of the teacher, quantized map averaged over space).
+    """
 
     images: Tensor
     quantized: Quantized
-    projected: Tensor | None = None
-    pooled: Tensor | None = None
+    semantic: Pair | None = None
+    detail: Pair | None = None
 
 
-class Tokenizer(nn.Module):
+class Tokenizer(nn.Module, HubModel):
     """Images in [-1, 1] to (branches, L) tokens and back.
 
     `quant_conv` (D -> C) is shared by the branches and, when training, also projects the teacher's class feature.
     """
+
+    config_type = TokenizerConfig
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -40,6 +48,11 @@ class Tokenizer(nn.Module):
         self.quantizer = ProductQuantizer(config)
         if config.semantic == "all":
             self.semantic_projection = nn.Linear(config.branches * config.code_dim, config.code_dim)
+        if config.detail_width:
+            self.detail_projection = nn.Linear(config.detail_width, config.code_dim)
+
+    def weights_module(self) -> nn.Module:
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -55,21 +68,22 @@ class Tokenizer(nn.Module):
         """Quantized map (B, P*C, K, K) -> images (B, 3, H, W), not clamped."""
         return self.decoder(self.post_quant_conv(z.flatten(2).mT.to(self.post_quant_conv.weight.dtype)))
 
-    def forward(self, images: Tensor, teacher_features: Tensor | None = None) -> TrainingOutput:
-        """Training pass: images (B, 3, H, W) in [-1, 1], the teacher's class features (B, D) or None.
+    def forward(self, images: Tensor, semantic: Tensor | None = None, detail: Tensor | None = None) -> TrainingOutput:
+        """Training pass: images (B, 3, H, W) in [-1, 1], class features of the teachers (B, D) or None.
 
-        Samples touched by quantizer dropout are left out of `projected` and `pooled`.
+        Samples touched by quantizer dropout are left out of the contrastive pairs.
         """
         kept = self.quantizer.draw_kept(len(images), images.device)
         quantized = self.quantizer(self.latents(images), kept)
         output = TrainingOutput(self.pixels(quantized.z), quantized)
-        if teacher_features is not None:
-            untouched = slice(0 if kept is None else int(self.quantizer.dropout * len(images)), None)
-            if self.config.semantic == "all":
-                pooled = self.semantic_projection(quantized.z.mean((2, 3)))
-            else:
-                pooled = quantized.z[:, -self.config.code_dim :].mean((2, 3))
-            output.projected, output.pooled = self.quant_conv(teacher_features)[untouched], pooled[untouched]
+        untouched = slice(0 if kept is None else int(self.quantizer.dropout * len(images)), None)
+        pooled = quantized.z.mean((2, 3))[untouched]
+        if semantic is not None:
+            joint = self.config.semantic == "all"
+            regularised = self.semantic_projection(pooled) if joint else pooled[:, -self.config.code_dim :]
+            output.semantic = self.quant_conv(semantic[untouched]), regularised
+        if detail is not None:
+            output.detail = self.detail_projection(detail[untouched]), pooled[:, : self.config.code_dim]
         return output
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Quantizers: single-scale vector, multi-scale residual vector, and their product over branches (section 1).
+"""Quantizers: single-scale, multi-scale residual, and their product over branches (architecture section 1).
 
 All work on maps (B, C, K, K) in float32 whatever the autocast, and share one interface: `forward` (training: the
 straight-through map, tokens, losses), `encode`, `decode`, and `contribution`, the map that the tokens of one scale add.
@@ -15,83 +15,49 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imagefolder.config import TokenizerConfig
-
-USED_SHARE = 0.08  # a code counts as used when hit at least this share of its fair part (released code)
+from imagefolder.tokenizer.codes import Codes, build_codes
 
 
 @dataclass
 class Quantized:
-    """Result of quantizing: `z` (B, C, K, K) straight-through, `tokens` int64 (B, L), two scalar losses."""
+    """Result of quantizing: `z` (B, C, K, K) straight-through, `tokens` int64 (B, L), three scalar losses."""
 
     z: Tensor
     tokens: Tensor
     codebook_loss: Tensor
     commitment_loss: Tensor
+    entropy_loss: Tensor
 
 
-class Codebook(nn.Embedding):
-    """V codes of dimension C, with an exponential average of hit counts per scale."""
+class SingleScaleQuantizer(nn.Module):
+    """One map of codes: the nearest one of each position; where codes are compared by direction, both are normalised.
 
-    def __init__(self, size: int, dim: int, scales: int, cosine: bool) -> None:
-        super().__init__(size, dim)
-        self.cosine = cosine
-        nn.init.uniform_(self.weight, -1 / size, 1 / size)
-        self.weight.data.copy_(F.normalize(self.weight.data, dim=-1))
-        self.register_buffer("hits", torch.zeros(scales, size))
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-
-    def nearest(self, z: Tensor) -> Tensor:
-        """Index of the nearest code, by cosine or squared distance: (B, C, s, s) -> int64 (B, s*s)."""
-        z = z.detach().flatten(2).mT  # (B, s*s, C)
-        if self.cosine:
-            # argmax over codes does not depend on the length of z, so only the codes are normalised
-            return (z @ F.normalize(self.weight.detach(), dim=-1).T).argmax(-1)
-        codes = self.weight.detach()
-        return (2 * z @ codes.T - codes.square().sum(-1)).argmax(-1)
-
-    @torch.no_grad()
-    def record_hits(self, counts: Tensor) -> None:
-        """Average in the hit counts (scales, V) of one training batch: 0.9 for 100 updates, then 0.99."""
-        if self.updates == 0:
-            self.hits.copy_(counts)
-        else:
-            self.hits.lerp_(counts, 0.1 if self.updates < 100 else 0.01)
-        self.updates += 1
-
-    def usage(self, tokens_per_batch: int) -> Tensor:
-        """Share of codes in use per scale, 0..1: average hits >= 0.08 of the fair part of `tokens_per_batch`."""
-        return (self.hits >= USED_SHARE * tokens_per_batch / self.num_embeddings).float().mean(-1)
-
-
-class VectorQuantizer(nn.Module):
-    """Single scale: normalised input, nearest normalised code, which is also the output."""
+    While training, a share of the images may have their codes replaced by near ones (latent perturbation, RobustTok).
+    """
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.side = config.latent_side
         self.commitment = config.commitment
-        self.codebook = Codebook(config.codebook_size, config.code_dim, 1, config.cosine)
-
-    def codes(self) -> Tensor:
-        """Codes as they are output: (V, C)."""
-        return F.normalize(self.codebook.weight, dim=-1) if self.codebook.cosine else self.codebook.weight
-
-    def _normalise(self, f: Tensor) -> Tensor:
-        return F.normalize(f, dim=1) if self.codebook.cosine else f
+        self.codebook = build_codes(config)
+        self.perturbed_images = config.perturbed_images
+        self.perturbed_codes, self.perturbation_depth = config.perturbed_codes, config.perturbation_depth
 
     def forward(self, f: Tensor, kept: Tensor | None = None) -> Quantized:
         """`kept` is ignored: there is no scale to drop."""
-        f = self._normalise(f)
+        entropy_loss = self.codebook.entropy_loss(f, 0, None)
+        f = self.codebook.on_sphere(f)
         tokens = self.encode(f)
-        z = self.contribution(0, tokens)
         if self.training:
-            self.codebook.record_hits(_count(tokens, self.codebook.num_embeddings)[None])
-        return Quantized(
-            z=f + (z - f).detach(),
-            tokens=tokens,
-            codebook_loss=F.mse_loss(z, f.detach()),
-            commitment_loss=self.commitment * F.mse_loss(z.detach(), f),
-        )
+            self.codebook.record_hits(_count(tokens, self.codebook.size)[None])
+        z = self.contribution(0, tokens)
+        codebook_loss, commitment_loss = F.mse_loss(z, f.detach()), self.commitment * F.mse_loss(z.detach(), f)
+        touched = int(self.perturbed_images * len(f) + 0.5) if self.training else 0
+        if touched:
+            near = perturb(tokens[:touched], self.codebook, self.perturbed_codes, self.perturbation_depth)
+            tokens = torch.cat([near, tokens[touched:]])
+            z = self.contribution(0, tokens)
+        return Quantized(f + (z - f).detach(), tokens, codebook_loss, commitment_loss, entropy_loss)
 
     def encode(self, f: Tensor) -> Tensor:
         """(B, C, K, K) -> int64 (B, K*K)."""
@@ -99,7 +65,11 @@ class VectorQuantizer(nn.Module):
 
     def contribution(self, scale: int, tokens: Tensor) -> Tensor:
         """Map of the tokens (B, K*K) of the only scale: (B, C, K, K)."""
-        return F.embedding(tokens, self.codes()).mT.unflatten(-1, (self.side, self.side))
+        return self.vectors(tokens).mT.unflatten(-1, (self.side, self.side))
+
+    def vectors(self, tokens: Tensor) -> Tensor:
+        """What tokens int64 (B, n) stand for: (B, n, C)."""
+        return self.codebook.on_sphere(self.codebook.lookup(tokens, 0).mT).mT
 
     def decode(self, tokens: Tensor) -> Tensor:
         """int64 (B, K*K) -> (B, C, K, K)."""
@@ -128,7 +98,8 @@ class MultiScaleQuantizer(nn.Module):
         self.scales = config.scales
         self.side = config.latent_side
         self.commitment = config.commitment
-        self.codebook = Codebook(config.codebook_size, config.code_dim, len(self.scales), config.cosine)
+        self.binary = config.quantizer != "vq"
+        self.codebook = build_codes(config)
         number = config.shared_phi or len(self.scales)
         self.phis = nn.ModuleList(Phi(config.code_dim, config.phi_ratio) for _ in range(number))
         self.phi_of_scale = phi_of_scale(len(self.scales), config.shared_phi)
@@ -141,7 +112,7 @@ class MultiScaleQuantizer(nn.Module):
     def contribution(self, scale: int, tokens: Tensor) -> Tensor:
         """What the tokens (B, s*s) of one scale add to f_hat: (B, C, K, K)."""
         side = self.scales[scale]
-        h = self.codebook(tokens).mT.unflatten(-1, (side, side))
+        h = self.codebook.lookup(tokens, scale).mT.unflatten(-1, (side, side))
         if side != self.side:
             h = F.interpolate(h, size=(self.side, self.side), mode="bicubic")
         return self.phis[self.phi_of_scale[scale]](h)
@@ -153,25 +124,29 @@ class MultiScaleQuantizer(nn.Module):
             f: (B, C, K, K).
             kept: int64 (B,), number of scales each sample uses (quantizer dropout); None: all.
         """
-        rest, f_hat = f.detach(), torch.zeros_like(f)
-        tokens, codebook_loss, commitment_loss = [], f.new_zeros(()), f.new_zeros(())
-        for scale in range(len(self.scales)):
-            index = self.codebook.nearest(self.down(rest, scale))
+        rest = f if self.binary else f.detach()  # the entropy loss reaches the encoder through what is left
+        f_hat, number = torch.zeros_like(f), len(self.scales)
+        tokens, codebook_loss, commitment_loss, entropy_loss = [], *f.new_zeros(3)
+        for scale in range(number):
+            z = self.down(rest, scale)
+            index = self.codebook.nearest(z)
             h = self.contribution(scale, index)
             rest = rest - h.detach()
-            use = None if kept is None else (kept > scale).to(f.dtype)[:, None, None, None]
-            f_hat = f_hat + (h if use is None else h * use)
+            use = None if kept is None else (kept > scale).to(f.dtype)
+            f_hat = f_hat + (h if use is None else h * use[:, None, None, None])
             codebook_loss = codebook_loss + _masked_mse(f_hat, f.detach(), use)
-            # Summed over scales, not averaged like the codebook term: as released
             commitment_loss = commitment_loss + self.commitment * _masked_mse(f_hat.detach(), f, use)
+            entropy_loss = entropy_loss + self.codebook.entropy_loss(z, scale, use)
             tokens.append(index)
         if self.training:
-            self.codebook.record_hits(torch.stack([_count(t, self.codebook.num_embeddings) for t in tokens]))
+            self.codebook.record_hits(torch.stack([_count(t, self.codebook.size) for t in tokens]))
         return Quantized(
             z=f + (f_hat - f).detach(),
             tokens=torch.cat(tokens, dim=1),
-            codebook_loss=codebook_loss / len(self.scales),
-            commitment_loss=commitment_loss,
+            codebook_loss=codebook_loss / number,
+            # As released: summed over scales with learned codes, averaged with binary ones
+            commitment_loss=commitment_loss / number if self.binary else commitment_loss,
+            entropy_loss=entropy_loss / number,
         )
 
     def encode(self, f: Tensor) -> Tensor:
@@ -197,7 +172,7 @@ class ProductQuantizer(nn.Module):
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        kind = MultiScaleQuantizer if len(config.scales) > 1 else VectorQuantizer
+        kind = MultiScaleQuantizer if len(config.scales) > 1 else SingleScaleQuantizer
         self.branches = nn.ModuleList(kind(config) for _ in range(config.branches))
         self.scales = config.scales
         self.dropout = config.quantizer_dropout if len(config.scales) > 1 else 0.0
@@ -214,24 +189,30 @@ class ProductQuantizer(nn.Module):
 
     def forward(self, f: Tensor, kept: Tensor | None = None) -> Quantized:
         """`z` is (B, P*C, K, K), `tokens` (B, P, L); losses are averaged over branches."""
-        with torch.autocast(f.device.type, enabled=False):
+        with float32_only(f.device):
             results = [quantizer(f[:, p].float(), kept) for p, quantizer in enumerate(self.branches)]
         return Quantized(
             z=torch.cat([r.z for r in results], dim=1),
             tokens=torch.stack([r.tokens for r in results], dim=1),
             codebook_loss=torch.stack([r.codebook_loss for r in results]).mean(),
             commitment_loss=torch.stack([r.commitment_loss for r in results]).mean(),
+            entropy_loss=torch.stack([r.entropy_loss for r in results]).mean(),
         )
 
     def encode(self, f: Tensor) -> Tensor:
         """(B, P, C, K, K) -> int64 (B, P, L)."""
-        with torch.autocast(f.device.type, enabled=False):
+        with float32_only(f.device):
             return torch.stack([q.encode(f[:, p].float()) for p, q in enumerate(self.branches)], dim=1)
 
     def decode(self, tokens: Tensor) -> Tensor:
         """int64 (B, P, L) -> (B, P*C, K, K)."""
-        with torch.autocast(tokens.device.type, enabled=False):
+        with float32_only(tokens.device):
             return torch.cat([q.decode(tokens[:, p]) for p, q in enumerate(self.branches)], dim=1)
+
+
+def float32_only(device: torch.device) -> torch.autocast:
+    """Context without autocast on a device (the meta device knows none: there it does nothing)."""
+    return torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False)
 
 
 def phi_of_scale(scales: int, shared: int) -> list[int]:
@@ -242,6 +223,24 @@ def phi_of_scale(scales: int, shared: int) -> list[int]:
     # numpy's rounding matters: with ten scales and four ticks, scales 2 and 7 lie exactly between two ticks
     ticks = np.linspace(margin, 1 - margin, shared)
     return [int(np.argmin(np.abs(ticks - k / max(scales - 1, 1)))) for k in range(scales)]
+
+
+def perturb(tokens: Tensor, codes: Codes, share: float, depth: int, generator: torch.Generator | None = None) -> Tensor:
+    """Replace a share of codes by one of their nearest ones (arXiv 2503.08354).
+
+    Args:
+        tokens: int64, any shape.
+        codes: they index.
+        share: probability of each code to be replaced (alpha).
+        depth: number of nearest codes a replacement is drawn from (delta), the code itself not among them.
+        generator: of the random numbers, on the CPU (same on every device); None: torch's own on the tokens' device.
+    """
+    device = tokens.device if generator is None else torch.device("cpu")
+    replaced = (torch.rand(tokens.shape, generator=generator, device=device) < share).to(tokens.device)
+    choice = torch.randint(depth, tokens.shape, generator=generator, device=device).to(tokens.device)
+    used, position = tokens.unique(return_inverse=True)
+    near = codes.neighbours(used, depth)[position, choice]
+    return torch.where(replaced, near, tokens)
 
 
 def usage_and_perplexity(tokens: Tensor, codebook_size: int) -> tuple[float, float]:
@@ -259,4 +258,4 @@ def _masked_mse(a: Tensor, b: Tensor, use: Tensor | None) -> Tensor:
     """Mean squared error over the samples with use = 1."""
     if use is None:
         return F.mse_loss(a, b)
-    return ((a - b).square() * use).mean() / use.mean().clamp(min=1e-6)
+    return ((a - b).square().mean((1, 2, 3)) * use).mean() / use.mean().clamp(min=1e-6)

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from imagefolder.checkpoints import save_checkpoint
+from imagefolder.checkpoints.native import save_checkpoint
 from imagefolder.config import GeneratorConfig, TrainingConfig
 from imagefolder.data.images import Images, Key, ordered_batches, to_float, training_batches
 from imagefolder.generator.model import Generator
@@ -103,7 +103,7 @@ def _decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str,
     """Weight decay on matrices only: none on biases, 1-d tensors and embeddings."""
     plain, decayed = [], []
     for name, parameter in model.named_parameters():
-        embedding = any(key in name for key in ("class_embed", "level_embed", "position", "log_scale"))
+        embedding = any(key in name for key in ("class_embed", "level_embed", "empty_embed", "position", "log_scale"))
         exempt = parameter.ndim < 2 or embedding
         (plain if exempt else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]

@@ -20,9 +20,9 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from imagefolder.checkpoints import write_atomically
 from imagefolder.config import TrainingConfig
 from imagefolder.environment import peak_memory_mib, reset_peak_memory
+from imagefolder.files import write_atomically
 from imagefolder.training.progress import Phase
 
 STATE, CURVE = "state.pt", "curve.jsonl"

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from imagefolder.checkpoints import save_checkpoint
+from imagefolder.checkpoints.native import save_checkpoint
 from imagefolder.config import LossConfig, TokenizerConfig, TrainingConfig
 from imagefolder.data.images import Images, to_float, training_batches
 from imagefolder.tokenizer.discriminator import PatchDiscriminator

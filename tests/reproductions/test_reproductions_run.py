@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import reproductions.runner as runner
-from imagefolder.checkpoints import file_sha256
+from imagefolder.files import file_sha256
 from imagefolder.errors import InputError
 from reproductions import table2
 from reproductions.recipe import SCALES, Recipe, Scale

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from imagefolder.config import TokenizerConfig
+from imagefolder.tokenizer.codes import Codebook
 from imagefolder.tokenizer.quantizers import (
-    Codebook,
     MultiScaleQuantizer,
     ProductQuantizer,
-    VectorQuantizer,
+    SingleScaleQuantizer,
     phi_of_scale,
     usage_and_perplexity,
 )
@@ -147,7 +147,7 @@ def test_phi_sharing_of_the_released_models():
 
 
 def test_single_scale_outputs_normalised_codes():
-    quantizer = VectorQuantizer(replace(CONFIG, scales=(4,))).eval()
+    quantizer = SingleScaleQuantizer(replace(CONFIG, scales=(4,))).eval()
     with torch.no_grad():
         quantizer.codebook.weight.mul_(torch.rand(64, 1) + 0.5)
     f = maps(2, 6, 4, 4)

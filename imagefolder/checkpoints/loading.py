@@ -1,0 +1,88 @@
+"""Models by name, with weights from wherever they are."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from imagefolder.checkpoints.authors import load_authors_state, read_state
+from imagefolder.checkpoints.hub import locate
+from imagefolder.checkpoints.native import load_weights
+from imagefolder.config import GeneratorConfig, TokenizerConfig
+from imagefolder.errors import InputError
+from imagefolder.generator.model import TOKEN_FIELDS, Generator
+from imagefolder.tokenizer.model import Tokenizer
+from imagefolder.zoo import GENERATORS, TOKENIZERS, find
+
+
+def load_tokenizer(
+    name: str,
+    weights: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    **overrides: Any,
+) -> Tokenizer:
+    """A tokenizer by name, in evaluation mode.
+
+    Args:
+        name: one of `imagefolder.list_models()`.
+        weights: a native checkpoint (folder), the authors' `.pt` (its EMA weights if it has any) or `.pth`, the same
+            tensors as `.safetensors`, or `hf://owner/repo[/file]`; None: fresh initialisation.
+        device: where it lives.
+        dtype: of weights and activations; the quantizer always works in float32.
+        overrides: fields of `TokenizerConfig`.
+
+    Raises:
+        InputError: unknown name or field, file absent or unsafe, keys that do not fit (all of them named).
+    """
+    config = _override(find(TOKENIZERS, name), overrides)
+    model = Tokenizer(config)
+    _load(weights, model, config)
+    model = model.to(device=device, dtype=dtype).eval()
+    model.quantizer.float()
+    return model
+
+
+def load_generator(
+    name: str,
+    tokenizer: Tokenizer,
+    weights: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    **overrides: Any,
+) -> Generator:
+    """A generator by name on the tokens of `tokenizer`, in evaluation mode; arguments as for `load_tokenizer`.
+
+    The fields that describe tokens (branches, scales, codebook_size, code_dim) are taken from the tokenizer.
+    """
+    tokens = {field: getattr(tokenizer.config, field) for field in TOKEN_FIELDS}
+    config = _override(find(GENERATORS, name), tokens | overrides)
+    model = Generator(config, tokenizer)
+    _load(weights, model.transformer, config)
+    model.transformer.to(device=device, dtype=dtype)
+    return model.eval()
+
+
+def _load(weights: str | Path | None, model: nn.Module, config: TokenizerConfig | GeneratorConfig) -> None:
+    if weights is None:
+        return
+    path = locate(weights)
+    if path.is_dir():
+        load_weights(path, model, config)
+    else:
+        load_authors_state(model, read_state(path, type(config)), str(path))
+
+
+def _override(config: Any, overrides: dict[str, Any]) -> Any:
+    unknown = sorted(set(overrides) - {field.name for field in dataclasses.fields(config)})
+    if unknown:
+        raise InputError(f"{type(config).__name__} has no field {', '.join(unknown)}")
+    if isinstance(config, GeneratorConfig) and {"depth", "width", "heads"} & set(overrides):
+        # width, heads and drop path follow the depth unless given
+        derived = {"width": None, "heads": None, "drop_path": None} if "depth" in overrides else {}
+        overrides = derived | overrides
+    return dataclasses.replace(config, **overrides)
