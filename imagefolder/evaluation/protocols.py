@@ -105,7 +105,7 @@ def evaluate_reconstruction(tokenizer: Tokenizer, splits: DataSplits, extractor:
     fid = fidelity(images, originals, extractor.path, ("fid",))["frechet_inception_distance"]
     what = "test images against their reconstructions, both 8-bit, same crop"
     measured = [
-        (_proxy("proxy-rFID", f"Frechet distance of {what}", reference, extractor, False), fid),
+        (proxy_protocol("proxy-rFID", f"Frechet distance of {what}", reference, extractor, False), fid),
         (_pixel("PSNR", f"dB, mean over {what}", reference, "imagefolder"), psnr(images, originals)),
         (_pixel("SSIM", f"mean over {what}; 7x7 windows", reference, "scikit-image"), ssim(images, originals)),
     ]
@@ -148,7 +148,7 @@ def evaluate_generation(
 
     def measure(name: str, text: str, key: str | float, higher: bool, spread: float | None = None) -> Measurement:
         value = values[key] if isinstance(key, str) else key
-        protocol = _proxy(name, text, reference, extractor, higher)
+        protocol = proxy_protocol(name, text, reference, extractor, higher)
         return Measurement(protocol, value, n_real, samples, spread, extractor.floors.get(name))
 
     right = classified_as(images, labels, extractor.path)
@@ -188,7 +188,8 @@ def all_images(images: Images) -> Tensor:
     return torch.cat([batch for batch, _ in ordered_batches(images.plain(), 100)])
 
 
-def _proxy(name: str, description: str, reference: str, extractor: Extractor, higher: bool) -> Protocol:
+def proxy_protocol(name: str, description: str, reference: str, extractor: Extractor, higher: bool) -> Protocol:
+    """Protocol of a metric on the proxy extractor's features."""
     return Protocol(name, 1, description, reference, TORCH_FIDELITY, NAME, extractor.sha256, higher)
 
 

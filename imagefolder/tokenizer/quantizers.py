@@ -54,7 +54,8 @@ class SingleScaleQuantizer(nn.Module):
         codebook_loss, commitment_loss = F.mse_loss(z, f.detach()), self.commitment * F.mse_loss(z.detach(), f)
         touched = int(self.perturbed_images * len(f) + 0.5) if self.training else 0
         if touched:
-            near = perturb(tokens[:touched], self.codebook, self.perturbed_codes, self.perturbation_depth)
+            u = torch.rand(2, *tokens[:touched].shape, device=tokens.device)
+            near = perturb(tokens[:touched], self.codebook, self.perturbed_codes, self.perturbation_depth, u)
             tokens = torch.cat([near, tokens[touched:]])
             z = self.contribution(0, tokens)
         return Quantized(f + (z - f).detach(), tokens, codebook_loss, commitment_loss, entropy_loss)
@@ -225,7 +226,7 @@ def phi_of_scale(scales: int, shared: int) -> list[int]:
     return [int(np.argmin(np.abs(ticks - k / max(scales - 1, 1)))) for k in range(scales)]
 
 
-def perturb(tokens: Tensor, codes: Codes, share: float, depth: int, generator: torch.Generator | None = None) -> Tensor:
+def perturb(tokens: Tensor, codes: Codes, share: float, depth: int, u: Tensor) -> Tensor:
     """Replace a share of codes by one of their nearest ones (arXiv 2503.08354).
 
     Args:
@@ -233,14 +234,11 @@ def perturb(tokens: Tensor, codes: Codes, share: float, depth: int, generator: t
         codes: they index.
         share: probability of each code to be replaced (alpha).
         depth: number of nearest codes a replacement is drawn from (delta), the code itself not among them.
-        generator: of the random numbers, on the CPU (same on every device); None: torch's own on the tokens' device.
+        u: uniform numbers in [0, 1), (2, *tokens.shape): whether to replace, and by which.
     """
-    device = tokens.device if generator is None else torch.device("cpu")
-    replaced = (torch.rand(tokens.shape, generator=generator, device=device) < share).to(tokens.device)
-    choice = torch.randint(depth, tokens.shape, generator=generator, device=device).to(tokens.device)
     used, position = tokens.unique(return_inverse=True)
-    near = codes.neighbours(used, depth)[position, choice]
-    return torch.where(replaced, near, tokens)
+    near = codes.neighbours(used, depth)[position, (u[1] * depth).long()]
+    return torch.where(u[0] < share, near, tokens)
 
 
 def usage_and_perplexity(tokens: Tensor, codebook_size: int) -> tuple[float, float]:

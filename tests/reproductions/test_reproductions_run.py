@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import reproductions.runner as runner
-from imagefolder.files import file_sha256
 from imagefolder.errors import InputError
+from imagefolder.files import file_sha256
 from reproductions import table2
 from reproductions.recipe import SCALES, Recipe, Scale
 from reproductions.scheduler import run_tasks

@@ -139,17 +139,18 @@ def test_near_binary_codes_differ_in_one_bit():
 def test_perturbation_replaces_the_share_by_one_of_the_nearest():
     quantizer = SingleScaleQuantizer(PLAIN)
     tokens = torch.randint(64, (40, 16))
-    generator = torch.Generator().manual_seed(3)
-    changed = perturb(tokens, quantizer.codebook, 0.7, 5, generator)
+    u = torch.rand(2, 40, 16, dtype=torch.float64)
+    changed = perturb(tokens, quantizer.codebook, 0.7, 5, u)
     moved = changed != tokens
     assert 0.64 < float(moved.float().mean()) < 0.76
     near = quantizer.codebook.neighbours(tokens.flatten(), 5).view(40, 16, 5)
     assert bool(((near == changed[..., None]).any(-1) | ~moved).all())
     ranks = (near == changed[..., None]).float().argmax(-1)[moved]
     assert ranks.bincount(minlength=5).min() > 0.5 * len(ranks) / 5
-    assert torch.equal(changed, perturb(tokens, quantizer.codebook, 0.7, 5, torch.Generator().manual_seed(3)))
-    assert torch.equal(perturb(tokens, quantizer.codebook, 0.0, 5), tokens)
-    assert bool((perturb(tokens, quantizer.codebook, 1.0, 5) != tokens).all())
+    assert torch.equal(ranks, (u[1] * 5).long()[moved])
+    assert torch.equal(moved, u[0] < 0.7)
+    assert torch.equal(perturb(tokens, quantizer.codebook, 0.0, 5, u), tokens)
+    assert bool((perturb(tokens, quantizer.codebook, 1.0, 5, u) != tokens).all())
 
 
 def test_training_perturbs_the_first_images_only_and_not_the_losses():

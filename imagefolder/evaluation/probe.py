@@ -1,0 +1,98 @@
+"""Linear probing: how well a linear classifier reads the class from a tokenizer's features.
+
+The published script takes the features before quantization (after the 1x1 projection), averaged over positions; the
+table speaks of the semantic branch. Both are offered, since the source of the printed accuracies is not known.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from imagefolder.data.images import Images, ordered_batches, to_float
+from imagefolder.errors import InputError
+from imagefolder.tokenizer.model import Tokenizer
+from imagefolder.training.progress import Phase
+
+Where = Literal["continuous", "quantized"]
+RATE, WEIGHT_DECAY, EPOCHS = 1e-4, 1e-4, 10
+DROPS = (0.3, 0.6, 0.9)  # shares of the training after which the learning rate falls tenfold
+
+
+class LinearProbe(nn.Module):
+    """Features (B, C) to class logits: batch normalisation without affine parameters, one linear layer."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
+        self.linear = nn.Linear(width, classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.linear(self.norm(features))
+
+
+@torch.no_grad()
+def branch_features(tokenizer: Tokenizer, images: Tensor, where: Where, branch: int = -1) -> Tensor:
+    """Features of one branch averaged over positions: images (B, 3, H, W) in [-1, 1] -> float32 (B, C).
+
+    Args:
+        where: "continuous", before quantization; "quantized", the quantized map.
+        branch: the last one is the semantic one.
+    """
+    latents = tokenizer.latents(images.to(tokenizer.device, tokenizer.quant_conv.weight.dtype))[:, branch].float()
+    if where == "continuous":
+        return latents.mean((2, 3))
+    if where != "quantized":
+        raise InputError(f"probe features are 'continuous' or 'quantized', not {where!r}")
+    quantizer = tokenizer.quantizer.branches[branch]
+    return quantizer.decode(quantizer.encode(latents)).mean((2, 3))
+
+
+def extract_features(
+    tokenizer: Tokenizer, images: Images, where: Where, title: str, branch: int = -1
+) -> tuple[Tensor, Tensor]:
+    """Features (N, C) and labels (N,) of a split, without augmentation."""
+    parts, done = [], 0
+    with Phase(title, len(images)) as phase:
+        for batch, labels in ordered_batches(images.plain(), 100):
+            parts.append(branch_features(tokenizer, to_float(batch), where, branch).cpu())
+            done += len(labels)
+            phase.update(done)
+    return torch.cat(parts), images.labels
+
+
+def train_probe(
+    features: Tensor, labels: Tensor, classes: int, seed: int, epochs: int = EPOCHS, batch_size: int = 256
+) -> LinearProbe:
+    """Fit a probe by the published recipe: AdamW 1e-4, weight decay 1e-4, one warm-up epoch, tenfold drops.
+
+    Args:
+        features: float32 (N, C).
+        labels: int64 (N,) in [0, classes).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        probe = LinearProbe(features.shape[1], classes)
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
+    steps_per_epoch = -(-len(features) // batch_size)
+    for epoch in range(epochs):
+        for i, index in enumerate(torch.randperm(len(features), generator=generator).split(batch_size)):
+            progress = epoch + i / steps_per_epoch
+            dropped = sum(progress >= share * epochs for share in DROPS)
+            optimizer.param_groups[0]["lr"] = RATE * min(1.0, progress + 1 / steps_per_epoch) * 0.1**dropped
+            if len(index) > 1:  # batch normalisation needs two
+                loss = F.cross_entropy(probe(features[index]), labels[index])
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+    return probe.eval()
+
+
+@torch.no_grad()
+def probe_accuracy(probe: LinearProbe, features: Tensor, labels: Tensor) -> float:
+    """Share of features (N, C) classified right, 0..1."""
+    return float((probe(features).argmax(-1) == labels).float().mean())

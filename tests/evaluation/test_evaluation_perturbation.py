@@ -1,0 +1,95 @@
+"""pFID and linear probing on tokenizers small enough to know what must come out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import imagefolder
+from imagefolder.data.images import ArrayImages, DataSplits, to_float, to_uint8
+from imagefolder.evaluation.metrics import fidelity
+from imagefolder.evaluation.perturbation import depths_for, evaluate_perturbation, perturb_tokens
+from imagefolder.evaluation.probe import (
+    branch_features,
+    extract_features,
+    probe_accuracy,
+    train_probe,
+)
+from imagefolder.evaluation.protocols import Extractor
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> imagefolder.Tokenizer:
+    torch.manual_seed(0)
+    return imagefolder.load_tokenizer("mini-MSVR3P2-256")
+
+
+def test_depths_are_scaled_with_the_codebook():
+    assert depths_for(16384) == (200, 280, 360)
+    assert depths_for(4096) == (50, 70, 90)
+    assert depths_for(16) == (1, 1, 1)
+
+
+def test_an_image_is_perturbed_alike_in_any_batch(tokenizer):
+    tokens = torch.randint(256, (6, 2, 14))
+    together = perturb_tokens(tokenizer, tokens, 0.5, 8, 3, list(range(6)))
+    alone = [perturb_tokens(tokenizer, tokens[i : i + 1], 0.5, 8, 3, [i]) for i in range(6)]
+    assert torch.equal(together, torch.cat(alone))
+    share = float((together != tokens).float().mean())
+    assert 0.35 < share < 0.65
+    assert not torch.equal(together, perturb_tokens(tokenizer, tokens, 0.5, 8, 4, list(range(6))))
+    assert bool((perturb_tokens(tokenizer, tokens, 1.0, 8, 3, list(range(6))) != tokens).all())
+
+
+def test_pfid_is_the_mean_over_fifteen_settings(tokenizer, splits: DataSplits, extractor: Path):
+    test = ArrayImages(splits.test.images[:80], splits.test.labels[:80])
+    few = replace(splits, test=test)
+    measured = evaluate_perturbation(tokenizer, few, Extractor(extractor, "0" * 64), 0, "perturbing")
+    assert measured.protocol.name == "proxy-pFID"
+    assert (measured.n_real, measured.n_generated) == (80, 80)
+    tokens = tokenizer.encode(to_float(test.images))
+    distances = []
+    for share in (0.5, 0.6, 0.7, 0.8, 0.9):
+        for depth in (3, 4, 6):
+            images = tokenizer.decode(perturb_tokens(tokenizer, tokens, share, depth, 0, list(range(80))))
+            values = fidelity(to_uint8(images), test.images, extractor, ("fid",))
+            distances.append(values["frechet_inception_distance"])
+    assert measured.value == pytest.approx(sum(distances) / 15, rel=1e-4)
+
+
+def test_features_are_averages_of_the_chosen_branch_before_or_after_quantization(tokenizer):
+    images = torch.rand(3, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        latents = tokenizer.latents(images)
+        f_hat = tokenizer.quantizer.decode(tokenizer.quantizer.encode(latents))
+    torch.testing.assert_close(branch_features(tokenizer, images, "continuous"), latents[:, 1].mean((2, 3)))
+    torch.testing.assert_close(branch_features(tokenizer, images, "quantized"), f_hat[:, 16:].mean((2, 3)))
+    torch.testing.assert_close(branch_features(tokenizer, images, "quantized", 0), f_hat[:, :16].mean((2, 3)))
+    with pytest.raises(imagefolder.InputError, match="middle"):
+        branch_features(tokenizer, images, "middle")
+
+
+def test_features_come_in_order_and_without_augmentation(tokenizer, splits: DataSplits):
+    few = ArrayImages(splits.test.images[:130], splits.test.labels[:130])
+    features, labels = extract_features(tokenizer, few, "quantized", "extracting")
+    assert torch.equal(labels, few.labels)
+    torch.testing.assert_close(features[100:], branch_features(tokenizer, to_float(few.images[100:]), "quantized"))
+
+
+def test_a_probe_separates_what_is_separable_and_nothing_else():
+    torch.manual_seed(0)
+    labels = torch.randint(4, (4000,))
+    centres = 3 * torch.randn(4, 16)
+    features = centres[labels] + torch.randn(4000, 16)
+    before = torch.get_rng_state()
+    probe = train_probe(features[:3000], labels[:3000], 4, seed=0, epochs=200)
+    assert torch.equal(torch.get_rng_state(), before)
+    shuffled = train_probe(features[:3000], labels[torch.randperm(3000)], 4, seed=0, epochs=200)
+    assert probe_accuracy(probe, features[3000:], labels[3000:]) > 0.9
+    assert probe_accuracy(shuffled, features[3000:], labels[3000:]) < 0.7
+    again = train_probe(features[:3000], labels[:3000], 4, seed=0, epochs=200)
+    assert torch.equal(probe.linear.weight, again.linear.weight)
+    assert {name for name, _ in probe.named_parameters()} == {"linear.weight", "linear.bias"}
