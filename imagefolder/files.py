@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 
 def file_sha256(path: Path) -> str:
     """sha256 of a file's content."""
@@ -25,3 +27,16 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def weight_folders() -> list[Path]:
+    """Where weight files of other projects are looked for: $IMAGEFOLDER_WEIGHTS, then torch hub's own folder."""
+    folders = [Path(torch.hub.get_dir()) / "checkpoints"]
+    if "IMAGEFOLDER_WEIGHTS" in os.environ:
+        folders.insert(0, Path(os.environ["IMAGEFOLDER_WEIGHTS"]))
+    return folders
+
+
+def find_weights(name: str) -> Path | None:
+    """The first file of this name in `weight_folders()`."""
+    return next((folder / name for folder in weight_folders() if (folder / name).is_file()), None)

@@ -1,27 +1,41 @@
-"""The frozen semantic teacher: images to one class feature each."""
+"""Frozen networks with published weights: the teachers of the contrastive losses, and how such weights are found."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+import torch.nn.functional as F
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 
+from imagefolder.checkpoints.hub import require_network
 from imagefolder.config import TokenizerConfig
 from imagefolder.errors import InputError
+from imagefolder.files import find_weights, weight_folders
 from imagefolder.tokenizer.vit import build_vit
+
+TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class Teacher(nn.Module):
-    """A timm vision transformer with the tokenizer's own shape: (B, 3, H, W) in [-1, 1] -> class feature (B, D)."""
+    """A timm vision transformer: (B, 3, H, W) in [-1, 1] -> class feature (B, D).
+
+    Images are normalised as its weights were trained with, and resized (bicubic) to its own size where that differs.
+    """
 
     def __init__(self, vit: nn.Module) -> None:
         super().__init__()
         self.vit = vit
-        self.register_buffer("mean", torch.tensor(IMAGENET_DEFAULT_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_DEFAULT_STD)[:, None, None], persistent=False)
+        self.side = vit.patch_embed.img_size[0]
+        for name in ("mean", "std"):
+            value = torch.tensor(vit.pretrained_cfg[name])[:, None, None]
+            self.register_buffer(name, value, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        if images.shape[-1] != self.side:
+            images = F.interpolate(images, size=(self.side, self.side), mode="bicubic", antialias=True)
         return self.vit(((images + 1) / 2 - self.mean) / self.std)
 
 
@@ -31,17 +45,32 @@ def blank_teacher(config: TokenizerConfig) -> Teacher:
 
 
 def pretrained_vit(config: TokenizerConfig) -> nn.Module:
-    """The backbone with its published weights, through timm (local cache or hub).
+    """The tokenizer's backbone with its published weights, resampled to its image and patch size."""
+    return pretrained(config.backbone, img_size=config.image_size, patch_size=config.patch_size)
+
+
+def pretrained(name: str, **shape: Any) -> nn.Module:
+    """A timm model with its published weights: from a local file, timm's cache, or the hub.
+
+    Args:
+        name: timm name; the local file is `NAME.safetensors` in one of `imagefolder.files.weight_folders()`.
+        shape: further arguments of `timm.create_model`.
 
     Raises:
-        InputError: if they are neither cached nor to be downloaded.
+        InputError: if they are in none of these places and the hub cannot be reached.
     """
+    local = find_weights(f"{name}.safetensors")
+    if local is None:
+        config = timm.get_pretrained_cfg(name, allow_unregistered=False)
+        repository = None if config is None else config.hf_hub_id
+        if not repository:
+            raise InputError(f"timm publishes no weights of {name!r}")
+        if not any(isinstance(try_to_load_from_cache(repository, file), str) for file in TIMM_FILES):
+            places = ", ".join(map(str, weight_folders()))
+            require_network(f"weights of {name} (model.safetensors of {repository}, as {name}.safetensors in {places})")
     try:
-        return timm.create_model(
-            config.backbone, pretrained=True, num_classes=0, img_size=config.image_size, patch_size=config.patch_size
-        )
+        overlay = None if local is None else {"file": str(local)}
+        return timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **shape)
     except Exception as error:  # timm and hub clients raise many kinds
-        raise InputError(
-            f"weights of {config.backbone} could not be loaded ({error}); fetch them on a machine with network by "
-            f"timm.create_model({config.backbone!r}, pretrained=True) and copy the Hugging Face cache ($HF_HOME) here"
-        ) from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"weights of {name} could not be loaded from {local or repository} ({reason})") from None
