@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +12,12 @@ from torch import Tensor, nn
 from imagefolder.checkpoints.hub import HubModel
 from imagefolder.config import GeneratorConfig
 from imagefolder.errors import InputError
-from imagefolder.generator.sampling import draw, uniforms
+from imagefolder.generator.sampling import check_sampling, draw, draw_joint, uniforms
 from imagefolder.generator.sequence import State
 from imagefolder.generator.transformer import Cache, Transformer
 from imagefolder.tokenizer.model import Tokenizer
+
+Labels = Tensor | Sequence[int | None]
 
 TOKEN_FIELDS = ("branches", "scales", "codebook_size", "code_dim")
 
@@ -63,33 +67,63 @@ class Generator(nn.Module, HubModel):
     @torch.no_grad()
     def sample(
         self,
-        labels: Tensor,
+        labels: Labels,
         guidance: float = 3.25,
         top_k: int = 750,
         top_p: float = 0.95,
         seed: int = 0,
         indices: list[int] | None = None,
+        temperature: float | Sequence[float] = 1.0,
+        joint: bool = False,
+        batch_size: int | None = None,
     ) -> Samples:
         """Generate one image per label.
 
         Args:
-            labels: int64 (B,).
+            labels: int64 (B,), or a list of ints; num_classes, in a list also None, stands for "no class" (there
+                guidance changes nothing).
             guidance: classifier-free guidance reached at the last scale; 0: conditional logits alone.
             top_k: tokens kept, 0 for all.
             top_p: nucleus probability in (0, 1]; 1 for all.
             seed: of the run.
             indices: number of each image within the run (default 0..B-1). An image depends on (seed, its index, its
                 label) only, not on the batch it is made in.
-        """
-        labels = self._check_labels(labels)
-        batch = len(labels)
-        indices = list(range(batch)) if indices is None else list(indices)
-        if len(indices) != batch:
-            raise InputError(f"{len(indices)} indices for {batch} labels")
-        if not 0 < top_p <= 1 or top_k < 0 or guidance < 0:
-            raise InputError(f"need 0 < top_p <= 1, top_k >= 0, guidance >= 0; got {top_p}, {top_k}, {guidance}")
+            temperature: the logits, after guidance, are divided by it; a sequence holds one value per scale.
+            joint: draw the tokens of both branches together; `top_k` and `top_p` then cut the pairs instead of each
+                branch (see `sampling.draw_joint`; with `top_k` 0 it is slow). One branch: the same as without.
+            batch_size: images made at a time (default: all at once). The outcome is the same; decoded images may differ
+                in the rounding of float32, as batches of different sizes do.
 
-        transformer, config = self.transformer, self.config
+        Raises:
+            InputError: labels or settings out of range; joint sampling of an unfolded model or of three branches.
+        """
+        labels = self.label_tensor(labels)
+        indices = list(range(len(labels))) if indices is None else list(indices)
+        if len(indices) != len(labels):
+            raise InputError(f"{len(indices)} indices for {len(labels)} labels")
+        if batch_size is not None and batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, not {batch_size}")
+        temperatures = check_sampling(self.config, guidance, top_k, top_p, temperature, joint)
+        step = batch_size or len(labels)
+        parts = []
+        for at in range(0, len(labels), step):
+            part = slice(at, at + step)
+            parts.append(self._sample(labels[part], indices[part], guidance, top_k, top_p, seed, temperatures, joint))
+        return Samples(torch.cat([part.tokens for part in parts]), torch.cat([part.images for part in parts]))
+
+    def _sample(
+        self,
+        labels: Tensor,
+        indices: list[int],
+        guidance: float,
+        top_k: int,
+        top_p: float,
+        seed: int,
+        temperatures: list[float],
+        joint: bool,
+    ) -> Samples:
+        """One batch of `sample`, its arguments checked."""
+        transformer, config, batch = self.transformer, self.config, len(labels)
         sequence, quantizer = transformer.sequence, self.tokenizer.quantizer
         if guidance:
             labels = torch.cat([labels, torch.full_like(labels, config.num_classes)])
@@ -109,12 +143,31 @@ class Generator(nn.Module, HubModel):
                 conditional, unconditional = logits.chunk(2)
                 t = sequence.guidance(i, guidance)
                 logits = (1 + t) * conditional - t * unconditional
+            if temperatures[block.scale] != 1:
+                # The largest logit becomes 0, so that a small temperature does not overflow
+                logits = (logits - logits.amax(-1, keepdim=True)) / temperatures[block.scale]
             span = slice(block.first, block.last)
-            drawn = draw(logits.transpose(1, 2), u[:, block.branches, span], top_k, top_p)
+            if joint and config.branches == 2:
+                drawn = draw_joint(logits, u[:, 0, span], top_k, top_p).mT
+            else:
+                drawn = draw(logits.transpose(1, 2), u[:, block.branches, span], top_k, top_p)
             tokens[:, block.branches, span] = drawn
             state.add(block, drawn)
         images = (self.tokenizer.decode_map(state.map()) + 1) / 2
         return Samples(tokens=tokens, images=images)
+
+    def label_tensor(self, labels: Labels) -> Tensor:
+        """Labels as `sample` takes them, at least one, as int64 (B,) in [0, num_classes] on the model's device."""
+        none = self.config.num_classes
+        if not isinstance(labels, Tensor):
+            for label in labels:
+                valid = isinstance(label, Integral) and not isinstance(label, bool) and 0 <= label <= none
+                if label is not None and not valid:
+                    raise InputError(f"labels must be integers in 0..{none} or None (both {none} and None: no class)")
+            labels = torch.tensor([none if label is None else int(label) for label in labels], dtype=torch.int64)
+        if labels.numel() == 0:
+            raise InputError("there are no labels to make images of")
+        return self._check_labels(labels)
 
     def _check_labels(self, labels: Tensor) -> Tensor:
         if labels.dtype != torch.int64 or labels.ndim != 1:

@@ -105,9 +105,8 @@ def fit(
     with (
         SummaryWriter(str(folder / "tensorboard"), purge_step=start) as writer,
         (folder / CURVE).open("a") as curve,
-        Phase(title, config.steps) as phase,
+        Phase(title, config.steps, start) as phase,
     ):
-        phase.update(start)
         for step, batch in enumerate(batches(start, config.steps), start):
             torch.manual_seed((seed * 1_000_003 + step) * 1_009 + accelerator.process_index)
             share = learning_rate_share(step, config)

@@ -28,13 +28,13 @@ console = Console(highlight=False, soft_wrap=True)
 
 @dataclass(frozen=True)
 class Event:
-    """`done` of `total` of the phase `title`; `ended` closes it."""
+    """`done` of `total` of the phase `title`; `ended` closes it: True, or False when an error or interrupt did."""
 
     title: str
     done: int
     total: int
     values: dict[str, float] = field(default_factory=dict)
-    ended: bool = False
+    ended: bool | None = None
 
 
 class Display:
@@ -60,13 +60,14 @@ class Display:
             self._bars = Progress(*columns, *left, console=console)
             self._bars.start()
         if event.title not in self._tasks:
-            self._tasks[event.title] = self._bars.add_task(event.title, total=event.total, values="")
+            options = {"total": event.total, "completed": event.done, "values": ""}
+            self._tasks[event.title] = self._bars.add_task(event.title, **options)
         task = self._tasks[event.title]
         self._bars.update(task, completed=event.done, values=text)
-        if event.ended:
+        if event.ended is not None:
             elapsed = self._bars.tasks[self._bars.task_ids.index(task)].elapsed or 0
             self._bars.remove_task(self._tasks.pop(event.title))
-            console.print(f"{event.title}: done in {elapsed:.0f} s")
+            console.print(_ending(event, elapsed))
             if not self._tasks:
                 self._bars.stop()
                 self._bars = None
@@ -77,9 +78,9 @@ class Display:
             self._plain[event.title] = (now, now, event.done)
             console.print(f"{event.title}: started")
         started, printed, first = self._plain[event.title]
-        if event.ended:
+        if event.ended is not None:
             del self._plain[event.title]
-            console.print(f"{event.title}: done in {now - started:.0f} s")
+            console.print(_ending(event, now - started))
         elif now - printed >= PLAIN_SECONDS and event.done > first:
             self._plain[event.title] = (started, now, first)
             left = (now - started) / (event.done - first) * (event.total - event.done)
@@ -90,6 +91,10 @@ class Display:
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
+
+
+def _ending(event: Event, seconds: float) -> str:
+    return f"{event.title}: {'done in' if event.ended else 'stopped after'} {seconds:.0f} s"
 
 
 display = Display()
@@ -103,21 +108,24 @@ def send_to(sink: Callable[[Event], None]) -> None:
 
 
 class Phase:
-    """One phase of the work, e.g. Phase("imagefolder: tokenizer", 400), used as a context manager."""
+    """One phase of the work, e.g. Phase("imagefolder: tokenizer", 400), used as a context manager.
 
-    def __init__(self, title: str, total: int) -> None:
-        self.title, self.total, self.sent = title, total, 0.0
+    `start`: how much was done before, by a run that this one continues.
+    """
+
+    def __init__(self, title: str, total: int, start: int = 0) -> None:
+        self.title, self.total, self.done, self.sent = title, total, start, 0.0
 
     def __enter__(self) -> Phase:
-        _sink(Event(self.title, 0, self.total))
+        _sink(Event(self.title, self.done, self.total))
         return self
 
-    def __exit__(self, *_: object) -> None:
-        _sink(Event(self.title, self.total, self.total, ended=True))
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        _sink(Event(self.title, self.total if kind is None else self.done, self.total, ended=kind is None))
 
     def update(self, done: int, values: Mapping[str, float] | None = None) -> None:
         """Report that `done` of `total` are done, with the latest values (losses)."""
-        now = time.monotonic()
+        self.done, now = done, time.monotonic()
         if now - self.sent > 0.2:  # more often is not readable
             self.sent = now
             _sink(Event(self.title, done, self.total, dict(values or {})))
