@@ -60,7 +60,8 @@ _NAMES: dict[type, tuple[tuple[str, str], ...]] = {
 }
 # Tables derived from the configuration, usage statistics, and the frozen teachers: no output depends on them
 _DERIVED = re.compile(
-    r"(^|\.)(lvl1LC|lvl_1L|attn_bias_for_masking|attn_mask|zero_k_bias|scaler|mask|zero|codebook_used|ema_vocab_hit_SV)$"
+    r"(^|\.)(lvl1LC|lvl_1L|attn_bias_for_masking|attn_mask|zero_k_bias|scaler|mask|zero|codebook|codebook_used"
+    r"|ema_vocab_hit_SV)$"
     r"|^(semantic_model|detail_model|perceptual_loss)\."
 )
 STATISTICS = (".codebook.hits", ".codebook.updates")  # ours of the same kind, not in the authors' files

@@ -1,8 +1,22 @@
-"""PatchGAN discriminator: logits per patch (ablation rows 1 to 6)."""
+"""Discriminators, which give logits per patch: PatchGAN (ablation rows 1 to 6), heads on DINO (rows 7 and 8)."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from imagefolder.tokenizer.augment import DiffAugment
+from imagefolder.tokenizer.vit import with_positions
+
+READOUTS = (0, 3, 6, 9, 12)  # blocks of the vision transformer passed before each readout
+VIRTUAL_BATCH = 8
 
 
 class PatchDiscriminator(nn.Sequential):
@@ -37,3 +51,107 @@ def _init(module: nn.Module) -> None:
     elif isinstance(module, nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
         nn.init.zeros_(module.bias)
+
+
+class DinoDiscriminator(nn.Module):
+    """Images (B, 3, S, S) in [-1, 1], any S, to logits (B, 5*196): small heads on a frozen vision transformer.
+
+    The heads read patch tokens plus class token before the first block and after blocks 2, 5, 8 and 11. In training
+    mode images are augmented, and half of the calls show a random crop at full resolution instead of the whole image.
+    Only the heads are parameters and state of this module: the transformer moves with it to other devices and dtypes,
+    but `train`, `requires_grad_`, `parameters` and `state_dict` do not reach it.
+
+    Args:
+        vit: timm DINO ViT-S/16 (224 px, no classifier) with its weights; it is frozen and set to eval mode here.
+    """
+
+    def __init__(self, vit: nn.Module) -> None:
+        super().__init__()
+        self._frozen = (vit.eval().requires_grad_(False),)  # in a tuple, where nn.Module does not register it
+        self.side, self.grid = vit.patch_embed.img_size[0], vit.patch_embed.grid_size[0]
+        self.augment = DiffAugment()
+        self.heads = nn.ModuleList(_head(vit.embed_dim) for _ in READOUTS)
+        for name, values in (("mean", IMAGENET_DEFAULT_MEAN), ("std", IMAGENET_DEFAULT_STD)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+
+    @property
+    def vit(self) -> nn.Module:
+        return self._frozen[0]
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            images = self.augment(images)
+        shown = ((self._fit(images) + 1) / 2 - self.mean) / self.std
+        logits = [head(tokens).flatten(1) for head, tokens in zip(self.heads, self.readouts(shown), strict=True)]
+        return torch.cat(logits, dim=1).to(images.dtype)
+
+    def readouts(self, images: Tensor) -> list[Tensor]:
+        """Features of normalised images (B, 3, side, side): five times (B, D, grid*grid)."""
+        vit = self.vit
+        tokens = vit.norm_pre(with_positions(vit, vit.patch_embed(images), self.grid))
+        features = []
+        for done in range(READOUTS[-1] + 1):
+            if done:
+                tokens = vit.blocks[done - 1](tokens)
+            if done in READOUTS:
+                features.append((tokens[:, vit.num_prefix_tokens :] + tokens[:, :1]).mT)
+        return features
+
+    def _fit(self, images: Tensor) -> Tensor:
+        """The transformer's own size: in training a crop of larger images half of the time, else area interpolation."""
+        room = images.shape[-1] - self.side
+        if self.training and room > 0 and torch.rand(()) < 0.5:  # drawn on the CPU, where reading it costs no wait
+            top, left = torch.randint(room + 1, (2,)).tolist()
+            return images[..., top : top + self.side, left : left + self.side]
+        return F.interpolate(images, size=(self.side, self.side), mode="area") if room else images
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **options: Any) -> DinoDiscriminator:
+        self.vit._apply(fn, *args, **options)
+        return super()._apply(fn, *args, **options)
+
+
+def _head(width: int) -> nn.Sequential:
+    """(B, D, L) -> (B, 1, L)."""
+    return nn.Sequential(
+        _block(width, 1), _Residual(_block(width, 9)), spectral_norm(_Float32WeightConv1d(width, 1, 1))
+    )
+
+
+def _block(width: int, kernel: int) -> nn.Sequential:
+    conv = _Float32WeightConv1d(width, width, kernel, padding=kernel // 2, padding_mode="circular")
+    return nn.Sequential(spectral_norm(conv), LocalBatchNorm(width), nn.LeakyReLU(0.2, inplace=True))
+
+
+class _Residual(nn.Module):
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.branch(x) + x) / math.sqrt(2)
+
+
+class _Float32WeightConv1d(nn.Conv1d):
+    """Reading the weight runs the power iteration of `spectral_norm`, which autocast would run in half on CUDA."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            weight = self.weight
+        return self._conv_forward(x, weight, self.bias)
+
+
+class LocalBatchNorm(nn.Module):
+    """Batch normalisation of (B, D, L) by the statistics of ceil(B / 8) nearly equal groups of consecutive samples.
+
+    Affine, without running statistics: eval mode normalises alike.
+    """
+
+    def __init__(self, width: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        groups = x.tensor_split(math.ceil(len(x) / VIRTUAL_BATCH))
+        options = {"weight": self.weight, "bias": self.bias, "training": True, "eps": self.eps}
+        return torch.cat([F.batch_norm(group, None, None, **options) for group in groups])

@@ -2,38 +2,77 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+from typing import Any
 
 import lpips
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imagefolder.errors import InputError
+from imagefolder.files import file_sha256, find_weights, weight_folders
 
+ADVERSARIAL_KINDS = ("hinge", "vanilla", "non-saturating")
 VGG16_FILE = "vgg16-397923af.pth"
 VGG16_SHA256 = "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
 
 
-def semantic_loss(projected: Tensor, pooled: Tensor, logit_scale: float = 1.0) -> Tensor:
-    """CLIP-style contrastive loss: symmetric cross-entropy over the batch, without normalisation.
+def semantic_loss(projected: Tensor, pooled: Tensor, logit_scale: float = 1.0, normalise: bool = False) -> Tensor:
+    """CLIP-style contrastive loss: symmetric cross-entropy over the samples of all processes.
 
     Args:
-        projected: (B, C), teacher features through the tokenizer's own `quant_conv`.
+        projected: (B, C), teacher features through the tokenizer's own `quant_conv`; B is the same in all processes.
         pooled: (B, C), quantized map of the regularised branch averaged over space.
+        normalise: compare directions only (binary models).
     """
+    if normalise:
+        projected, pooled = F.normalize(projected, dim=-1), F.normalize(pooled, dim=-1)
+    projected, pooled = gather_with_gradient(projected), gather_with_gradient(pooled)
     logits = logit_scale * projected @ pooled.T
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
+def gather_with_gradient(x: Tensor) -> Tensor:
+    """The tensors of all processes, of one shape (B, ...), as (processes * B, ...) in the order of their ranks.
+
+    The gradient of every process's loss flows back to the process whose rows it concerns, as a sum: losses equal in
+    all processes, with gradients averaged over processes (DDP), train as one process on the whole batch would.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return x
+    return _Gather.apply(x)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        gathered = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, x.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)  # autograd's own is not ours to overwrite
+        dist.all_reduce(total)  # Gloo has no reduce-scatter
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
+
+
 class Perceptual(nn.Module):
-    """LPIPS with VGG16 on images in [-1, 1]: scalar mean over the batch."""
+    """LPIPS with VGG16 on images in [-1, 1]: scalar mean over the batch.
+
+    Raises:
+        InputError: the VGG16 weights are not found, or are another file than the published one.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         path = vgg16_weights()
+        found = file_sha256(path)
+        if found != VGG16_SHA256:
+            raise InputError(f"{path} has sha256 {found}, not {VGG16_SHA256}; replace it by the published file")
         net = lpips.LPIPS(
             net="vgg", pnet_rand=True, verbose=False
         )  # linear heads ship with lpips, the backbone does not
@@ -50,20 +89,35 @@ class Perceptual(nn.Module):
 
 def vgg16_weights() -> Path:
     """Local file of the VGG16 weights LPIPS needs; `InputError` says where to put it if absent."""
-    folders = [Path(torch.hub.get_dir()) / "checkpoints"]
-    if "IMAGEFOLDER_WEIGHTS" in os.environ:
-        folders.insert(0, Path(os.environ["IMAGEFOLDER_WEIGHTS"]))
-    for folder in folders:
-        if (folder / VGG16_FILE).is_file():
-            return folder / VGG16_FILE
-    raise InputError(
-        f"LPIPS needs {VGG16_FILE} (sha256 {VGG16_SHA256}); put it into {folders[-1]} or into $IMAGEFOLDER_WEIGHTS"
-    )
+    path = find_weights(VGG16_FILE)
+    if path is None:
+        places = " or ".join(map(str, weight_folders()))
+        raise InputError(
+            f"LPIPS needs {VGG16_FILE} (sha256 {VGG16_SHA256}); put it into {places}, or set IMAGEFOLDER_WEIGHTS"
+        )
+    return path
 
 
-def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """Hinge loss of the discriminator on its logits."""
-    return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
+def discriminator_loss(kind: str, real: Tensor, fake: Tensor) -> Tensor:
+    """Loss of the discriminator on its logits of real and generated images.
+
+    Args:
+        kind: "hinge", "vanilla" or "non-saturating"; the latter two differ on the generator's side only.
+    """
+    if _checked(kind) == "hinge":
+        return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
+    return (F.softplus(-real).mean() + F.softplus(fake).mean()) / 2
+
+
+def adversarial_loss(kind: str, fake: Tensor) -> Tensor:
+    """Loss of the generator on the discriminator's logits of its images; `kind` as in `discriminator_loss`."""
+    return F.softplus(-fake).mean() if _checked(kind) == "non-saturating" else -fake.mean()
+
+
+def _checked(kind: str) -> str:
+    if kind not in ADVERSARIAL_KINDS:
+        raise InputError(f"adversarial loss {kind!r} is not one of {', '.join(ADVERSARIAL_KINDS)}")
+    return kind
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:

@@ -179,6 +179,11 @@ class ProductQuantizer(nn.Module):
         self.dropout = config.quantizer_dropout if len(config.scales) > 1 else 0.0
         self.dropout_start = config.dropout_start
 
+    def set_perturbed_images(self, share: float) -> None:
+        """Share of the images whose codes are perturbed from now on while training (single-scale quantizers)."""
+        for quantizer in self.branches:
+            quantizer.perturbed_images = share
+
     def draw_kept(self, batch: int, device: torch.device) -> Tensor | None:
         """Quantizer dropout: scales kept per sample, int64 (B,); only the first share of a batch is touched."""
         touched = int(self.dropout * batch)

@@ -61,10 +61,7 @@ def pretrained(name: str, **shape: Any) -> nn.Module:
     """
     local = find_weights(f"{name}.safetensors")
     if local is None:
-        config = timm.get_pretrained_cfg(name, allow_unregistered=False)
-        repository = None if config is None else config.hf_hub_id
-        if not repository:
-            raise InputError(f"timm publishes no weights of {name!r}")
+        repository = _repository(name)
         if not any(isinstance(try_to_load_from_cache(repository, file), str) for file in TIMM_FILES):
             places = ", ".join(map(str, weight_folders()))
             require_network(f"weights of {name} (model.safetensors of {repository}, as {name}.safetensors in {places})")
@@ -74,3 +71,13 @@ def pretrained(name: str, **shape: Any) -> nn.Module:
     except Exception as error:  # timm and hub clients raise many kinds
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"weights of {name} could not be loaded from {local or repository} ({reason})") from None
+
+
+def _repository(name: str) -> str:
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise InputError(str(error)) from None
+    if config is None or not config.hf_hub_id:
+        raise InputError(f"timm publishes no weights of {name!r}")
+    return config.hf_hub_id

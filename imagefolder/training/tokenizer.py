@@ -13,26 +13,45 @@ from torch import Tensor, nn
 from imagefolder.checkpoints.native import save_checkpoint
 from imagefolder.config import LossConfig, TokenizerConfig, TrainingConfig
 from imagefolder.data.images import Images, to_float, training_batches
-from imagefolder.tokenizer.discriminator import PatchDiscriminator
-from imagefolder.tokenizer.losses import LeCam, Perceptual, adaptive_weight, hinge_discriminator, semantic_loss
+from imagefolder.tokenizer.discriminator import DinoDiscriminator, PatchDiscriminator
+from imagefolder.tokenizer.losses import (
+    LeCam,
+    Perceptual,
+    adaptive_weight,
+    adversarial_loss,
+    discriminator_loss,
+    semantic_loss,
+)
 from imagefolder.tokenizer.model import Tokenizer
-from imagefolder.tokenizer.semantic import pretrained_vit
+from imagefolder.tokenizer.semantic import pretrained, pretrained_vit
 from imagefolder.training.loop import STATE, Task, adamw, fit, optimizer_step
+
+DINO = "vit_small_patch16_224.dino"
 
 
 class TokenizerTask(Task):
-    """Generator-side losses always; discriminator once `adversarial_start` of the training is done."""
+    """Generator-side losses always; discriminator once `adversarial_start` of the training is done.
 
-    def __init__(self, model: Tokenizer, training: TrainingConfig, loss: LossConfig, teacher: nn.Module | None) -> None:
+    `teacher` and `detail_teacher` give the class features of the contrastive losses of the last and first branch.
+    """
+
+    def __init__(
+        self,
+        model: Tokenizer,
+        training: TrainingConfig,
+        loss: LossConfig,
+        teacher: nn.Module | None,
+        detail_teacher: nn.Module | None = None,
+    ) -> None:
         self.model, self.training, self.loss = model, training, loss
         self.config = model.config
-        self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
+        self.teachers = [None if net is None else net.eval().requires_grad_(False) for net in (teacher, detail_teacher)]
         self.perceptual = Perceptual() if loss.perceptual else None
         self.optimizers = [adamw(model.parameters(), training, training.learning_rate, training.weight_decay)]
-        self.frozen = [module for module in (self.teacher, self.perceptual) if module is not None]
+        self.frozen = [module for module in (*self.teachers, self.perceptual) if module is not None]
         self.modules = {}
         if loss.adversarial:
-            self.discriminator = PatchDiscriminator()
+            self.discriminator = build_discriminator(loss.discriminator)
             self.lecam = LeCam()
             self.modules = {"discriminator": self.discriminator, "lecam": self.lecam}
             self.optimizers.append(
@@ -40,30 +59,36 @@ class TokenizerTask(Task):
                     self.discriminator.parameters(), training, loss.discriminator_rate, loss.discriminator_weight_decay
                 )
             )
-        self.last_layer = model.decoder.to_pixels.weight
+        self.quantizer, self.last_layer = model.quantizer, model.decoder.to_pixels.weight
 
     def step(self, batch: tuple[Tensor, Tensor], progress: float, accelerator: Accelerator) -> dict[str, Tensor]:
         images = to_float(batch[0])
+        if self.config.perturbed_images:
+            self.quantizer.set_perturbed_images(self.config.perturbed_images * self._annealed(progress))
         with accelerator.autocast():
-            features = None
-            if self.teacher is not None:
-                with torch.no_grad():
-                    features = self.teacher(images)
-            out = self.model(images, features)
-        losses: dict[str, Tensor] = {"reconstruction": F.mse_loss(out.images.float(), images)}
-        pixel = self.loss.reconstruction * losses["reconstruction"]
-        if self.perceptual is not None:
-            losses["perceptual"] = self.perceptual(out.images.float(), images)
-            pixel = pixel + self.loss.perceptual * losses["perceptual"]
-        losses["codebook"], losses["commitment"] = out.quantized.codebook_loss, out.quantized.commitment_loss
+            with torch.no_grad():
+                features = [None if teacher is None else teacher(images) for teacher in self.teachers]
+            out = self.model(images, *features)
+        losses, pixel = self._pixel_losses(out.images.float(), images)
+        quantized = out.quantized
+        losses |= {"codebook": quantized.codebook_loss, "commitment": quantized.commitment_loss}
         total = pixel + self.loss.codebook * losses["codebook"] + losses["commitment"]
-        if out.pooled is not None and len(out.pooled):
-            losses["semantic"] = semantic_loss(out.projected.float(), out.pooled.float())
-            total = total + self.loss.semantic * losses["semantic"]
+        if self.config.quantizer != "vq":
+            losses["entropy"] = quantized.entropy_loss
+            total = total + self.loss.entropy * losses["entropy"]
+        for name, pair, weight in (
+            ("semantic", out.semantic, self.loss.semantic),
+            ("detail", out.detail, self.loss.detail),
+        ):
+            if pair is not None and len(pair[0]):
+                losses[name] = semantic_loss(
+                    pair[0].float(), pair[1].float(), self._semantic_scale(progress), self.loss.semantic_normalise
+                )
+                total = total + weight * losses[name]
         adversarial = bool(self.loss.adversarial) and progress >= self.loss.adversarial_start
         if adversarial:
             self.discriminator.requires_grad_(False)
-            fooled = -self.discriminator(out.images.float()).mean()
+            fooled = adversarial_loss(self.loss.adversarial_kind, self.discriminator(out.images.float()))
             weight = adaptive_weight(pixel, fooled, self.last_layer)
             total = total + self.loss.adversarial * weight * fooled
             losses |= {"adversarial": fooled, "adaptive_weight": weight}
@@ -71,10 +96,34 @@ class TokenizerTask(Task):
         if adversarial:
             self.discriminator.requires_grad_(True)
             real, fake = self.discriminator(images), self.discriminator(out.images.detach().float())
-            loss = hinge_discriminator(real, fake) + self.loss.lecam * self.lecam(real, fake)
+            loss = discriminator_loss(self.loss.adversarial_kind, real, fake)
+            loss = loss + self.loss.lecam * self.lecam(real, fake)
             optimizer_step(loss, self.optimizers[1], self.discriminator.parameters(), self.training.clip, accelerator)
             losses["discriminator"] = loss
         return {name: value.detach() for name, value in losses.items()}
+
+    def _pixel_losses(self, reconstructed: Tensor, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The single terms, and their weighted sum."""
+        losses = {"reconstruction": F.mse_loss(reconstructed, images)}
+        pixel = self.loss.reconstruction * losses["reconstruction"]
+        if self.perceptual is not None:
+            losses["perceptual"] = self.perceptual(reconstructed, images)
+            pixel = pixel + self.loss.perceptual * losses["perceptual"]
+        return losses, pixel
+
+    def _semantic_scale(self, progress: float) -> float:
+        first, last = self.loss.semantic_scale
+        return first * (last / first) ** progress
+
+    def _annealed(self, progress: float) -> float:
+        """Share of the perturbation left: 1, falling to a half between the two points of `perturbation_anneal`."""
+        start, stop = self.loss.perturbation_anneal
+        return 1 - 0.5 * min(max((progress - start) / (stop - start), 0.0), 1.0)
+
+
+def build_discriminator(kind: str) -> nn.Module:
+    """PatchGAN, or heads on a frozen DINO ViT-S/16 with its published weights ("dino")."""
+    return PatchDiscriminator() if kind == "patch" else DinoDiscriminator(pretrained(DINO))
 
 
 def new_tokenizer(config: TokenizerConfig, pretrained: bool) -> Tokenizer:

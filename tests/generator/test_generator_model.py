@@ -191,3 +191,19 @@ def test_a_generator_refuses_tokens_of_another_shape():
     other = imagefolder.load_tokenizer("mini-MSVR3-256")
     with pytest.raises(imagefolder.InputError, match=r"branches 2.*has 1"):
         Generator(build("folded").config, other)
+
+
+@torch.no_grad()
+def test_token_dropout_replaces_a_share_of_the_inputs_while_training():
+    generator = build("folded", token_dropout=0.3)
+    transformer, embedding = generator.transformer, torch.zeros(50, 96)
+    inputs = torch.randn(50, 13, 32, generator=torch.Generator().manual_seed(2))
+    plain = transformer.eval().embed(inputs, embedding, 0, 14)
+    torch.manual_seed(0)
+    dropped = transformer.train().embed(inputs, embedding, 0, 14)
+    offset = transformer.position_embed + transformer.level_embed(transformer.level_of_position)
+    empty = (transformer.empty_embed + offset).expand(50, -1, -1)
+    replaced = (dropped != plain).any(-1)
+    assert not replaced[:, 0].any()  # the class is dropped by other means
+    torch.testing.assert_close(dropped[replaced], empty[replaced])
+    assert float(replaced[:, 1:].float().mean()) == pytest.approx(0.3, abs=0.07)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from imagefolder.config import TokenizerConfig
 from imagefolder.errors import InputError
+from imagefolder.files import file_sha256
 from imagefolder.tokenizer.discriminator import PatchDiscriminator
 from imagefolder.tokenizer.losses import (
     VGG16_FILE,
@@ -17,10 +18,9 @@ from imagefolder.tokenizer.losses import (
     LeCam,
     Perceptual,
     adaptive_weight,
-    hinge_discriminator,
+    discriminator_loss,
     semantic_loss,
 )
-from imagefolder.tokenizer.semantic import Teacher, pretrained_vit
 
 
 def test_semantic_loss_by_hand() -> None:
@@ -40,7 +40,7 @@ def test_semantic_loss_prefers_matching_pairs_and_uses_its_scale() -> None:
 
 def test_hinge_by_hand() -> None:
     real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.0])
-    assert float(hinge_discriminator(real, fake)) == pytest.approx((0.25 + 0.5) / 2)
+    assert float(discriminator_loss("hinge", real, fake)) == pytest.approx((0.25 + 0.5) / 2)
 
 
 def test_adaptive_weight_is_the_ratio_of_gradient_norms() -> None:
@@ -97,6 +97,19 @@ def test_perceptual_without_weights_names_file_hash_and_place(no_weights: Path) 
     assert "\n" not in text
 
 
+def test_perceptual_refuses_another_file_in_place_of_the_weights(
+    no_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = no_weights / VGG16_FILE
+    path.write_bytes(b"not these")
+    monkeypatch.setenv("IMAGEFOLDER_WEIGHTS", str(no_weights))
+    with pytest.raises(InputError) as caught:
+        Perceptual()
+    for part in (str(path), hashlib.sha256(b"not these").hexdigest(), VGG16_SHA256):
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning:torchvision")  # lpips calls it the old way
 def test_perceptual_with_weights(no_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torchvision.models import vgg16  # after imagefolder, which repairs torchvision
@@ -105,6 +118,7 @@ def test_perceptual_with_weights(no_weights: Path, monkeypatch: pytest.MonkeyPat
     state = vgg16(weights=None).state_dict()
     features = {name: value for name, value in state.items() if name.startswith("features.")}
     torch.save(features | {"classifier.0.bias": state["classifier.0.bias"]}, no_weights / VGG16_FILE)
+    monkeypatch.setattr("imagefolder.tokenizer.losses.VGG16_SHA256", file_sha256(no_weights / VGG16_FILE))
     monkeypatch.setenv("IMAGEFOLDER_WEIGHTS", str(no_weights))
     perceptual = Perceptual()
     loaded = dict(perceptual.net.net.named_parameters())
@@ -119,25 +133,3 @@ def test_perceptual_with_weights(no_weights: Path, monkeypatch: pytest.MonkeyPat
     assert float(distance.detach()) > 0
     distance.backward()
     assert other.grad.abs().sum() > 0
-
-
-def test_teacher_sees_images_normalised_for_imagenet(teacher: Teacher) -> None:
-    images = torch.rand(2, 3, 32, 32) * 2 - 1
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    shown = ((images + 1) / 2 - mean[:, None, None]) / std[:, None, None]
-    with torch.no_grad():
-        features = teacher.eval()(images)
-        assert features.shape == (2, 32)
-        torch.testing.assert_close(features, teacher.vit(shown))
-
-
-def test_pretrained_backbone_offline_is_refused_at_once(
-    tokenizer_config: TokenizerConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    import huggingface_hub.constants as hub
-
-    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)  # what the variable HF_HUB_OFFLINE sets at import
-    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(InputError, match="vit_tiny_patch16_224") as caught:
-        pretrained_vit(tokenizer_config)
-    assert "HF_HOME" in str(caught.value)

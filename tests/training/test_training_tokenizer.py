@@ -16,7 +16,7 @@ from torch import Tensor
 
 from imagefolder.config import LossConfig, TokenizerConfig, TrainingConfig, from_dict
 from imagefolder.data.images import ArrayImages, to_float, training_batches
-from imagefolder.tokenizer.losses import hinge_discriminator
+from imagefolder.tokenizer.losses import discriminator_loss
 from imagefolder.tokenizer.semantic import Teacher
 from imagefolder.training.loop import fit
 from imagefolder.training.tokenizer import TokenizerTask, new_tokenizer, train_tokenizer
@@ -97,7 +97,7 @@ def test_discriminator_is_trained_on_its_own_loss_alone(task: TokenizerTask, bat
     task.optimizers[1].step = lambda: gradients.extend(p.grad.clone() for p in parameters)
     task.step(batch, 1.0, Accelerator())
     real, fake = before(to_float(batch[0])), before(shown[0])
-    loss = hinge_discriminator(real, fake) + task.loss.lecam * lecam(real, fake)
+    loss = discriminator_loss("hinge", real, fake) + task.loss.lecam * lecam(real, fake)
     for ours, expected in zip(gradients, torch.autograd.grad(loss, list(before.parameters())), strict=True):
         torch.testing.assert_close(ours, expected)
     assert all(parameter.requires_grad and parameter.grad is None for parameter in parameters)
