@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import platform
 import resource
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -75,6 +78,52 @@ def peak_memory_mib() -> float:
     except (OSError, StopIteration):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / 2**20 if sys.platform == "darwin" else peak / 1024
+
+
+def matmul_peak(device: torch.device | str, dtype: torch.dtype, seconds: float = 0.4) -> float:
+    """FLOP/s of plain matrix products on this machine: the best of growing squares, each timed a few times.
+
+    What a fraction of the peak refers to. The size grows until a product takes `seconds` / 8, or no memory is left.
+    """
+    device = torch.device(device)
+    size, best = 256, 0.0
+    while True:
+        a, b = (torch.ones(size, size, device=device).to(dtype) for _ in range(2))
+        elapsed = min(_timed(lambda a=a, b=b: a @ b, device) for _ in range(4))
+        best = max(best, 2 * size**3 / elapsed)
+        if elapsed > seconds / 8 or size >= 16384:
+            return best
+        size *= 2
+
+
+@functools.cache
+def fast_dtype(device: torch.device | str) -> torch.dtype:
+    """bfloat16 where its matrix products are at least 1.5 times as fast as those of float32, else float32 (measured).
+
+    Recent GPUs and CPUs with AMX are several times as fast; CPUs without its instructions emulate it, hundreds of
+    times slower than float32.
+    """
+    device = torch.device(device)
+    times = []
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.ones(256, 256, device=device).to(dtype)
+        times.append(min(_timed(lambda a=a: a @ a, device) for _ in range(3)))
+    return torch.bfloat16 if times[1] * 1.5 < times[0] else torch.float32
+
+
+def _timed(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, the device's queue included."""
+    synchronize(device)
+    clock = time.perf_counter()
+    run()
+    synchronize(device)
+    return time.perf_counter() - clock
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _cpu_name() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from imagefolder.checkpoints.authors import load_authors_state, read_state
 from imagefolder.checkpoints.hub import locate
 from imagefolder.checkpoints.native import load_weights
 from imagefolder.config import GeneratorConfig, TokenizerConfig
+from imagefolder.environment import fast_dtype
 from imagefolder.errors import InputError
 from imagefolder.generator.model import TOKEN_FIELDS, Generator
 from imagefolder.tokenizer.model import Tokenizer
@@ -23,7 +24,7 @@ def load_tokenizer(
     name: str,
     weights: str | Path | None = None,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
     **overrides: Any,
 ) -> Tokenizer:
     """A tokenizer by name, in evaluation mode.
@@ -33,7 +34,8 @@ def load_tokenizer(
         weights: a native checkpoint (folder), the authors' `.pt` (its EMA weights if it has any) or `.pth`, the same
             tensors as `.safetensors`, or `hf://owner/repo[/file]`; None: fresh initialisation.
         device: where it lives.
-        dtype: of weights and activations; the quantizer always works in float32.
+        dtype: of weights and activations; the quantizer always works in float32. "auto": bfloat16 where the device is
+            fast at it, else float32.
         overrides: fields of `TokenizerConfig`.
 
     Raises:
@@ -42,7 +44,7 @@ def load_tokenizer(
     config = _override(find(TOKENIZERS, name), overrides)
     model = Tokenizer(config)
     _load(weights, model, config)
-    model = model.to(device=device, dtype=dtype).eval()
+    model = model.to(device=device, dtype=_dtype(dtype, device)).eval()
     model.quantizer.float()
     return model
 
@@ -52,7 +54,7 @@ def load_generator(
     tokenizer: Tokenizer,
     weights: str | Path | None = None,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
     **overrides: Any,
 ) -> Generator:
     """A generator by name on the tokens of `tokenizer`, in evaluation mode; arguments as for `load_tokenizer`.
@@ -63,7 +65,7 @@ def load_generator(
     config = _override(find(GENERATORS, name), tokens | overrides)
     model = Generator(config, tokenizer)
     _load(weights, model.transformer, config)
-    model.transformer.to(device=device, dtype=dtype)
+    model.transformer.to(device=device, dtype=_dtype(dtype, device))
     return model.eval()
 
 
@@ -75,6 +77,14 @@ def _load(weights: str | Path | None, model: nn.Module, config: TokenizerConfig 
         load_weights(path, model, config)
     else:
         load_authors_state(model, read_state(path, type(config)), str(path))
+
+
+def _dtype(dtype: torch.dtype | str, device: str | torch.device) -> torch.dtype:
+    if dtype == "auto":
+        return fast_dtype(device)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InputError(f'dtype must be a floating-point torch.dtype or "auto", not {dtype!r}')
+    return dtype
 
 
 def _override(config: Any, overrides: dict[str, Any]) -> Any:

@@ -14,6 +14,7 @@ import imagefolder
 from imagefolder.errors import InputError
 from imagefolder.generator.export import export_samples
 from imagefolder.generator.model import Generator
+from imagefolder.memory import fitting_batch
 from imagefolder.training.progress import console, display
 from imagefolder.zoo import GENERATORS, TOKENIZER_OF, find
 
@@ -56,10 +57,12 @@ class Options:
     """one value, or one per scale"""
     joint: bool = False
     """draw the tokens of both branches together, top-k and top-p cutting the pairs"""
-    batch_size: int = 64
-    """images made at a time"""
+    batch_size: int | None = None
+    """images made at a time (default: as many as the memory allows)"""
     device: str = "auto"
     """cpu or cuda; auto: cuda if there is one"""
+    dtype: str = "float32"
+    """float32, bfloat16, or auto: what the device is fast at"""
 
 
 def main() -> int:
@@ -73,7 +76,7 @@ def main() -> int:
         return 2
     except torch.OutOfMemoryError:
         display.close()
-        print(f"error: out of GPU memory; lower --batch-size (now {options.batch_size})", file=sys.stderr)
+        print(f"error: out of GPU memory; lower --batch-size (now {options.batch_size or 'auto'})", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         display.close()
@@ -96,7 +99,7 @@ def run(options: Options) -> None:
         choose_labels(options, generator.config.num_classes),
         options.output,
         options.format,
-        options.batch_size,
+        options.batch_size or fitting_batch(generator, options.top_k),
         options.seed,
         options.guidance,
         options.top_k,
@@ -110,9 +113,12 @@ def run(options: Options) -> None:
 def load(options: Options, device: torch.device) -> Generator:
     """The generator with its tokenizer."""
     name = options.tokenizer or TOKENIZER_OF[find(GENERATORS, options.generator).name]
-    tokenizer = imagefolder.load_tokenizer(name, options.tokenizer_weights, device)
+    dtype = _dtype(options.dtype)
+    tokenizer = imagefolder.load_tokenizer(name, options.tokenizer_weights, device, dtype)
     overrides: dict[str, Any] = {} if options.num_classes is None else {"num_classes": options.num_classes}
-    return imagefolder.load_generator(options.generator, tokenizer, options.generator_weights, device, **overrides)
+    return imagefolder.load_generator(
+        options.generator, tokenizer, options.generator_weights, device, dtype, **overrides
+    )
 
 
 def choose_labels(options: Options, num_classes: int) -> list[int | None]:
@@ -129,6 +135,13 @@ def choose_labels(options: Options, num_classes: int) -> list[int | None]:
     if number < 1:
         raise InputError(f"the number of images must be at least 1, not {number}")
     return [classes[index % len(classes)] for index in range(number)]
+
+
+def _dtype(name: str) -> Any:
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
+    if name not in names:
+        raise InputError(f"--dtype {name} is not {', '.join(names)}")
+    return names[name]
 
 
 def _device(name: str) -> torch.device:

@@ -138,10 +138,11 @@ class Generator(nn.Module, HubModel):
             if i > 0:
                 inputs = state.input(block).to(embedding.dtype).repeat(len(labels) // batch, 1, 1)
             x = transformer.embed(inputs, embedding, block.start, block.stop)
-            logits = transformer.run(x, layers, head, cache=cache)[:, :, block.branches]
-            if guidance:
+            t = sequence.guidance(i, guidance)
+            wanted = None if t else batch  # without guidance nobody reads the unconditional logits
+            logits = transformer.run(x, layers, head, cache=cache, wanted=wanted, branches=block.branches)
+            if t:
                 conditional, unconditional = logits.chunk(2)
-                t = sequence.guidance(i, guidance)
                 logits = (1 + t) * conditional - t * unconditional
             if temperatures[block.scale] != 1:
                 # The largest logit becomes 0, so that a small temperature does not overflow

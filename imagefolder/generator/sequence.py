@@ -88,6 +88,8 @@ class Sequence:
 
     def select_logits(self, logits: Tensor) -> Tensor:
         """Logits (B, length, P, V) of the sequence -> (B, P, L, V) of the tokens."""
+        if self.config.order != "unfolded":
+            return logits.transpose(1, 2)
         by_branch: list[list[Tensor]] = [[] for _ in range(self.config.branches)]
         for block in self.blocks:
             for p in block.branches:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from imagefolder.config import GeneratorConfig
 from imagefolder.generator.sequence import Sequence
-from imagefolder.tokenizer.quantizers import float32_only
 
 MAX_LOG_SCALE = math.log(100)
 
@@ -166,17 +165,22 @@ class Transformer(nn.Module):
         head: Tensor,
         mask: Tensor | None = None,
         cache: Cache | None = None,
+        wanted: int | None = None,
+        branches: tuple[int, ...] | None = None,
     ) -> Tensor:
-        """Embedded positions (B, n, D) to float32 logits (B, n, P, V)."""
+        """Embedded positions (B, n, D) to float32 logits (B, n, P, V).
+
+        `wanted`: of the first so many samples; `branches`: of these, neighbours in ascending order (None: all).
+        """
         for i, layer in enumerate(self.layers):
             x = layer(x, layers[i], mask, cache, i)
         if cache is not None:
             cache.filled += x.shape[1]
-        scale, shift = head
-        with float32_only(x.device):
-            h = _modulate(x.float(), scale.float(), shift.float())
-            logits = F.linear(h, self.head.weight.float(), self.head.bias.float())
-        return logits.unflatten(-1, (self.config.branches, self.config.codebook_size))
+        scale, shift = head[:, :wanted]
+        size = self.config.codebook_size
+        rows = slice(branches[0] * size, (branches[-1] + 1) * size) if branches else slice(None)
+        logits = F.linear(_modulate(x[:wanted], scale, shift), self.head.weight[rows], self.head.bias[rows])
+        return logits.float().unflatten(-1, (-1, size))
 
     def forward(self, labels: Tensor, inputs: Tensor) -> Tensor:
         """Teacher forcing: int64 (B,), float (B, length - first, P*C) -> float32 (B, P, L, V)."""

@@ -152,11 +152,10 @@ class MultiScaleQuantizer(nn.Module):
 
     def encode(self, f: Tensor) -> Tensor:
         """(B, C, K, K) -> int64 (B, L), scales concatenated small to large."""
-        tokens = []
-        for scale in range(len(self.scales)):
-            index = self.codebook.nearest(self.down(f, scale))
-            f = f - self.contribution(scale, index)
-            tokens.append(index)
+        tokens = [self.codebook.nearest(self.down(f, 0))]
+        for scale in range(1, len(self.scales)):
+            f = f - self.contribution(scale - 1, tokens[-1])
+            tokens.append(self.codebook.nearest(self.down(f, scale)))
         return torch.cat(tokens, dim=1)
 
     def decode(self, tokens: Tensor) -> Tensor:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
 from imagefolder.config import TokenizerConfig
@@ -51,6 +53,32 @@ def with_positions(vit: nn.Module, tokens: Tensor, side: int) -> Tensor:
     return torch.cat([*prefix, tokens], dim=1) + positions
 
 
+def run_blocks(vit: nn.Module, x: Tensor, kept: slice) -> Tensor:
+    """Blocks and final norm of a timm vision transformer, read at the positions `kept` alone.
+
+    The last block computes queries, projection and MLP for these positions only; keys and values come from all.
+    """
+    x = vit.blocks[:-1](vit.norm_pre(x))
+    block = vit.blocks[-1]
+    if type(block) is not Block or type(block.attn) is not Attention or getattr(block.attn, "gate", None) is not None:
+        # another kind of block: all of it
+        return vit.norm(block(x)[:, kept])
+    x, h = x[:, kept], block.norm1(x)
+    x = x + block.drop_path1(block.ls1(_attend(block.attn, h, kept)))
+    return vit.norm(x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))))
+
+
+def _attend(attn: Attention, h: Tensor, kept: slice) -> Tensor:
+    """timm's attention for the queries `kept`."""
+    width, heads = attn.num_heads * attn.head_dim, attn.num_heads
+    bias = (None, None) if attn.qkv.bias is None else attn.qkv.bias.split([width, 2 * width])
+    q = F.linear(h[:, kept], attn.qkv.weight[:width], bias[0]).unflatten(-1, (heads, -1)).transpose(1, 2)
+    k, v = F.linear(h, attn.qkv.weight[width:], bias[1]).unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
+    dropout = attn.attn_drop.p if attn.training else 0.0
+    out = F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v, dropout_p=dropout)
+    return attn.proj_drop(attn.proj(attn.norm(out.transpose(1, 2).flatten(2))))
+
+
 class Encoder(nn.Module):
     """Images (B, 3, H, W) in [-1, 1] to latents (B, branches*K*K, D)."""
 
@@ -74,8 +102,7 @@ class Encoder(nn.Module):
         latents = with_positions(vit, latents, self.side)[:, vit.num_prefix_tokens :]
         latents = latents + self.level_embed.weight[1:, None]
         sequence.append(latents.reshape(1, -1, latents.shape[-1]).expand(len(images), -1, -1))
-        x = vit.norm(vit.blocks(vit.norm_pre(torch.cat(sequence, dim=1))))
-        return x[:, image_tokens.shape[1] :]
+        return run_blocks(vit, torch.cat(sequence, dim=1), slice(image_tokens.shape[1], None))
 
 
 class Decoder(nn.Module):
@@ -100,8 +127,8 @@ class Decoder(nn.Module):
         queries = self.mask_token.expand(len(latents), self.grid**2, -1)
         queries = with_positions(vit, queries, self.grid) + self.level_embed.weight[0]
         latents = with_positions(vit, latents, self.side) + self.level_embed.weight[1]
-        x = vit.norm(vit.blocks(vit.norm_pre(torch.cat([queries, latents], dim=1))))
-        patches = self.to_pixels(x[:, vit.num_prefix_tokens : queries.shape[1]])
+        kept = slice(vit.num_prefix_tokens, queries.shape[1])
+        patches = self.to_pixels(run_blocks(vit, torch.cat([queries, latents], dim=1), kept))
         # (row, column) of patches, each (p_row, p_col, channel)
         p, g = self.patch_size, self.grid
         patches = patches.view(-1, g, g, p, p, 3)

@@ -56,7 +56,8 @@ class GeneratorTask(Task):
             inputs = self.sequence.inputs(self.quantizer, tokens)
         with accelerator.autocast():
             logits = self.model(labels, inputs)
-        loss = F.cross_entropy(logits.flatten(0, -2), tokens.flatten())
+        # Position by position, as the logits lie in memory: the mean is the same and nothing is copied
+        loss = F.cross_entropy(logits.transpose(1, 2).flatten(0, -2), tokens.mT.flatten())
         optimizer_step(loss, self.optimizers[0], self.model.parameters(), self.training.clip, accelerator)
         with torch.no_grad():
             accuracy = (logits.argmax(-1) == tokens).float().mean()

@@ -1,0 +1,120 @@
+"""Floating-point operations really needed, by formula: matrix products, convolutions, attention; a multiply-add is two.
+
+Needed means: outputs nobody reads are not counted (the last layer of encoder and decoder at positions that are not
+used), and a sample counts its key-value cache. The formulas are held to torch's own counter in tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from imagefolder.generator.model import Generator
+from imagefolder.generator.sequence import Block
+from imagefolder.generator.transformer import Transformer
+from imagefolder.tokenizer.model import Tokenizer
+
+BACKWARD = 2  # a backward pass is two products where the forward pass is one
+
+
+def vit_flops(vit: nn.Module, tokens: int, kept: int) -> float:
+    """Blocks of a timm vision transformer on `tokens` positions, of which `kept` are read at the end."""
+    width, depth = vit.embed_dim, len(vit.blocks)
+    hidden = vit.blocks[0].mlp.fc1.out_features
+
+    def block(queries: int) -> float:
+        projections = tokens * 2 * width**2 + queries * (2 * width**2 + 2 * width * hidden)
+        return 2 * projections + 4 * queries * tokens * width
+
+    return (depth - 1) * block(tokens) + block(kept)
+
+
+def features_flops(vit: nn.Module) -> float:
+    """Class feature of one image from a timm vision transformer."""
+    grid, patch = vit.patch_embed.num_patches, vit.patch_embed.patch_size[0]
+    return 2 * grid * 3 * patch**2 * vit.embed_dim + vit_flops(vit, vit.num_prefix_tokens + grid, 1)
+
+
+def counted_flops(run: Callable[[], object]) -> float:
+    """Operations of whatever `run` computes, by torch's counter."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        run()
+    return float(counter.get_total_flops())
+
+
+def encode_flops(tokenizer: Tokenizer) -> float:
+    """Tokens of one image."""
+    config, vit = tokenizer.config, tokenizer.encoder.vit
+    width, grid = vit.embed_dim, (config.image_size // config.patch_size) ** 2
+    latents = config.branches * config.latent_side**2
+    patches = 2 * grid * 3 * config.patch_size**2 * width
+    projection = 2 * latents * width * config.code_dim
+    return (
+        patches + vit_flops(vit, vit.num_prefix_tokens + grid + latents, latents) + projection + search_flops(tokenizer)
+    )
+
+
+def search_flops(tokenizer: Tokenizer) -> float:
+    """Quantizing one image's latents."""
+    config = tokenizer.config
+    search = 2 * config.length * config.codebook_size * config.code_dim if config.quantizer == "vq" else 0.0
+    return config.branches * (search + _phi_flops(tokenizer, len(config.scales) - 1))
+
+
+def lookup_flops(tokenizer: Tokenizer) -> float:
+    """The quantized map of one image's tokens."""
+    return tokenizer.config.branches * _phi_flops(tokenizer, len(tokenizer.config.scales))
+
+
+def decode_flops(tokenizer: Tokenizer) -> float:
+    """One image of its tokens."""
+    return lookup_flops(tokenizer) + pixels_flops(tokenizer)
+
+
+def pixels_flops(tokenizer: Tokenizer) -> float:
+    """One image of its quantized map."""
+    config, vit = tokenizer.config, tokenizer.decoder.vit
+    width, grid, latents = vit.embed_dim, (config.image_size // config.patch_size) ** 2, config.latent_side**2
+    projection = 2 * latents * config.branches * config.code_dim * width
+    pixels = 2 * grid * width * 3 * config.patch_size**2
+    return projection + vit_flops(vit, 2 * vit.num_prefix_tokens + grid + latents, grid) + pixels
+
+
+def transformer_flops(transformer: Transformer) -> float:
+    """One pass over the sequence of one image and one class; attention as the mask allows it."""
+    config, blocks = transformer.config, transformer.sequence.blocks
+    width, length = config.width, transformer.sequence.length
+    hidden = int(width * config.mlp_ratio)
+    linear = config.depth * 2 * length * (4 * width**2 + 2 * width * hidden)
+    attention = config.depth * 4 * width * sum((block.stop - block.start) * block.stop for block in blocks)
+    head = sum(_head_flops(transformer, block) for block in blocks)
+    inputs = 2 * (length - transformer.first) * config.branches * config.code_dim * width
+    condition = config.depth * 2 * width * 6 * width + 2 * width * 2 * width
+    return linear + attention + head + inputs + condition
+
+
+def sample_flops(generator: Generator, guided: bool = True) -> float:
+    """One image: every position twice under guidance (logits once where guidance is zero), quantized maps, decoder."""
+    transformer, tokenizer = generator.transformer, generator.tokenizer
+    total = transformer_flops(transformer) + decode_flops(tokenizer)
+    if guided:
+        total += transformer_flops(transformer)
+        for i, block in enumerate(transformer.sequence.blocks):
+            if transformer.sequence.guidance(i, 1.0) == 0:
+                total -= _head_flops(transformer, block)
+    return total
+
+
+def _head_flops(transformer: Transformer, block: Block) -> float:
+    config = transformer.config
+    return 2 * (block.stop - block.start) * config.width * len(block.branches) * config.codebook_size
+
+
+def _phi_flops(tokenizer: Tokenizer, scales: int) -> float:
+    config = tokenizer.config
+    if len(config.scales) == 1:
+        return 0.0
+    return scales * 2 * config.latent_side**2 * 9 * config.code_dim**2

@@ -1,0 +1,48 @@
+"""Models, devices and dtypes of the benchmarks, each built once."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+import imagefolder
+from imagefolder.environment import fast_dtype, matmul_peak
+from imagefolder.generator.model import Generator
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SLOWEST_SHARE = 0.5  # of float32's peak: below, a dtype is emulated and nobody would use it
+
+
+def fast(device: str) -> str:
+    """Name of the dtype this device is fast at."""
+    return "bfloat16" if fast_dtype(device) == torch.bfloat16 else "float32"
+
+
+@cache
+def peak(device: str, dtype: str) -> float:
+    """FLOP/s of this machine's matrix products, measured once per run."""
+    return matmul_peak(device, DTYPES[dtype])
+
+
+def require_fast(device: str, dtype: str) -> None:
+    """Skip a dtype that this machine only emulates."""
+    if peak(device, dtype) < SLOWEST_SHARE * peak(device, "float32"):
+        pytest.skip(f"{dtype} is emulated on this {device}: {peak(device, dtype) / 1e9:.1f} GFLOP/s")
+
+
+@cache
+def tokenizer_of(name: str, device: str, dtype: str, **overrides: Any) -> imagefolder.Tokenizer:
+    torch.manual_seed(0)
+    return imagefolder.load_tokenizer(name, device=device, dtype=DTYPES[dtype], **overrides)
+
+
+@cache
+def generator_of(name: str, tokenizer: str, device: str, dtype: str, **overrides: Any) -> Generator:
+    torch.manual_seed(0)
+    return imagefolder.load_generator(
+        name, tokenizer_of(tokenizer, device, dtype), device=device, dtype=DTYPES[dtype], **overrides
+    )

@@ -1,0 +1,99 @@
+"""Throughput and memory, as fractions of what the machine reaches in a plain matrix product in the same run and dtype.
+
+Benchmarks run with `pytest --benchmark-only` alone. Cases marked `large` (released sizes at the batches of the
+published comparisons) take minutes each on a CPU: `pytest --benchmark-only -m large`.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from benchmark_models import generator_of, peak, tokenizer_of
+
+from imagefolder.environment import describe, peak_memory_mib, reset_peak_memory, synchronize
+
+HERE = Path(__file__).parent
+ENOUGH_SECONDS, MOST_ROUNDS = 1.0, 30  # short cases are repeated until their quartiles mean something
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Benchmarks when asked for and nothing else then; large ones by their marker (on a GPU none is too large)."""
+    wanted = bool(config.getoption("benchmark_only", default=False))
+    large = "large" in config.getoption("markexpr") or torch.cuda.is_available()
+
+    def runs(item: pytest.Item) -> bool:
+        benchmark = HERE in item.path.parents
+        return benchmark == wanted and (not benchmark or large or item.get_closest_marker("large") is None)
+
+    left_out = [item for item in items if not runs(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if runs(item)]
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    machine_info["imagefolder"] = describe()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def models_leave() -> Any:
+    """Models of one file are gone before the next: memory figures belong to their own file."""
+    yield
+    tokenizer_of.cache_clear()
+    generator_of.cache_clear()
+    gc.collect()
+
+
+@pytest.fixture
+def measure(benchmark: Any) -> Callable[..., Any]:
+    """Run and record one case; see leaderboard.speed for what the keys of `extra_info` mean."""
+
+    def run(
+        function: Callable[[], Any],
+        stage: str,
+        images: int,
+        device: str = "cpu",
+        dtype: str = "float32",
+        flops: float = 0.0,
+        rounds: int = 3,
+        **about: Any,
+    ) -> Any:
+        def timed() -> Any:
+            result = function()
+            synchronize(torch.device(device))
+            return result
+
+        benchmark.extra_info |= {
+            "stage": stage,
+            "group": "stages",
+            "model": "",
+            "device": device,
+            "dtype": dtype,
+            "threads": torch.get_num_threads(),
+            "images": images,
+            "batch": images,
+            "tokens": 0,
+            "flops": float(flops),
+            "peak_flops": peak(device, dtype),
+            "order": "",
+            "positions": 0,
+            "growth": "",
+            "growth_value": 0.0,
+            **about,
+        }
+        clock = time.perf_counter()
+        timed()  # warm-up, and about how long one takes
+        many = min(int(ENOUGH_SECONDS / (time.perf_counter() - clock)), MOST_ROUNDS)
+        reset_peak_memory()
+        result = benchmark.pedantic(timed, rounds=max(rounds, many), iterations=1)
+        benchmark.extra_info["peak_memory_mib"] = peak_memory_mib()
+        return result
+
+    return run

@@ -1,0 +1,64 @@
+"""Free memory, and batches that fit into it."""
+
+from __future__ import annotations
+
+import psutil
+import pytest
+import torch
+
+import imagefolder
+from imagefolder import memory
+from imagefolder.environment import fast_dtype, matmul_peak, peak_memory_mib, reset_peak_memory
+
+
+@pytest.fixture(scope="module")
+def generator():
+    tokenizer = imagefolder.load_tokenizer("mini-MSVR3P2-256")
+    return imagefolder.load_generator("VAR-mini-MSVR3P2-256", tokenizer=tokenizer)
+
+
+def test_free_memory_is_what_the_system_says():
+    assert 0 < memory.free_memory("cpu") <= psutil.virtual_memory().total
+
+
+def test_batches_follow_the_free_memory(generator, monkeypatch):
+    need = memory.sample_bytes(generator)
+    for free, expected in ((0, 1), (need, 1), (10 * need / memory.SHARE, 10), (10**15, memory.MOST)):
+        monkeypatch.setattr(memory, "free_memory", lambda device, free=free: int(free) + 1)
+        assert memory.fitting_batch(generator) == expected
+
+
+def test_the_estimate_covers_what_sampling_really_takes(generator):
+    labels = torch.zeros(256, dtype=torch.int64)
+    generator.sample(labels[:1])
+    reset_peak_memory()
+    before = psutil.Process().memory_info().rss / 2**20
+    generator.sample(labels)
+    used = peak_memory_mib() - before
+    estimate = 256 * memory.sample_bytes(generator) / 2**20
+    assert used < estimate
+    assert estimate < 20 * max(used, 10)  # an upper estimate, but no fantasy
+
+
+def test_peak_is_a_rate_a_machine_can_have():
+    peak = matmul_peak("cpu", torch.float32, seconds=0.05)
+    assert 1e8 < peak < 1e15
+
+
+def test_automatic_dtype_is_one_of_the_two_and_wrong_ones_are_refused(generator):
+    assert fast_dtype("cpu") in (torch.float32, torch.bfloat16)
+    tokenizer = imagefolder.load_tokenizer("mini-MSVR3P2-256", dtype="auto")
+    assert tokenizer.quant_conv.weight.dtype == fast_dtype("cpu")
+    assert tokenizer.quantizer.branches[0].codebook.weight.dtype == torch.float32
+    for wrong in ("fast", torch.int64):
+        with pytest.raises(imagefolder.InputError, match="dtype must be"):
+            imagefolder.load_tokenizer("mini-MSVR3P2-256", dtype=wrong)
+
+
+def test_bfloat16_models_sample_and_reconstruct():
+    tokenizer = imagefolder.load_tokenizer("mini-MSVR3P2-256", dtype=torch.bfloat16)
+    generator = imagefolder.load_generator("VAR-mini-MSVR3P2-256", tokenizer=tokenizer, dtype=torch.bfloat16)
+    out = generator.sample(torch.tensor([1, 2]))
+    assert out.images.dtype == torch.float32
+    assert generator(torch.tensor([1, 2]), out.tokens).dtype == torch.float32
+    assert tokenizer.reconstruct(torch.rand(2, 3, 32, 32) * 2 - 1).dtype == torch.float32
