@@ -8,25 +8,29 @@ from pathlib import Path
 import tyro
 
 from leaderboard.report import build_report
-from leaderboard.store import RecordError, read_records
+from leaderboard.store import RecordError, read_records, read_speed
 
 REPORTED_CSV = Path(__file__).parent.parent / "reproductions/reported/imagenet256.csv"
 
 
 def main(output: Path = Path("runs"), reported: Path = REPORTED_CSV, all_kinds: bool = False) -> int:
-    """Build report.html, report.md and leaderboard.csv from the records of earlier runs.
+    """Build report.html, report.md, leaderboard.csv and speed.csv from the records of earlier runs.
 
     Args:
-        output: folder that holds records/ and pictures/ and receives the three files.
+        output: folder that holds records/, pictures/ and speed/ and receives the files.
         reported: CSV file of the numbers reported by others.
         all_kinds: also list reported GANs, one-step systems, tokenizers, ablations and references.
     """
     try:
         records = read_records(output / "records")
-        if not records:
-            print(f"no records in {output / 'records'}: run `python reproductions/table2.py` first", file=sys.stderr)
+        speed = read_speed(output / "speed")
+        if not records and not speed:
+            print(
+                f"no records in {output / 'records'} or {output / 'speed'}: run `python reproductions/table2.py` first",
+                file=sys.stderr,
+            )
             return 2
-        for path in build_report(output, records, reported, all_kinds):
+        for path in build_report(output, records, reported, all_kinds, speed):
             print(path)
     except (OSError, RecordError) as error:
         print(error, file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 from dataclasses import dataclass
@@ -9,9 +10,12 @@ from dataclasses import dataclass
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 INK = "#010203"  # replaced by the page's text colour after drawing
 POINT = "#3b82c4"  # legible on white and on black
+COLOURS = (POINT, "#d97706", "#2f9e62", "#b4559e", "#8a7a2f", "#c2413b")
+MARKERS = "os^DvP"
 STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -35,14 +39,29 @@ class Point:
     spread: float | None  # over seeds; None for one seed
 
 
+@dataclass(frozen=True)
+class Bar:
+    """One horizontal bar with its quartiles and the value as it is to be written."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line through (x, y) points."""
+
+    label: str
+    points: tuple[tuple[float, float], ...]
+
+
 def length_plot(points: list[Point], xlabel: str, ylabel: str) -> str:
     """SVG of a metric against the sequence length: a labelled point per row, error bars where there is a spread."""
-    # The salt makes the ids differ between plots of one page and agree between two builds of it.
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": f"{xlabel}{ylabel}{points}"}):
-        figure = Figure(figsize=(7.5, 4.2))
-        FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
-        axes.spines[["top", "right"]].set_visible(False)
+    with _style(f"{xlabel}{ylabel}{points}"):
+        axes = _axes(7.5, 4.2)
         axes.grid(alpha=0.15, color=INK)
         for point in points:
             axes.errorbar(
@@ -52,14 +71,87 @@ def length_plot(points: list[Point], xlabel: str, ylabel: str) -> str:
         axes.set_ylabel(ylabel)
         axes.margins(x=0.12, y=0.15)
         _label_points(axes, points)
-        target = io.StringIO()
-        figure.savefig(
-            target,
-            format="svg",
-            transparent=True,
-            bbox_inches="tight",
-            metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
-        )
+        return _svg(axes.figure)
+
+
+def bar_plot(bars: list[Bar], xlabel: str, page_key: str = "") -> str:
+    """SVG of horizontal bars from zero, the first on top; whiskers are quartiles, the value stands at the end.
+
+    Plots of one page that may be equal need different `page_key`s, so that their ids differ.
+    """
+    with _style(f"{page_key}{xlabel}{bars}"):
+        axes = _axes(4.6, 0.7 + 0.27 * len(bars))
+        axes.grid(alpha=0.15, color=INK, axis="x")
+        places = range(len(bars))
+        values = [bar.value for bar in bars]
+        errors = [[b.value - b.low for b in bars], [b.high - b.value for b in bars]]
+        axes.barh(places, values, height=0.7, color=POINT, xerr=errors, error_kw={"ecolor": INK, "elinewidth": 1})
+        for place, bar in zip(places, bars, strict=True):
+            axes.annotate(
+                bar.text, (max(bar.value, bar.high), place), (5, 0), textcoords="offset points", va="center", fontsize=9
+            )
+        axes.set_yticks(places, [bar.label for bar in bars], fontsize=9)
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(bars) - 0.4, -0.6)
+        axes.set_xlim(0, 1.02 * max(b.high for b in bars) or 1)
+        axes.set_xlabel(xlabel)
+        return _svg(axes.figure)
+
+
+def line_plot(lines: list[Line], xlabel: str, ylabel: str, doubling: bool = False, page_key: str = "") -> str:
+    """SVG of lines with a legend below; `doubling` spaces the powers of two evenly.
+
+    The vertical axis starts at zero, and is logarithmic where the values span more than a factor of 20.
+    `page_key` as for `bar_plot`.
+    """
+    with _style(f"{page_key}{xlabel}{ylabel}{doubling}{lines}"):
+        axes = _axes(7.5, 3.8)
+        axes.grid(alpha=0.15, color=INK)
+        for i, line in enumerate(lines):
+            style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 6}
+            axes.plot(*zip(*line.points, strict=True), label=line.label, **style)
+        xs = sorted({x for line in lines for x, _ in line.points})
+        ys = [y for line in lines for _, y in line.points]
+        if doubling and xs[0] > 0:
+            axes.set_xscale("log", base=2)
+        axes.set_xticks(xs, [f"{x:g}" for x in xs])
+        axes.minorticks_off()
+        if min(ys) > 0 and max(ys) > 20 * min(ys):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+            axes.yaxis.set_minor_locator(NullLocator())
+        else:
+            axes.set_ylim(0, 1.08 * max(ys) or 1)
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), frameon=False, fontsize=10)
+        return _svg(axes.figure)
+
+
+def _style(content: str) -> contextlib.AbstractContextManager[None]:
+    # The salt makes the ids differ between plots of one page and agree between two builds of it.
+    return matplotlib.rc_context(STYLE | {"svg.hashsalt": content})
+
+
+def _axes(width: float, height: float) -> matplotlib.axes.Axes:
+    figure = Figure(figsize=(width, height))
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
+    return axes
+
+
+def _svg(figure: Figure) -> str:
+    target = io.StringIO()
+    figure.savefig(
+        target,
+        format="svg",
+        transparent=True,
+        bbox_inches="tight",
+        metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
+    )
     svg = target.getvalue()
     svg = svg[svg.index("<svg") :]  # the XML and DOCTYPE lines have no place inside HTML
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # nothing refers to them, and several plots would repeat them

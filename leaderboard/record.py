@@ -6,11 +6,14 @@ refuse unknown fields, so that a record from another schema version is an error 
 
 from __future__ import annotations
 
+import hashlib
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 1
+SPEED_SCHEMA_VERSION = 1
 
 
 class _Model(BaseModel):
@@ -148,3 +151,100 @@ class Record(_Model):
         """File name stem: one record per row, scale, data set and seed; a repeated run replaces it."""
         data = f"{self.dataset.name}-{self.dataset.sha256[:8]}"
         return f"{self.table}-{self.row}-{self.scale}-{data}-seed{self.seed}"
+
+
+class SpeedRecord(_Model):
+    """How fast one stage of one model ran on one machine: one benchmark of a pytest-benchmark file.
+
+    Times are of one call, which processes `images` images; quartiles are over the rounds.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    schema_version: Literal[1] = SPEED_SCHEMA_VERSION
+    benchmark: str = Field(description="pytest's id of the benchmark")
+    group: Literal["stages", "folding", "growth"]
+    stage: str = Field(min_length=1, description="what ran, e.g. 'encode' or 'sample: draw'")
+    model: str = Field(description="name in the zoo; '' where none took part")
+    device: Literal["cpu", "cuda"]
+    dtype: Literal["float32", "bfloat16"]
+    batch: int = Field(ge=0)
+    threads: int = Field(ge=1)
+    images: int = Field(ge=0, description="per call")
+    tokens: int = Field(ge=0, description="per call, all branches together; 0 if none")
+    flops: float = Field(ge=0, description="operations needed per call; 0 if not meaningful")
+    peak_flops: float = Field(ge=0, description="FLOP/s of a plain matrix product in the same run and dtype")
+    peak_memory_mib: float = Field(ge=0, description="largest resident set (CPU) or allocated memory (GPU)")
+    order: Literal["folded", "unfolded", "one branch", "raster", ""]
+    positions: int = Field(ge=0, description="sequence length of the generator; 0 if none")
+    growth: Literal["batch", "scales", "image size", ""]
+    growth_value: float = Field(ge=0)
+    median_seconds: float = Field(gt=0)
+    q1_seconds: float = Field(gt=0)
+    q3_seconds: float = Field(gt=0)
+    rounds: int = Field(ge=1)
+    run: Run
+
+    @property
+    def machine(self) -> tuple[str, str | None, int]:
+        """What must be equal for times to be comparable: CPU, GPU and threads."""
+        return self.run.cpu, self.run.gpu, self.threads
+
+    @property
+    def case(self) -> tuple[str, ...]:
+        """What was measured, apart from the machine; for people once the empty parts are gone."""
+        growth = f"growth with {self.growth or 'nothing'} {self.growth_value:g}"
+        return (
+            self.stage,
+            self.model,
+            self.device,
+            self.dtype,
+            f"batch {self.batch}",
+            f"{self.images} images" if self.images != self.batch else "",
+            self.order,
+            {"stages": "", "folding": "folding", "growth": growth}[self.group],
+        )
+
+    @property
+    def label(self) -> str:
+        """The case in one line."""
+        return ", ".join(part for part in self.case if part)
+
+    @property
+    def name(self) -> str:
+        """File name stem: one record per case and machine; a repeated run replaces it."""
+        machine = hashlib.sha256(repr(self.machine).encode()).hexdigest()[:8]
+        parts = [re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.") for part in self.case]
+        return "-".join(part for part in (*parts, machine) if part)
+
+    @property
+    def seconds_per_image(self) -> float | None:
+        return self.median_seconds / self.images if self.images else None
+
+    @property
+    def images_per_second(self) -> float | None:
+        return self.images / self.median_seconds if self.images else None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return self.tokens / self.median_seconds if self.tokens else None
+
+    @property
+    def gflops(self) -> float | None:
+        """Billions of needed operations per second."""
+        return self.flops / self.median_seconds / 1e9 if self.flops else None
+
+    @property
+    def fraction_of_peak(self) -> float | None:
+        """Needed operations divided by time and by what the machine reached in a plain matrix product."""
+        return self.fraction_at(self.median_seconds)
+
+    def fraction_at(self, seconds: float) -> float | None:
+        """The fraction of the peak that a call of this length would stand for; None where there is none."""
+        return self.flops / seconds / self.peak_flops if self.flops and self.peak_flops else None
+
+
+def machine_text(machine: tuple[str, str | None, int]) -> str:
+    """A `SpeedRecord.machine` for people."""
+    cpu, gpu, threads = machine
+    return f"{gpu or 'no GPU'}, {cpu}, {threads} thread{'' if threads == 1 else 's'}"

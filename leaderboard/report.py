@@ -8,8 +8,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from leaderboard.record import Record
-from leaderboard.store import write_text
+from leaderboard.record import Record, SpeedRecord, machine_text
+from leaderboard.speed_view import SENTENCES, commit_text, speed_frame, speed_machines
+from leaderboard.store import read_speed, write_text
 from leaderboard.tables import FAMILIES, group_rows, leaderboard_frame, metric_key, reported_frame
 from leaderboard.view import REPORTED, measured_tables, number, reported_rows
 
@@ -34,16 +35,25 @@ REPORTED_SENTENCE = (
 )
 
 
-def build_report(output: Path, records: list[Record], reported_csv: Path, all_kinds: bool = False) -> list[Path]:
-    """Write `report.html`, `report.md` and `leaderboard.csv` into `output` and return their paths.
+def build_report(
+    output: Path,
+    records: list[Record],
+    reported_csv: Path,
+    all_kinds: bool = False,
+    speed: list[SpeedRecord] | None = None,
+) -> list[Path]:
+    """Write the report and its tables into `output` and return their paths.
 
-    Picture paths in the records are relative to `output`. `all_kinds` adds the reported GANs, one-step systems,
-    tokenizers, ablations and references. Equal arguments give equal bytes. Raises OSError or RecordError (one line).
+    These are `report.html`, `report.md`, `leaderboard.csv` if there are `records`, and `speed.csv` if there are `speed`
+    records, which are those in `output`/speed unless given. Picture paths are relative to `output`. `all_kinds` adds
+    the reported GANs, one-step systems, tokenizers, ablations and references. Equal arguments give equal bytes. Raises
+    OSError or RecordError (one line).
     """
     reported = reported_frame(reported_csv, all_kinds)
+    speed = read_speed(output / "speed") if speed is None else speed
     view = {
         "title": TITLE,
-        "summary": summary(records),
+        "summary": summary(records, speed),
         "help": HELP,
         "tables": measured_tables(records, output, reported_frame(reported_csv, all_kinds=True)),
         "reported_sentence": REPORTED_SENTENCE,
@@ -53,6 +63,8 @@ def build_report(output: Path, records: list[Record], reported_csv: Path, all_ki
         "kinds": sorted(set(reported["kind"])),
         "protocols": _protocols(records),
         "records": records,
+        "speed_sentences": SENTENCES,
+        "speed_machines": speed_machines(speed),
     }
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -62,17 +74,28 @@ def build_report(output: Path, records: list[Record], reported_csv: Path, all_ki
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"md": markdown_text, "pretty": _pretty, "number": number}
+    environment.filters |= {"md": markdown_text, "pretty": _pretty, "number": number, "commit": commit_text}
     texts = {
         "report.html": environment.get_template("report.html.j2").render(view),
         "report.md": environment.get_template("report.md.j2").render(view),
-        "leaderboard.csv": leaderboard_frame(records, reported).convert_dtypes().to_csv(index=False),
     }
+    if records:
+        texts["leaderboard.csv"] = leaderboard_frame(records, reported).convert_dtypes().to_csv(index=False)
+    if speed:
+        texts["speed.csv"] = speed_frame(speed).to_csv(index=False)
     return [write_text(output / name, text) for name, text in texts.items()]
 
 
-def summary(records: list[Record]) -> str:
-    """One sentence: what was measured, on which machine."""
+def summary(records: list[Record], speed: list[SpeedRecord]) -> str:
+    """What was measured, on which machines: one sentence for results, one for speed."""
+    sentences = [_results_sentence(records)] if records else []
+    if speed:
+        machines = "; ".join(dict.fromkeys(machine_text(r.machine) for r in speed))
+        sentences.append(f"Speed: {len(speed)} case{_s(len(speed))} on {machines}.")
+    return " ".join(sentences) or "Nothing was measured."
+
+
+def _results_sentence(records: list[Record]) -> str:
     groups = group_rows(records)
     places = dict.fromkeys((g[0].table, g[0].scale, g[0].dataset.name) for g in groups)
     rows = {place: sum((g[0].table, g[0].scale, g[0].dataset.name) == place for g in groups) for place in places}

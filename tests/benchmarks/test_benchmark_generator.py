@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from benchmark_models import DEVICES, DTYPES, fast, generator_of, require_fast
 
 from imagefolder.config import TrainingConfig
-from imagefolder.flops import BACKWARD, decode_flops, sample_flops, transformer_flops
+from imagefolder.flops import BACKWARD, decode_flops, pixels_flops, sample_flops, transformer_flops
 from imagefolder.generator.sampling import draw
 from imagefolder.generator.transformer import Cache
 from imagefolder.training.generator import GeneratorTask
@@ -135,7 +135,7 @@ def test_sample_decoder_part(measure, names, batch, device, dtype):
         f_hat = tokenizer.quantizer.decode(tokens)
         images = measure(
             lambda: tokenizer.decode_map(f_hat), "sample: decode", batch, device, dtype,
-            batch * decode_flops(tokenizer), model=names[0],
+            batch * pixels_flops(tokenizer), model=names[0],
         )  # fmt: skip
     assert images.dtype == torch.float32
     assert DTYPES[dtype] == tokenizer.quant_conv.weight.dtype
