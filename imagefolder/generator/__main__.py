@@ -11,6 +11,7 @@ import torch
 import tyro
 
 import imagefolder
+from imagefolder.environment import keep_freed_memory
 from imagefolder.errors import InputError
 from imagefolder.generator.export import export_samples
 from imagefolder.generator.model import Generator
@@ -68,6 +69,7 @@ class Options:
 def main() -> int:
     """Exit code 0, 2 after a line on what is wrong, or 130 (interrupted)."""
     options = tyro.cli(Options, prog="python -m imagefolder.generator", description=Options.__doc__)
+    keep_freed_memory()
     try:
         run(options)
     except (InputError, OSError) as error:

@@ -13,6 +13,7 @@ from imagefolder.config import TokenizerConfig
 
 USED_SHARE = 0.08  # a code counts as used when hit at least this share of its fair part (released code)
 ROWS = 1024  # codes compared with all others at a time
+SIMILARITIES = {"cpu": 2**20, "gpu": 2**28}  # between inputs and codes, held at a time
 
 
 class Codes(nn.Module):
@@ -84,12 +85,21 @@ class Codebook(Codes):
         self.weight = nn.Parameter(F.normalize(weight, dim=-1))
 
     def nearest(self, z: Tensor) -> Tensor:
-        z = z.detach().flatten(2).mT  # (B, s*s, C)
-        codes = self.weight.detach()
+        batch = len(z)
+        z = z.detach().flatten(2).mT.reshape(-1, self.dim)
+        codes, offset = self.weight.detach(), None
         if self.cosine:
             # argmax over codes does not depend on the length of z, so only the codes are normalised
-            return (z @ F.normalize(codes, dim=-1).T).argmax(-1)
-        return (2 * z @ codes.T - codes.square().sum(-1)).argmax(-1)
+            codes = F.normalize(codes, dim=-1)
+        else:
+            offset = codes.square().sum(-1) / 2
+        # A part of the similarities at a time: on a CPU as much as its caches hold
+        rows = max(SIMILARITIES["cpu" if z.device.type == "cpu" else "gpu"] // self.size, 1)
+        parts = []
+        for part in z.split(rows):
+            similarity = part @ codes.T
+            parts.append((similarity if offset is None else similarity - offset).argmax(-1))
+        return torch.cat(parts).view(batch, -1)
 
     def lookup(self, tokens: Tensor, scale: int) -> Tensor:
         return F.embedding(tokens, self.weight)

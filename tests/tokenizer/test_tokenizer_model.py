@@ -74,7 +74,7 @@ def test_pixels_of_a_patch_are_ordered_row_column_channel(tokenizer):
 def test_patches_are_laid_out_row_by_row(tokenizer):
     decoder = tokenizer.decoder
     decoder.vit.norm = nn.Identity()
-    decoder.vit.blocks = nn.Identity()
+    decoder.vit.blocks = nn.Sequential(nn.Identity())
     with torch.no_grad():
         for parameter in (decoder.mask_token, decoder.level_embed.weight, decoder.vit.pos_embed):
             parameter.zero_()
