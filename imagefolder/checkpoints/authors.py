@@ -144,7 +144,7 @@ def fitting_models(state: Mapping[str, Tensor], kind: type) -> list[Config]:
     table = TOKENIZERS if kind is TokenizerConfig else GENERATORS
     for config in table.values():
         if kind is TokenizerConfig:
-            if state["encoder.latent_tokens"].shape[1] != config.branches * config.latent_side**2:
+            if state["encoder.latent_tokens"].shape[:2] != (1, config.branches * config.latent_side**2):
                 continue  # building the model is what takes time
             config = replace(config, backbone=_backbone(state, config.backbone))
         with torch.device("meta"):
@@ -157,7 +157,7 @@ def fitting_models(state: Mapping[str, Tensor], kind: type) -> list[Config]:
 
 def _backbone(state: Mapping[str, Tensor], default: str) -> str:
     """Name of the DINOv2 backbone with the width of the weights, with or without registers."""
-    size = {384: "small", 768: "base", 1024: "large"}.get(state["encoder.vit.cls_token"].shape[-1])
+    size = {384: "small", 768: "base", 1024: "large"}.get(state["encoder.latent_tokens"].shape[-1])
     if size is None or "dinov2" not in default:
         return default
     return f"vit_{size}_patch14_{'reg4_' if 'encoder.vit.reg_token' in state else ''}dinov2.lvd142m"
