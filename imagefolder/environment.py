@@ -98,7 +98,7 @@ def keep_freed_memory() -> bool:
 def matmul_peak(device: torch.device | str, dtype: torch.dtype, seconds: float = 0.4) -> float:
     """FLOP/s of plain matrix products on this machine: the best of growing squares, each timed a few times.
 
-    What a fraction of the peak refers to. The size grows until a product takes `seconds` / 8, or no memory is left.
+    What a fraction of the peak refers to. The size grows until a product takes `seconds` / 8.
     """
     device = torch.device(device)
     size, best = 256, 0.0
@@ -106,7 +106,8 @@ def matmul_peak(device: torch.device | str, dtype: torch.dtype, seconds: float =
         a, b = (torch.ones(size, size, device=device).to(dtype) for _ in range(2))
         elapsed = min(_timed(lambda a=a, b=b: a @ b, device) for _ in range(4))
         best = max(best, 2 * size**3 / elapsed)
-        if elapsed > seconds / 8 or size >= 16384:
+        # A small product alone says little: on a busy machine it may wait longer than it works
+        if (elapsed > seconds / 8 and (size >= 1024 or elapsed > seconds)) or size >= 16384:
             return best
         size *= 2
 
