@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from imagefolder.checkpoints.authors import Config, State, fitting_models, load_authors_state, read_state
+from imagefolder.checkpoints.authors import Config, NoWeights, State, fitting_models, load_authors_state, read_state
 from imagefolder.checkpoints.hub import locate
 from imagefolder.checkpoints.native import save_checkpoint
 from imagefolder.config import GeneratorConfig, TokenizerConfig
@@ -33,9 +33,7 @@ class Inspect:
         for kind, config_type in KINDS.items():
             try:
                 state = read_state(path, config_type)
-            except InputError as error:
-                if "holds no" not in str(error):
-                    raise
+            except NoWeights:
                 print(f"{kind}: none")
                 continue
             names = [_describe(config) for config in fitting_models(state.tensors, config_type)]
@@ -74,10 +72,8 @@ class Convert:
             return KINDS[self.kind], read_state(path, KINDS[self.kind])
         try:
             return GeneratorConfig, read_state(path, GeneratorConfig)
-        except InputError as error:
-            if "holds no" not in str(error):
-                raise
-        return TokenizerConfig, read_state(path, TokenizerConfig)
+        except NoWeights:
+            return TokenizerConfig, read_state(path, TokenizerConfig)
 
     def _choose(self, fitting: list[Config], path: Path) -> Config:
         names = [config.name for config in fitting]

@@ -69,6 +69,10 @@ _CONVOLUTIONS = re.compile(r"^(quant_conv|post_quant_conv)\.weight$")  # 1x1 the
 _WRAPPERS = ("module.", "_orig_mod.")  # left by data-parallel training and by torch.compile
 
 
+class NoWeights(InputError):
+    """A readable file without weights of the kind looked for."""
+
+
 @dataclass(frozen=True)
 class State:
     """Weights by native names; `place` where in the file they were ("ema"), `steps` trained if the file says so."""
@@ -86,7 +90,8 @@ def read_state(path: Path, kind: type[TokenizerConfig] | type[GeneratorConfig]) 
         kind: what to look for; generator files hold their tokenizer as well.
 
     Raises:
-        InputError: the file cannot be read, would execute code, or holds no such weights.
+        NoWeights: the file holds none of this kind.
+        InputError: it cannot be read, or would execute code.
     """
     document = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
     steps = document.get("steps") if isinstance(document, Mapping) else None
@@ -96,7 +101,7 @@ def read_state(path: Path, kind: type[TokenizerConfig] | type[GeneratorConfig]) 
             return State(translated, place, steps if isinstance(steps, int) else None)
     what = "tokenizer" if kind is TokenizerConfig else "generator"
     found = ", ".join(map(str, document)) if isinstance(document, Mapping) else type(document).__name__
-    raise InputError(f"{path}: holds no {what} weights (found: {found[:300]})")
+    raise NoWeights(f"{path}: holds no {what} weights (found: {found[:300]})")
 
 
 def read_pickle(path: Path) -> Any:
