@@ -167,12 +167,32 @@ class TrainingConfig:
     clip: float = 0.0
     """largest gradient norm; 0: no clipping"""
     ema: float = 0.9999
-    precision: Literal["no", "bf16"] = "no"
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """fp16 is the released generator's; it needs a GPU"""
     checkpoint_every: int = 1000
+    """steps between saved states, from which an interrupted training continues"""
+    evaluate_every: int = 0
+    """steps between evaluations that choose the best weights; 0: those of the last step are taken"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
         _require(self.steps > 0 and self.batch_size > 0, "steps and batch_size must be positive")
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a training is carried out on the machines at hand: speed and memory, not what is trained.
+
+    Numbers change in rounding only, but for `micro_batch`: batch norms and, within each process's piece, the contrastive
+    losses see one piece of the batch at a time.
+    """
+
+    micro_batch: int = 0
+    """largest batch of a process at a time, the rest by gradient accumulation; 0: its whole share of the batch"""
+    activation_checkpointing: bool = False
+    """recompute activations of transformer blocks in the backward pass: less memory, about a third more work"""
+    compile: bool = False
+    """torch.compile the trained model"""
 
 
 @dataclass(frozen=True)

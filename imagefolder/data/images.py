@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 Key = tuple[int, int]  # (epoch, index): augmentation is a function of both
 
@@ -70,45 +69,6 @@ class DataSplits:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-class BatchOrder:
-    """Which images each training step sees: a pure function of (seed, step), so no loader state needs saving.
-
-    Every epoch is a new permutation; a batch may span two epochs, so that none is short.
-    """
-
-    def __init__(self, size: int, batch_size: int, seed: int, start: int, stop: int) -> None:
-        self.size, self.batch_size, self.seed, self.start, self.stop = size, batch_size, seed, start, stop
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        generator = torch.Generator()
-        epoch, order = -1, []
-        for step in range(self.start, self.stop):
-            keys = []
-            for position in range(step * self.batch_size, (step + 1) * self.batch_size):
-                if position // self.size != epoch:
-                    epoch = position // self.size
-                    generator.manual_seed(self.seed * 1_000_003 + epoch)
-                    order = torch.randperm(self.size, generator=generator).tolist()
-                keys.append((epoch, order[position % self.size]))
-            yield keys
-
-
-def training_batches(images: Dataset, batch_size: int, seed: int, start: int, stop: int) -> DataLoader:
-    """Batches of the training steps start..stop-1."""
-    order = BatchOrder(len(images), batch_size, seed, start, stop)
-    return DataLoader(images, batch_sampler=order, collate_fn=_as_fetched, num_workers=images.workers)
-
-
-def ordered_batches(images: Dataset, batch_size: int) -> DataLoader:
-    """All images once, in order."""
-    keys = [(0, i) for i in range(len(images))]
-    batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
-    return DataLoader(images, batch_sampler=batches, collate_fn=_as_fetched, num_workers=images.workers)
-
-
 def to_float(images: Tensor) -> Tensor:
     """uint8 -> float32 in [-1, 1]."""
     return images.float() / 127.5 - 1
@@ -122,7 +82,3 @@ def to_uint8(images: Tensor) -> Tensor:
 def samples_to_uint8(images: Tensor) -> Tensor:
     """Generated images in [0, 1] -> uint8, by truncation of 255 x as published for samples."""
     return (255 * images).clamp(0, 255).to(torch.uint8)
-
-
-def _as_fetched(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return batch

@@ -7,7 +7,8 @@ import itertools
 import torch
 from torch import Tensor
 
-from imagefolder.data.images import DataSplits, ordered_batches, to_float, to_uint8
+from imagefolder.data.images import DataSplits, to_float, to_uint8
+from imagefolder.data.order import ordered_batches
 from imagefolder.evaluation.metrics import fidelity
 from imagefolder.evaluation.protocols import Extractor, Measurement, all_images, proxy_protocol
 from imagefolder.generator.sampling import uniforms

@@ -14,7 +14,8 @@ from torch import Tensor
 from imagefolder.checkpoints.loading import load_tokenizer
 from imagefolder.data.digits import digits
 from imagefolder.data.folder import image_folder
-from imagefolder.data.images import ordered_batches, to_float, to_uint8
+from imagefolder.data.images import to_float, to_uint8
+from imagefolder.data.order import ordered_batches
 from imagefolder.errors import InputError
 from imagefolder.evaluation.metrics import psnr
 from imagefolder.tokenizer.model import Tokenizer

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imagefolder.data.images import Images, ordered_batches, to_float
+from imagefolder.data.images import Images, to_float
+from imagefolder.data.order import ordered_batches
 from imagefolder.errors import InputError
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.training.progress import Phase

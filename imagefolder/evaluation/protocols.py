@@ -11,7 +11,8 @@ import torch_fidelity
 from torch import Tensor
 
 from imagefolder.config import SamplingConfig
-from imagefolder.data.images import DataSplits, Images, ordered_batches, samples_to_uint8, to_float, to_uint8
+from imagefolder.data.images import DataSplits, Images, samples_to_uint8, to_float, to_uint8
+from imagefolder.data.order import ordered_batches
 from imagefolder.evaluation.extractor import NAME
 from imagefolder.evaluation.metrics import classified_as, fidelity, psnr, ssim
 from imagefolder.generator.model import Generator

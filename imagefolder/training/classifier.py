@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from imagefolder.data.images import Images, ordered_batches, to_float, training_batches
+from imagefolder.data.images import Images, to_float
+from imagefolder.data.order import ordered_batches, training_batches
 from imagefolder.files import file_sha256, write_atomically
 from imagefolder.training.progress import Phase
 

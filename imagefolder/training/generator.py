@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 from imagefolder.checkpoints.native import save_checkpoint
 from imagefolder.config import GeneratorConfig, TrainingConfig
-from imagefolder.data.images import Images, Key, ordered_batches, to_float, training_batches
+from imagefolder.data.images import Images, Key, to_float
+from imagefolder.data.order import ordered_batches, training_batches
 from imagefolder.generator.model import Generator
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.training.loop import STATE, Task, adamw, fit, optimizer_step

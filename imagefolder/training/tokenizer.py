@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from imagefolder.checkpoints.native import save_checkpoint
 from imagefolder.config import LossConfig, TokenizerConfig, TrainingConfig
-from imagefolder.data.images import Images, to_float, training_batches
+from imagefolder.data.images import Images, to_float
+from imagefolder.data.order import training_batches
 from imagefolder.tokenizer.discriminator import DinoDiscriminator, PatchDiscriminator
 from imagefolder.tokenizer.losses import (
     LeCam,

@@ -11,7 +11,8 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 
 from imagefolder.data.digits import digits
 from imagefolder.data.folder import image_folder
-from imagefolder.data.images import ordered_batches, to_float
+from imagefolder.data.images import to_float
+from imagefolder.data.order import ordered_batches
 from imagefolder.evaluation.extractor import ProxyNet
 from imagefolder.training.generator import encode_images
 

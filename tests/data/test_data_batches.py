@@ -7,21 +7,14 @@ import math
 import pytest
 import torch
 
-from imagefolder.data.images import (
-    ArrayImages,
-    BatchOrder,
-    ordered_batches,
-    samples_to_uint8,
-    to_float,
-    to_uint8,
-    training_batches,
-)
+from imagefolder.data.images import ArrayImages, samples_to_uint8, to_float, to_uint8
+from imagefolder.data.order import BatchOrder, Shard, ordered_batches, training_batches
 
 SIZE, BATCH, STEPS = 23, 5, 40
 
 
 def keys(start: int = 0, stop: int = STEPS, seed: int = 3) -> list[list[tuple[int, int]]]:
-    return list(BatchOrder(SIZE, BATCH, seed, start, stop))
+    return list(BatchOrder(SIZE, BATCH, seed, start, stop, Shard()))
 
 
 @pytest.mark.parametrize("start", [1, 4, 5, 17, 39])
@@ -50,12 +43,12 @@ def test_batches_are_full_and_span_epochs() -> None:
 
 
 def test_batch_larger_than_the_data_spans_many_epochs() -> None:
-    (batch,) = BatchOrder(3, 8, 0, 0, 1)
+    (batch,) = BatchOrder(3, 8, 0, 0, 1, Shard())
     assert [epoch for epoch, _ in batch] == [0, 0, 0, 1, 1, 1, 2, 2]
 
 
 def test_order_has_the_length_of_its_steps() -> None:
-    assert len(BatchOrder(SIZE, BATCH, 0, 7, 40)) == 33
+    assert len(BatchOrder(SIZE, BATCH, 0, 7, 40, Shard())) == 33
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from imagefolder.data.folder import FolderImages, center_crop, image_folder, open_rgb, random_crop
-from imagefolder.data.images import ordered_batches, training_batches
+from imagefolder.data.order import ordered_batches, training_batches
 from imagefolder.evaluation.protocols import all_images
 
 CLASSES = {"cats": 10, "dogs": 12, "owls": 2}

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from imagefolder.config import LossConfig, TokenizerConfig, TrainingConfig, from_dict
-from imagefolder.data.images import ArrayImages, to_float, training_batches
+from imagefolder.data.images import ArrayImages, to_float
+from imagefolder.data.order import training_batches
 from imagefolder.tokenizer.losses import discriminator_loss
 from imagefolder.tokenizer.semantic import Teacher
 from imagefolder.training.loop import fit

@@ -1,0 +1,78 @@
+"""The order in which images are seen: for training a pure function of (seed, step), so no loader state needs saving."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from imagefolder.data.images import Key
+from imagefolder.errors import InputError
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which part of every global batch a process works on, and in how many pieces (gradient accumulation).
+
+    The process `rank` of `world` takes samples rank, rank + world, ... of the global batch, in order.
+    """
+
+    rank: int = 0
+    world: int = 1
+    pieces: int = 1
+
+
+class BatchOrder:
+    """Which images each training step sees: `shard.pieces` lists of keys per step.
+
+    Every epoch is a new permutation; a batch may span two epochs, so that none is short.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int, start: int, stop: int, shard: Shard) -> None:
+        if batch_size % (shard.world * shard.pieces):
+            raise InputError(
+                f"batch_size {batch_size} does not divide into {shard.world} processes x {shard.pieces} pieces; choose "
+                "another number of processes or micro-batch"
+            )
+        self.size, self.batch_size, self.seed, self.start, self.stop = size, batch_size, seed, start, stop
+        self.shard = shard
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) * self.shard.pieces
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        generator = torch.Generator()
+        epoch, order = -1, []
+        for step in range(self.start, self.stop):
+            keys = []
+            for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+                if position // self.size != epoch:
+                    epoch = position // self.size
+                    generator.manual_seed(self.seed * 1_000_003 + epoch)
+                    order = torch.randperm(self.size, generator=generator).tolist()
+                keys.append((epoch, order[position % self.size]))
+            mine = keys[self.shard.rank :: self.shard.world]
+            piece = len(mine) // self.shard.pieces
+            yield from (mine[at : at + piece] for at in range(0, len(mine), piece))
+
+
+def training_batches(
+    images: Dataset, batch_size: int, seed: int, start: int, stop: int, shard: Shard = Shard()
+) -> DataLoader:
+    """This process's batches of the training steps start..stop-1, `shard.pieces` per step."""
+    order = BatchOrder(len(images), batch_size, seed, start, stop, shard)
+    return DataLoader(images, batch_sampler=order, collate_fn=_as_fetched, num_workers=images.workers)
+
+
+def ordered_batches(images: Dataset, batch_size: int, indices: range | None = None) -> DataLoader:
+    """All images once, or those of `indices`, in order."""
+    keys = [(0, i) for i in (range(len(images)) if indices is None else indices)]
+    batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
+    return DataLoader(images, batch_sampler=batches, collate_fn=_as_fetched, num_workers=images.workers)
+
+
+def _as_fetched(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return batch
