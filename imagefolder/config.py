@@ -218,6 +218,9 @@ class LossConfig:
     """share of the steps after which the adversarial term sets in (released: epoch 56 of 200)"""
     discriminator: Literal["patch", "dino"] = "patch"
     """PatchGAN (ablation rows 1 to 6), or heads on a frozen DINO ViT-S/16 (rows 7 and 8, released models)"""
+    patch_width: int = 64
+    patch_layers: int = 3
+    """shape of the PatchGAN"""
     lecam: float = 0.001
     discriminator_rate: float = 8e-4
     discriminator_weight_decay: float = 5e-4

@@ -1,13 +1,29 @@
-"""The processes of one training or evaluation: who this one is, and what they add up to."""
+"""The processes of one training or evaluation: who this one is, and what they add up to.
+
+A batch is spread over W processes sample by sample: sample i of process r is sample r + i * W of the whole batch.
+"""
 
 from __future__ import annotations
 
-from typing import TypeVar
+import os
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
+from accelerate import PartialState
 from torch import Tensor
 
 T = TypeVar("T")
+
+
+def join_processes() -> None:
+    """Join the processes started by torchrun or Slurm (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT).
+
+    NCCL with a GPU of its own for each, else Gloo. Does nothing where this process is the only one, or has joined.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        PartialState(cpu=not torch.cuda.is_available())  # accelerate would leave processes without GPUs alone
 
 
 def is_distributed() -> bool:
@@ -41,6 +57,49 @@ def sum_over_processes(value: Tensor) -> Tensor:
     if is_distributed():
         dist.all_reduce(value)
     return value
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of the processes' float tensors, in all of them; in place, without gradient."""
+    return sum_over_processes(value).div_(world_size()) if is_distributed() else value
+
+
+def mean_with_gradient(value: Tensor) -> Tensor:
+    """The mean of the processes' float tensors, through which gradients flow.
+
+    With gradients averaged over processes (DDP), losses made of it train as one process on the whole batch would.
+    """
+    return _Mean.apply(value) if is_distributed() else value
+
+
+class _Mean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return mean_over_processes(value.clone(memory_format=torch.contiguous_format))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return mean_over_processes(gradient.clone(memory_format=torch.contiguous_format))
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Average the gradients of a module that DDP does not wrap over the processes, in one message."""
+    if not is_distributed():
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    means = mean_over_processes(torch.cat([gradient.flatten() for gradient in gradients]))
+    for gradient, mean in zip(gradients, means.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def own_samples(values: Tensor) -> Tensor:
+    """This process's samples of the whole batch: (W * B, ...) -> (B, ...)."""
+    return values[rank() :: world_size()]
+
+
+def own_count(number: int) -> int:
+    """How many of the first `number` samples of the whole batch are this process's: they are its own first ones."""
+    return len(range(rank(), number, world_size()))
 
 
 def gather_objects(value: T) -> list[T]:

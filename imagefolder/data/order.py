@@ -64,7 +64,8 @@ def training_batches(
 ) -> DataLoader:
     """This process's batches of the training steps start..stop-1, `shard.pieces` per step."""
     order = BatchOrder(len(images), batch_size, seed, start, stop, shard)
-    return DataLoader(images, batch_sampler=order, collate_fn=_as_fetched, num_workers=images.workers)
+    options = {"num_workers": images.workers, "pin_memory": torch.cuda.is_available()}
+    return DataLoader(images, batch_sampler=order, collate_fn=_as_fetched, **options)
 
 
 def ordered_batches(images: Dataset, batch_size: int, indices: range | None = None) -> DataLoader:

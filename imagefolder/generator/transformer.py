@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from imagefolder.config import GeneratorConfig
 from imagefolder.generator.sequence import Sequence
@@ -98,6 +99,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.sequence = Sequence(config)
+        self.grad_checkpointing = False
         width, length = config.width, self.sequence.length
         self.first = self.sequence.blocks[0].stop
         self.input_embed = nn.Linear(config.branches * config.code_dim, width)
@@ -134,6 +136,10 @@ class Transformer(nn.Module):
             layer.attn.proj.weight.data.div_(math.sqrt(2 * self.config.depth))
             layer.mlp[2].weight.data.div_(math.sqrt(2 * self.config.depth))
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """While training, recompute the activations of the layers in the backward pass."""
+        self.grad_checkpointing = enable
+
     def condition(self, labels: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
         """Class embedding (B, D), modulations of every layer, and of the head (2, B, 1, D)."""
         embedding = self.class_embed(labels)
@@ -152,7 +158,7 @@ class Transformer(nn.Module):
         return torch.cat(parts, dim=1) + offset
 
     def _drop(self, embedded: Tensor) -> Tensor:
-        """While training, replace a share of the input positions by the empty embedding."""
+        """While training, replace a share of the input positions by the empty embedding; each process draws its own."""
         if not self.training or not self.config.token_dropout:
             return embedded
         dropped = torch.rand(embedded.shape[:2], device=embedded.device) < self.config.token_dropout
@@ -172,8 +178,10 @@ class Transformer(nn.Module):
 
         `wanted`: of the first so many samples; `branches`: of these, neighbours in ascending order (None: all).
         """
+        recomputed = self.training and self.grad_checkpointing
         for i, layer in enumerate(self.layers):
-            x = layer(x, layers[i], mask, cache, i)
+            arguments = (x, layers[i], mask, cache, i)
+            x = checkpoint(layer, *arguments, use_reentrant=False) if recomputed else layer(*arguments)
         if cache is not None:
             cache.filled += x.shape[1]
         scale, shift = head[:, :wanted]

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from imagefolder.distributed import mean_with_gradient, world_size
 from imagefolder.tokenizer.augment import DiffAugment
 from imagefolder.tokenizer.vit import with_positions
 
-READOUTS = (0, 3, 6, 9, 12)  # blocks of the vision transformer passed before each readout
+READOUTS = 5
 VIRTUAL_BATCH = 8
 
 
@@ -33,7 +33,7 @@ class PatchDiscriminator(nn.Sequential):
             stride = 2 if layer < layers else 1
             modules += [
                 nn.Conv2d(channels, out, 4, stride=stride, padding=1, bias=False),
-                nn.BatchNorm2d(out),
+                BatchNorm(out),
                 nn.LeakyReLU(0.2, inplace=True),
             ]
             channels = out
@@ -53,16 +53,40 @@ def _init(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation by the statistics of all processes' samples, of which each process has equally many.
+
+    torch's SyncBatchNorm does this on GPUs alone.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or world_size() == 1:
+            return super().forward(x)
+        inputs, x = x, x.float()
+        mean = mean_with_gradient(x.mean((0, 2, 3), keepdim=True))
+        variance = mean_with_gradient((x - mean).square().mean((0, 2, 3), keepdim=True))
+        number = world_size() * x.numel() / x.shape[1]
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.flatten(), self.momentum)
+            self.running_var.lerp_(variance.flatten() * number / (number - 1), self.momentum)
+        normalised = (x - mean) * (variance + self.eps).rsqrt()
+        return (normalised * self.weight[:, None, None] + self.bias[:, None, None]).to(inputs.dtype)
+
+
 class DinoDiscriminator(nn.Module):
     """Images (B, 3, S, S) in [-1, 1], any S, to logits (B, 5*196): small heads on a frozen vision transformer.
 
-    The heads read patch tokens plus class token before the first block and after blocks 2, 5, 8 and 11. In training
-    mode images are augmented, and half of the calls show a random crop at full resolution instead of the whole image.
+    The heads read patch tokens plus class token before the first block and after each quarter of the blocks (of twelve:
+    after blocks 2, 5, 8 and 11). In training mode images are augmented, and half of the calls show a random crop at
+    full resolution instead of the whole image; each process draws for its own images, and normalises them in groups of
+    its own.
     Only the heads are parameters and state of this module: the transformer moves with it to other devices and dtypes,
     but `train`, `requires_grad_`, `parameters` and `state_dict` do not reach it.
 
     Args:
-        vit: timm DINO ViT-S/16 (224 px, no classifier) with its weights; it is frozen and set to eval mode here.
+        vit: timm DINO ViT-S/16 (224 px, no classifier) with its weights, or another vision transformer with a class
+            token; it is frozen and set to eval mode here. One of fewer than four blocks is read after each of them.
     """
 
     def __init__(self, vit: nn.Module) -> None:
@@ -70,9 +94,12 @@ class DinoDiscriminator(nn.Module):
         self._frozen = (vit.eval().requires_grad_(False),)  # in a tuple, where nn.Module does not register it
         self.side, self.grid = vit.patch_embed.img_size[0], vit.patch_embed.grid_size[0]
         self.augment = DiffAugment()
-        self.heads = nn.ModuleList(_head(vit.embed_dim) for _ in READOUTS)
-        for name, values in (("mean", IMAGENET_DEFAULT_MEAN), ("std", IMAGENET_DEFAULT_STD)):
-            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+        depth = len(vit.blocks)
+        self.passed = sorted({round(depth * i / (READOUTS - 1)) for i in range(READOUTS)})  # blocks before a readout
+        self.heads = nn.ModuleList(_head(vit.embed_dim) for _ in self.passed)
+        for name in ("mean", "std"):
+            values = torch.tensor(vit.pretrained_cfg[name])
+            self.register_buffer(name, values[:, None, None], persistent=False)
 
     @property
     def vit(self) -> nn.Module:
@@ -86,14 +113,14 @@ class DinoDiscriminator(nn.Module):
         return torch.cat(logits, dim=1).to(images.dtype)
 
     def readouts(self, images: Tensor) -> list[Tensor]:
-        """Features of normalised images (B, 3, side, side): five times (B, D, grid*grid)."""
+        """Features of normalised images (B, 3, side, side): per readout (B, D, grid*grid)."""
         vit = self.vit
         tokens = vit.norm_pre(with_positions(vit, vit.patch_embed(images), self.grid))
         features = []
-        for done in range(READOUTS[-1] + 1):
+        for done in range(len(vit.blocks) + 1):
             if done:
                 tokens = vit.blocks[done - 1](tokens)
-            if done in READOUTS:
+            if done in self.passed:
                 features.append((tokens[:, vit.num_prefix_tokens :] + tokens[:, :1]).mT)
         return features
 

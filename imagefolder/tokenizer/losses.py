@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from imagefolder.distributed import is_distributed, mean_over_processes, own_samples
 from imagefolder.errors import InputError
 from imagefolder.files import file_sha256, find_weights, weight_folders
 
@@ -19,31 +20,35 @@ VGG16_FILE = "vgg16-397923af.pth"
 VGG16_SHA256 = "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
 
 
-def semantic_loss(projected: Tensor, pooled: Tensor, logit_scale: float = 1.0, normalise: bool = False) -> Tensor:
+def semantic_loss(
+    projected: Tensor, pooled: Tensor, logit_scale: float = 1.0, normalise: bool = False, skip: int = 0
+) -> Tensor:
     """CLIP-style contrastive loss: symmetric cross-entropy over the samples of all processes.
 
     Args:
         projected: (B, C), teacher features through the tokenizer's own `quant_conv`; B is the same in all processes.
         pooled: (B, C), quantized map of the regularised branch averaged over space.
         normalise: compare directions only (binary models).
+        skip: the first so many samples of all processes' batch are left out; 0 is returned if none remains.
     """
     if normalise:
         projected, pooled = F.normalize(projected, dim=-1), F.normalize(pooled, dim=-1)
-    projected, pooled = gather_with_gradient(projected), gather_with_gradient(pooled)
+    projected, pooled = gather_with_gradient(projected)[skip:], gather_with_gradient(pooled)[skip:]
+    if len(projected) == 0:
+        return 0 * (projected.sum() + pooled.sum())  # every process takes part in the backward pass all the same
     logits = logit_scale * projected @ pooled.T
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 def gather_with_gradient(x: Tensor) -> Tensor:
-    """The tensors of all processes, of one shape (B, ...), as (processes * B, ...) in the order of their ranks.
+    """The tensors of all processes, of one shape (B, ...), as (processes * B, ...) in the order of the whole batch.
 
+    That order is the one of `imagefolder.distributed`: sample after sample, one of each process in turn.
     The gradient of every process's loss flows back to the process whose rows it concerns, as a sum: losses equal in
     all processes, with gradients averaged over processes (DDP), train as one process on the whole batch would.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return x
-    return _Gather.apply(x)
+    return _Gather.apply(x) if is_distributed() else x
 
 
 class _Gather(torch.autograd.Function):
@@ -51,13 +56,13 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         gathered = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
         dist.all_gather(gathered, x.contiguous())
-        return torch.cat(gathered)
+        return torch.stack(gathered, dim=1).flatten(0, 1)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         total = gradient.clone(memory_format=torch.contiguous_format)  # autograd's own is not ours to overwrite
         dist.all_reduce(total)  # Gloo has no reduce-scatter
-        return total.chunk(dist.get_world_size())[dist.get_rank()]
+        return own_samples(total)
 
 
 class Perceptual(nn.Module):
@@ -121,10 +126,15 @@ def _checked(kind: str) -> str:
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """|grad of reconstruction| / (|grad of adversarial| + 1e-4) at the last decoder layer, clamped to [0, 1e4]."""
-    ours = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)[0]
-    theirs = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0]
-    return (ours.norm() / (theirs.norm() + 1e-4)).clamp(0, 1e4).detach()
+    """|grad of reconstruction| / (|grad of adversarial| + 1e-4) at the last decoder layer, clamped to [0, 1e4].
+
+    The gradients are those of the whole batch: averaged over processes before their norms are taken.
+    """
+    norms = []
+    for loss in (reconstruction, adversarial):
+        gradient = torch.autograd.grad(loss, last_layer, retain_graph=True)[0]
+        norms.append(mean_over_processes(gradient.contiguous()).norm())
+    return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()
 
 
 class LeCam(nn.Module):
@@ -136,7 +146,12 @@ class LeCam(nn.Module):
         self.register_buffer("real", torch.zeros(()))
         self.register_buffer("fake", torch.zeros(()))
 
-    def forward(self, real: Tensor, fake: Tensor) -> Tensor:
-        self.real.lerp_(real.detach().mean(), 1 - self.decay)
-        self.fake.lerp_(fake.detach().mean(), 1 - self.decay)
+    def forward(self, real: Tensor, fake: Tensor, share: float = 1.0) -> Tensor:
+        """Average in the logits' means over all processes, then the regularisation of these logits.
+
+        `share`: which part of a step's batch these are, so that the pieces of a step together count as one step.
+        """
+        weight = 1 - self.decay**share
+        self.real.lerp_(mean_over_processes(real.detach().mean()), weight)
+        self.fake.lerp_(mean_over_processes(fake.detach().mean()), weight)
         return F.relu(real - self.fake).square().mean() + F.relu(self.real - fake).square().mean()

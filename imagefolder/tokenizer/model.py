@@ -18,7 +18,7 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass
 class TrainingOutput:
-    """`images` (B, 3, H, W) not clamped; `quantized`; the two sides (b, C) of each contrastive loss, or None.
+    """`images` (B, 3, H, W) not clamped; `quantized`; the two sides (B, C) of each contrastive loss, or None.
 
     A pair is (projected feature of the teacher, quantized map averaged over space).
     """
@@ -68,22 +68,40 @@ class Tokenizer(nn.Module, HubModel):
         """Quantized map (B, P*C, K, K) -> images (B, 3, H, W), not clamped."""
         return self.decoder(self.post_quant_conv(z.flatten(2).mT.to(self.post_quant_conv.weight.dtype)))
 
-    def forward(self, images: Tensor, semantic: Tensor | None = None, detail: Tensor | None = None) -> TrainingOutput:
-        """Training pass: images (B, 3, H, W) in [-1, 1], class features of the teachers (B, D) or None.
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The transformer blocks of both sides, in which nearly all the work is done."""
+        return [*self.encoder.vit.blocks, *self.decoder.vit.blocks]
 
-        Samples touched by quantizer dropout are left out of the contrastive pairs.
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """While training, recompute the activations of the layers in the backward pass."""
+        for side in (self.encoder, self.decoder):
+            side.vit.grad_checkpointing = enable
+
+    def forward(
+        self,
+        images: Tensor,
+        semantic: Tensor | None = None,
+        detail: Tensor | None = None,
+        kept: Tensor | None = None,
+    ) -> TrainingOutput:
+        """Training pass.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+            semantic: class features (B, D) of the teacher of the last branch, or of all branches.
+            detail: those of the teacher of the first branch.
+            kept: scales kept by every sample of all processes' batch, from `quantizer.draw_kept`; None: all.
         """
-        kept = self.quantizer.draw_kept(len(images), images.device)
         quantized = self.quantizer(self.latents(images), kept)
         output = TrainingOutput(self.pixels(quantized.z), quantized)
-        untouched = slice(0 if kept is None else int(self.quantizer.dropout * len(images)), None)
-        pooled = quantized.z.mean((2, 3))[untouched]
+        pooled = quantized.z.mean((2, 3))
         if semantic is not None:
             joint = self.config.semantic == "all"
             regularised = self.semantic_projection(pooled) if joint else pooled[:, -self.config.code_dim :]
-            output.semantic = self.quant_conv(semantic[untouched]), regularised
+            output.semantic = self.quant_conv(semantic), regularised
         if detail is not None:
-            output.detail = self.detail_projection(detail[untouched]), pooled[:, : self.config.code_dim]
+            output.detail = self.detail_projection(detail), pooled[:, : self.config.code_dim]
         return output
 
     @torch.no_grad()

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imagefolder.config import TokenizerConfig
+from imagefolder.distributed import own_count, own_samples, world_size
 from imagefolder.tokenizer.codes import Codes, build_codes
 
 
@@ -52,7 +53,7 @@ class SingleScaleQuantizer(nn.Module):
             self.codebook.record_hits(_count(tokens, self.codebook.size)[None])
         z = self.contribution(0, tokens)
         codebook_loss, commitment_loss = F.mse_loss(z, f.detach()), self.commitment * F.mse_loss(z.detach(), f)
-        touched = int(self.perturbed_images * len(f) + 0.5) if self.training else 0
+        touched = own_count(int(self.perturbed_images * len(f) * world_size() + 0.5)) if self.training else 0
         if touched:
             u = torch.rand(2, *tokens[:touched].shape, device=tokens.device)
             near = perturb(tokens[:touched], self.codebook, self.perturbed_codes, self.perturbation_depth, u)
@@ -123,7 +124,8 @@ class MultiScaleQuantizer(nn.Module):
 
         Args:
             f: (B, C, K, K).
-            kept: int64 (B,), number of scales each sample uses (quantizer dropout); None: all.
+            kept: int64 (processes * B,), number of scales that each sample of all processes' batch uses (quantizer
+                dropout); None: all. A scale's losses are averaged over the samples of all processes that use it.
         """
         rest = f if self.binary else f.detach()  # the entropy loss reaches the encoder through what is left
         f_hat, number = torch.zeros_like(f), len(self.scales)
@@ -133,10 +135,11 @@ class MultiScaleQuantizer(nn.Module):
             index = self.codebook.nearest(z)
             h = self.contribution(scale, index)
             rest = rest - h.detach()
-            use = None if kept is None else (kept > scale).to(f.dtype)
+            used = None if kept is None else (kept > scale).to(f.dtype)
+            use, share = (None, None) if used is None else (own_samples(used), used.mean())
             f_hat = f_hat + (h if use is None else h * use[:, None, None, None])
-            codebook_loss = codebook_loss + _masked_mse(f_hat, f.detach(), use)
-            commitment_loss = commitment_loss + self.commitment * _masked_mse(f_hat.detach(), f, use)
+            codebook_loss = codebook_loss + _masked_mse(f_hat, f.detach(), use, share)
+            commitment_loss = commitment_loss + self.commitment * _masked_mse(f_hat.detach(), f, use, share)
             entropy_loss = entropy_loss + self.codebook.entropy_loss(z, scale, use)
             tokens.append(index)
         if self.training:
@@ -183,17 +186,27 @@ class ProductQuantizer(nn.Module):
         for quantizer in self.branches:
             quantizer.perturbed_images = share
 
-    def draw_kept(self, batch: int, device: torch.device) -> Tensor | None:
-        """Quantizer dropout: scales kept per sample, int64 (B,); only the first share of a batch is touched."""
-        touched = int(self.dropout * batch)
+    def touched(self, batch: int) -> int:
+        """How many samples of a batch quantizer dropout touches: its first ones."""
+        return int(self.dropout * batch)
+
+    def draw_kept(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor | None:
+        """Quantizer dropout: scales kept per sample of all processes' batch, int64 (B,); None: all scales by all.
+
+        `generator`: on the CPU and alike in all processes, so that they draw the same.
+        """
+        touched = self.touched(batch)
         if not self.training or touched == 0:
             return None
-        kept = torch.full((batch,), len(self.scales), device=device)
-        kept[:touched] = torch.randint(self.dropout_start, len(self.scales) + 1, (touched,), device=device)
-        return kept
+        kept = torch.full((batch,), len(self.scales))
+        kept[:touched] = torch.randint(self.dropout_start, len(self.scales) + 1, (touched,), generator=generator)
+        return kept.to(device, non_blocking=True)
 
     def forward(self, f: Tensor, kept: Tensor | None = None) -> Quantized:
-        """`z` is (B, P*C, K, K), `tokens` (B, P, L); losses are averaged over branches."""
+        """`z` is (B, P*C, K, K), `tokens` (B, P, L); losses are averaged over branches.
+
+        `kept` (of all processes' batch) as `draw_kept` draws it.
+        """
         with float32_only(f.device):
             results = [quantizer(f[:, p].float(), kept) for p, quantizer in enumerate(self.branches)]
         return Quantized(
@@ -256,8 +269,8 @@ def _count(tokens: Tensor, size: int) -> Tensor:
     return torch.bincount(tokens.flatten(), minlength=size).float()
 
 
-def _masked_mse(a: Tensor, b: Tensor, use: Tensor | None) -> Tensor:
-    """Mean squared error over the samples with use = 1."""
+def _masked_mse(a: Tensor, b: Tensor, use: Tensor | None, share: Tensor | None) -> Tensor:
+    """Mean squared error over the samples with use = 1, which are this share of all processes' batch."""
     if use is None:
         return F.mse_loss(a, b)
-    return ((a - b).square().mean((1, 2, 3)) * use).mean() / use.mean().clamp(min=1e-6)
+    return ((a - b).square().mean((1, 2, 3)) * use).mean() / share.clamp(min=1e-6)

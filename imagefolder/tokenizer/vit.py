@@ -7,12 +7,16 @@ sequence holds a second class token.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from imagefolder.config import TokenizerConfig
 from imagefolder.errors import InputError
@@ -57,15 +61,26 @@ def run_blocks(vit: nn.Module, x: Tensor, kept: slice) -> Tensor:
     """Blocks and final norm of a timm vision transformer, read at the positions `kept` alone.
 
     The last block computes queries, projection and MLP for these positions only; keys and values come from all.
+    While training, `vit.grad_checkpointing` has every block recomputed in the backward pass.
     """
-    x = vit.blocks[:-1](vit.norm_pre(x))
-    block = vit.blocks[-1]
+    recomputed = vit.training and vit.grad_checkpointing
+
+    def run(block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return checkpoint(block, x, use_reentrant=False) if recomputed else block(x)
+
+    x = vit.norm_pre(x)
+    for block in vit.blocks[:-1]:
+        x = run(block, x)
+    return vit.norm(run(partial(_last_block, vit.blocks[-1], kept=kept), x))
+
+
+def _last_block(block: nn.Module, x: Tensor, kept: slice) -> Tensor:
     if type(block) is not Block or type(block.attn) is not Attention or getattr(block.attn, "gate", None) is not None:
         # another kind of block: all of it
-        return vit.norm(block(x)[:, kept])
+        return block(x)[:, kept]
     x, h = x[:, kept], block.norm1(x)
     x = x + block.drop_path1(block.ls1(_attend(block.attn, h, kept)))
-    return vit.norm(x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))))
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
 
 def _attend(attn: Attention, h: Tensor, kept: slice) -> Tensor:

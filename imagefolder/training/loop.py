@@ -1,52 +1,102 @@
 """The training loop shared by both models: order of data, learning rate, EMA, logs, saving and resuming.
 
-Everything random in a step is seeded by (seed, step), and the data order and learning rate are functions of the step,
-so a run continued from its last saved state takes the same steps as one never stopped.
+The data order and the learning rate are functions of the step, and everything random in a step is seeded by (seed,
+step): a training continued from its last saved state takes the same steps as one never stopped. What decides the
+objective (dropped classes and scales) is drawn alike in all processes for the whole batch, so that any number of
+processes trains the same; noise inside the networks (stochastic depth, augmentation of what a discriminator sees) is
+each process's own, seeded by (seed, step, process).
+
+With gradient accumulation a step's batch is worked through in pieces. A piece of all processes together is what the
+batch is without: batch norms, contrastive losses, quantizer dropout and the adaptive weight see one piece at a time.
 """
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.data import Dataset
 
-from imagefolder.config import TrainingConfig
+from imagefolder.config import Execution, TrainingConfig, config_hash, to_dict
+from imagefolder.data.order import Shard, training_batches
+from imagefolder.distributed import (
+    average_gradients,
+    barrier,
+    is_main,
+    mean_over_processes,
+    rank,
+    sum_over_processes,
+    world_size,
+)
 from imagefolder.environment import peak_memory_mib, reset_peak_memory
-from imagefolder.files import write_atomically
+from imagefolder.errors import InputError
+from imagefolder.training.curve import Curve
+from imagefolder.training.interruption import Stopped, stop_requested
 from imagefolder.training.progress import Phase
+from imagefolder.training.state import BEST, STATE, StateFile, remove_leftovers
 
-STATE, CURVE = "state.pt", "curve.jsonl"
 LOG_EVERY = 20
+SEEDS_PER_STEP = 1_009  # one for each process, the last for what all draw alike
+DEFAULT_EXECUTION = Execution()
 
 
 class TrainingFailed(RuntimeError):
     """Training cannot go on (a loss is not finite); the last saved state is kept."""
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Which piece of a step's batch a task works on: `index` of `number`.
+
+    `generator`: for what all processes must draw alike, on the CPU; None: torch's own.
+    """
+
+    index: int = 0
+    number: int = 1
+    generator: torch.Generator | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the gradients are complete after it."""
+        return self.index == self.number - 1
+
+
+WHOLE = Piece()  # a batch in one piece
+
+
 class Task:
     """What is trained. Subclasses set the attributes and implement `step`.
 
     model: trained, averaged and saved. modules: further modules with state (discriminator). frozen: modules that only
-    have to be on the device. optimizers: the loop sets their learning rates, from `param_group["peak"]`.
+    have to be on the device. optimizers: the loop sets their learning rates, from `param_group["peak"]`. settings: what
+    besides the `TrainingConfig` decides the outcome, as JSON types.
     """
 
     model: nn.Module
     frozen: list[nn.Module]
     modules: dict[str, nn.Module]
     optimizers: list[torch.optim.Optimizer]
+    settings: dict[str, Any]
 
-    def step(self, batch: tuple[Tensor, Tensor], progress: float, accelerator: Accelerator) -> dict[str, Tensor]:
-        """Losses, backward and optimiser step on one batch; `progress` is the share of the training done, 0..1."""
+    def step(
+        self, batch: tuple[Tensor, Tensor], progress: float, accelerator: Accelerator, piece: Piece = WHOLE
+    ) -> dict[str, Tensor]:
+        """Losses and backward pass on one piece of a batch, and the optimiser step after the last one.
+
+        `progress` is the share of the training done, 0..1. The losses are scalars, means over the piece of this
+        process: their mean over the processes is that over all samples of the piece.
+        """
         raise AssertionError("abstract")
 
 
@@ -71,78 +121,227 @@ def learning_rate_share(step: int, config: TrainingConfig) -> float:
 def fit(
     task: Task,
     config: TrainingConfig,
-    batches: Callable[[int, int], Iterable[tuple[Tensor, Tensor]]],
+    images: Dataset,
     folder: Path,
     seed: int,
     title: str,
+    execution: Execution = DEFAULT_EXECUTION,
+    evaluate: Callable[[nn.Module], float] | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Train, continuing from the state saved in `folder` if there is one.
 
+    Every one of the processes joined by `imagefolder.distributed.join_processes` calls this with the same arguments and
+    takes its share of every batch; the main one writes. Another number of processes may continue a training.
+
     Args:
-        batches: (start, stop) -> the batches of these steps.
-        folder: receives `state.pt` while training, `curve.jsonl` and tensorboard files.
+        images: what `training_batches` takes: fetched by (epoch, index), with `workers`.
+        folder: receives `state.pt` and `best.pt` while training, `curve.jsonl` and tensorboard files. All processes
+            see it.
         title: shown before the progress.
+        evaluate: called by all processes with the averaged model every `config.evaluate_every` steps and at the end;
+            lower is better, and that of the main process counts.
 
     Returns:
-        The averaged (EMA) model, and {"seconds", "losses" of the last steps, "peak_memory_mib"}.
+        The averaged (EMA) model in eval mode, where `evaluate` was lowest (first if equal) or of the last step, and
+        {"seconds", "losses" of the last steps, "peak_memory_mib", "selected_step", "selected_value" (None without
+        `evaluate`)}.
 
     Raises:
-        TrainingFailed: a loss is not finite.
+        InputError: a precision this machine lacks, a batch that does not divide, a state of other settings.
+        Stopped: `interruption.request_stop` was called in one of the processes; the state is saved.
+        TrainingFailed: a loss or evaluation is not finite.
     """
+    accelerator = _accelerator(config)
     folder.mkdir(parents=True, exist_ok=True)
-    AcceleratorState._reset_state()  # else the precision of an earlier training in this process would stay
-    accelerator = Accelerator(mixed_precision=config.precision)
     for module in (task.model, *task.modules.values(), *task.frozen):
         module.to(accelerator.device)
+    if execution.activation_checkpointing:
+        task.model.set_grad_checkpointing()
     ema = ModelEmaV3(task.model, decay=config.ema, use_warmup=True)
     averaged, model = ema.module, task.model
-    start, seconds = _restore(folder / STATE, task, averaged)
-    task.model = accelerator.prepare(task.model)
-    _trim_curve(folder / CURVE, start)
+    if execution.compile:
+        for layer in model.layers:
+            layer.compile(dynamic=False)
+
+    state_file, best_file = (StateFile(folder / name, _hash(task, config, images, seed)) for name in (STATE, BEST))
+    state, best = state_file.read(), best_file.read()
+    start, seconds = _restore(state, task, averaged)
+    task.model = accelerator.prepare(model)
+    task.optimizers = [accelerator.prepare(optimizer) for optimizer in task.optimizers]
+    if state is not None and accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    chosen = (math.inf, 0) if best is None else (best["value"], best["step"])
+    del state, best
+    barrier()  # before the main process removes or replaces what another still reads
+    remove_leftovers(folder)
+
     clock = time.monotonic()
     reset_peak_memory()
+    stop = _StopAgreement(accelerator.device)
     logged: dict[str, float] = {}
-    with (
-        SummaryWriter(str(folder / "tensorboard"), purge_step=start) as writer,
-        (folder / CURVE).open("a") as curve,
-        Phase(title, config.steps, start) as phase,
-    ):
-        for step, batch in enumerate(batches(start, config.steps), start):
-            torch.manual_seed((seed * 1_000_003 + step) * 1_009 + accelerator.process_index)
-            share = learning_rate_share(step, config)
-            for optimizer in task.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = group["peak"] * share
-            moved = tuple(t.to(accelerator.device, non_blocking=True) for t in batch)
-            task.model.train()
-            losses = task.step(moved, step / config.steps, accelerator)
-            ema.update(model, step=step)
-            done = step + 1
-            saving = done % config.checkpoint_every == 0 and done < config.steps
-            if saving or done % LOG_EVERY == 0 or done == config.steps:
-                logged = {name: float(value) for name, value in losses.items()}
-                _check_finite(logged, step, folder)
-                curve.write(json.dumps({"step": done, **logged}) + "\n")
-                for name, value in {**logged, "learning_rate_share": share}.items():
-                    writer.add_scalar(name, value, done)
-                phase.update(done, logged)
-            if saving and accelerator.is_main_process:
+    runner = _Runner(task, config, images, seed, start, execution, accelerator)
+    with Curve(folder, start) as curve, Phase(title, config.steps, start) as phase:
+        for done in range(start + 1, config.steps + 1):
+            losses = runner.step(done - 1)
+            ema.update(model, step=done - 1)
+            last = done == config.steps
+            saving = done % config.checkpoint_every == 0 and not last
+            evaluating = evaluate is not None and (
+                last or (config.evaluate_every > 0 and done % config.evaluate_every == 0)
+            )
+            writing = saving or evaluating or last or done % LOG_EVERY == 0
+            stopping = not last and stop.agreed()
+            if writing or stopping:
+                logged = _over_processes(losses)
+                _check_finite(logged, done - 1, folder)
+            phase.update(done, logged)
+            if writing:
+                values = dict(logged)
+                if evaluating:
+                    with torch.no_grad():
+                        value = _of_main(evaluate(averaged.eval()), accelerator.device)
+                    values["evaluation"] = value
+                    _check_finite({"evaluation": value}, done - 1, folder)
+                    if value < chosen[0]:
+                        chosen = value, done
+                        if is_main():
+                            best_file.write({"value": value, "step": done, "averaged": averaged.state_dict()})
+                curve.add(done, values, learning_rate_share(done - 1, config))
+            if (saving or stopping) and is_main():
                 curve.flush()
-                _save(folder / STATE, task, model, averaged, done, seconds + time.monotonic() - clock)
+                passed = seconds + time.monotonic() - clock
+                state_file.write(_state(task, model, averaged, accelerator, done, passed))
+            if stopping:
+                barrier()  # a launcher may end the other processes as soon as one has ended
+                raise Stopped(f"{title}: stopped at step {done} of {config.steps}; the same command continues")
+    barrier()
+    if evaluate is not None:
+        averaged.load_state_dict(best_file.read()["averaged"])
     task.model = model
     seconds += time.monotonic() - clock
-    return averaged.eval(), {"seconds": seconds, "losses": logged, "peak_memory_mib": peak_memory_mib()}
+    return averaged.eval(), {
+        "seconds": seconds,
+        "losses": logged,
+        "peak_memory_mib": peak_memory_mib(),
+        "selected_step": config.steps if evaluate is None else chosen[1],
+        "selected_value": None if evaluate is None else chosen[0],
+    }
 
 
 def optimizer_step(
-    loss: Tensor, optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], clip: float, accelerator: Accelerator
+    loss: Tensor,
+    optimizer: torch.optim.Optimizer,
+    parameters: Iterable[Tensor],
+    clip: float,
+    accelerator: Accelerator,
+    piece: Piece = WHOLE,
+    average: bool = False,
 ) -> None:
-    """Backward, optional clipping, update, gradients cleared."""
-    accelerator.backward(loss)
+    """Backward; after the last piece optional clipping, update, gradients cleared.
+
+    `average`: the parameters are of a module that DDP does not wrap, whose gradients are averaged here.
+    """
+    accelerator.backward(loss / piece.number)
+    if not piece.is_last:
+        return
+    parameters = list(parameters)
+    if average:
+        average_gradients(parameters)
     if clip:
         accelerator.clip_grad_norm_(parameters, clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+
+
+class _Runner:
+    """Takes one step after the other, each in as many pieces as the largest piece of a process demands."""
+
+    def __init__(
+        self,
+        task: Task,
+        config: TrainingConfig,
+        images: Dataset,
+        seed: int,
+        start: int,
+        execution: Execution,
+        accelerator: Accelerator,
+    ) -> None:
+        self.task, self.config, self.seed, self.accelerator = task, config, seed, accelerator
+        own = -(-config.batch_size // world_size())
+        self.pieces = -(-own // execution.micro_batch) if execution.micro_batch else 1
+        shard = Shard(rank(), world_size(), self.pieces)
+        self.batches = iter(training_batches(images, config.batch_size, seed, start, config.steps, shard))
+        self.generator = torch.Generator()
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        """The losses of a step, averaged over its pieces in this process."""
+        first = (self.seed * 1_000_003 + step) * SEEDS_PER_STEP
+        torch.manual_seed(first + rank())
+        self.generator.manual_seed(first + SEEDS_PER_STEP - 1)
+        share = learning_rate_share(step, self.config)
+        for optimizer in self.task.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * share
+        self.task.model.train()
+        results = []
+        for index in range(self.pieces):
+            piece = Piece(index, self.pieces, self.generator)
+            batch = tuple(tensor.to(self.accelerator.device, non_blocking=True) for tensor in next(self.batches))
+            # Gradients are exchanged once, with the last piece's
+            with nullcontext() if piece.is_last else self.accelerator.no_sync(self.task.model):
+                results.append(self.task.step(batch, step / self.config.steps, self.accelerator, piece))
+        if self.pieces == 1:
+            return results[0]
+        return {name: torch.stack([result[name] for result in results]).mean(0) for name in results[0]}
+
+
+class _StopAgreement:
+    """Whether any of the processes was asked to stop. With several, known a step later: so nobody waits for a GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.before = device, None
+
+    def agreed(self) -> bool:
+        """Called by all processes after every step; the same answer in all."""
+        if world_size() == 1:
+            return stop_requested()
+        before = self.before
+        self.before = sum_over_processes(torch.full((), float(stop_requested()), device=self.device))
+        return before is not None and bool(before > 0)
+
+
+def _accelerator(config: TrainingConfig) -> Accelerator:
+    if config.precision == "fp16" and not torch.cuda.is_available():
+        raise InputError("precision fp16 needs a GPU; choose bf16 or no")
+    AcceleratorState._reset_state()  # else the precision of an earlier training in this process would stay
+    # Some weights take no part in some configurations, as a phi that no scale uses
+    options = DistributedDataParallelKwargs(find_unused_parameters=True)
+    cpu = not torch.cuda.is_available()  # accelerate would leave processes without GPUs alone
+    try:
+        accelerator = Accelerator(mixed_precision=config.precision, cpu=cpu, kwargs_handlers=[options])
+    except ValueError as error:
+        raise InputError(f"precision {config.precision} does not work on this machine ({error})") from None
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if not accelerator.num_processes == world_size() == started:
+        raise InputError(
+            f"WORLD_SIZE says {started} processes, but this one works with {world_size()}; start all by torchrun or "
+            "Slurm, with RANK, LOCAL_RANK, MASTER_ADDR and MASTER_PORT set"
+        )
+    return accelerator
+
+
+def _hash(task: Task, config: TrainingConfig, images: Dataset, seed: int) -> str:
+    return config_hash({"task": task.settings, "training": to_dict(config), "images": len(images), "seed": seed})
+
+
+def _over_processes(losses: dict[str, Tensor]) -> dict[str, float]:
+    means = mean_over_processes(torch.stack([value.detach().float() for value in losses.values()]))
+    return dict(zip(losses, means.tolist(), strict=True))
+
+
+def _of_main(value: float, device: torch.device) -> float:
+    """The main process's value, in all of them."""
+    return float(sum_over_processes(torch.tensor(value if is_main() else 0.0, dtype=torch.float64, device=device)))
 
 
 def _check_finite(losses: dict[str, float], step: int, folder: Path) -> None:
@@ -151,22 +350,24 @@ def _check_finite(losses: dict[str, float], step: int, folder: Path) -> None:
         raise TrainingFailed(f"{folder}: {', '.join(bad)} not finite at step {step}; lower the learning rate")
 
 
-def _save(path: Path, task: Task, model: nn.Module, averaged: nn.Module, step: int, seconds: float) -> None:
-    state = {
+def _state(
+    task: Task, model: nn.Module, averaged: nn.Module, accelerator: Accelerator, step: int, seconds: float
+) -> dict[str, Any]:
+    return {
         "step": step,
         "seconds": seconds,
+        "world": world_size(),
         "model": model.state_dict(),
         "averaged": averaged.state_dict(),
         "modules": {name: module.state_dict() for name, module in task.modules.items()},
         "optimizers": [optimizer.state_dict() for optimizer in task.optimizers],
+        "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
     }
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
 
 
-def _restore(path: Path, task: Task, averaged: nn.Module) -> tuple[int, float]:
-    if not path.exists():
+def _restore(state: dict[str, Any] | None, task: Task, averaged: nn.Module) -> tuple[int, float]:
+    if state is None:
         return 0, 0.0
-    state = torch.load(path, map_location="cpu", weights_only=True)
     task.model.load_state_dict(state["model"])
     averaged.load_state_dict(state["averaged"])
     for name, module in task.modules.items():
@@ -174,11 +375,3 @@ def _restore(path: Path, task: Task, averaged: nn.Module) -> tuple[int, float]:
     for optimizer, saved in zip(task.optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
     return state["step"], state["seconds"]
-
-
-def _trim_curve(path: Path, start: int) -> None:
-    """Drop curve points after the step training continues from, and a line cut short when it was stopped."""
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
-        kept = [line for line in lines if json.loads(line)["step"] <= start]
-        write_atomically(path, lambda temporary: temporary.write_text("".join(kept)))

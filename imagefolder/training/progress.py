@@ -21,6 +21,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from imagefolder.distributed import is_main
+
 PLAIN_SECONDS = 10.0
 
 console = Console(highlight=False, soft_wrap=True)
@@ -110,22 +112,27 @@ def send_to(sink: Callable[[Event], None]) -> None:
 class Phase:
     """One phase of the work, e.g. Phase("imagefolder: tokenizer", 400), used as a context manager.
 
-    `start`: how much was done before, by a run that this one continues.
+    `start`: how much was done before, by a run that this one continues. Where several processes work together, only
+    the main one speaks.
     """
 
     def __init__(self, title: str, total: int, start: int = 0) -> None:
         self.title, self.total, self.done, self.sent = title, total, start, 0.0
 
     def __enter__(self) -> Phase:
-        _sink(Event(self.title, self.done, self.total))
+        self._send(Event(self.title, self.done, self.total))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        _sink(Event(self.title, self.total if kind is None else self.done, self.total, ended=kind is None))
+        self._send(Event(self.title, self.total if kind is None else self.done, self.total, ended=kind is None))
 
     def update(self, done: int, values: Mapping[str, float] | None = None) -> None:
         """Report that `done` of `total` are done, with the latest values (losses)."""
         self.done, now = done, time.monotonic()
         if now - self.sent > 0.2:  # more often is not readable
             self.sent = now
-            _sink(Event(self.title, done, self.total, dict(values or {})))
+            self._send(Event(self.title, done, self.total, dict(values or {})))
+
+    def _send(self, event: Event) -> None:
+        if is_main():
+            _sink(event)

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from imagefolder.errors import InputError
-from imagefolder.tokenizer.losses import adversarial_loss, discriminator_loss, gather_with_gradient, semantic_loss
+from imagefolder.tokenizer.discriminator import BatchNorm
+from imagefolder.tokenizer.losses import (
+    LeCam,
+    adversarial_loss,
+    discriminator_loss,
+    gather_with_gradient,
+    semantic_loss,
+)
 
 PROCESSES, ROWS, TIMEOUT = 2, 3, 120
 REAL, FAKE = [2.0, 0.5, -1.0], [-3.0, 0.0, 1.5, 0.25]
@@ -95,14 +102,35 @@ def _case() -> tuple[Projections, Tensor, Tensor]:
 
 def _losses_and_gradients(model: nn.Module, a: Tensor, b: Tensor) -> dict[str, Tensor]:
     results = {}
-    for normalise in (False, True):
+    # 3 leaves another number of rows to each process, 5 none to the first, and 6 none at all
+    for normalise, skip in ((False, 0), (True, 0), (False, 3), (False, 5), (False, 6)):
         model.zero_grad(set_to_none=True)
-        loss = semantic_loss(*model(a, b), logit_scale=3.0, normalise=normalise)
+        loss = semantic_loss(*model(a, b), logit_scale=3.0, normalise=normalise, skip=skip)
         loss.backward()
-        results[f"loss {normalise}"] = loss.detach()
+        results[f"loss {normalise} {skip}"] = loss.detach()
         for name, parameter in model.named_parameters():
-            results[f"{name.removeprefix('module.')} {normalise}"] = parameter.grad.clone()
+            results[f"{name.removeprefix('module.')} {normalise} {skip}"] = parameter.grad.clone()
     return results
+
+
+def _normalised(part: slice) -> dict[str, Tensor]:
+    """Two batches through a batch norm in training mode, of which this process has a part."""
+    torch.manual_seed(8)
+    norm, x, weight = BatchNorm(4), torch.randn(2, PROCESSES * ROWS, 4, 3, 3) * 3 + 10, torch.randn(4, 3, 3)
+    nn.init.normal_(norm.weight)
+    mine = x[:, part].requires_grad_()
+    out = [norm(batch) for batch in mine]
+    (torch.stack(out).square() * weight).sum().backward()
+    return {"normalised": torch.stack(out).detach(), "input gradient": mine.grad, **norm.state_dict()}
+
+
+def _regularised(part: slice) -> dict[str, Tensor]:
+    """The running means of LeCam after two batches of logits, of which this process has a part."""
+    torch.manual_seed(9)
+    lecam, logits = LeCam(decay=0.5), torch.randn(2, 2, PROCESSES * ROWS, 5)
+    for real, fake in logits[:, :, part]:
+        lecam(real, fake)
+    return {"lecam real": lecam.real, "lecam fake": lecam.fake}
 
 
 def _process(rank: int, folder: str) -> None:
@@ -115,7 +143,7 @@ def _process(rank: int, folder: str) -> None:
         timeout=timedelta(seconds=TIMEOUT // 2),
     )
     model, a, b = _case()
-    own = slice(rank * ROWS, (rank + 1) * ROWS)
+    own = slice(rank, None, PROCESSES)
     results = _losses_and_gradients(DistributedDataParallel(model), a[own], b[own])
 
     x = torch.arange(6.0).view(3, 2).T + 10 * rank  # not contiguous
@@ -123,7 +151,8 @@ def _process(rank: int, folder: str) -> None:
     gathered = gather_with_gradient(x)
     # each process weighs all rows its own way
     (gathered * torch.arange(12.0).view(4, 3) * (rank + 1)).sum().backward()
-    results |= {"gathered": gathered.detach(), "gradient": x.grad}
+    results |= {"gathered": gathered.detach(), "gradient": x.grad} | _normalised(own)
+    results |= _regularised(own)
     torch.save(results, Path(folder) / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -158,5 +187,21 @@ def test_two_processes_train_as_one_on_the_whole_batch(of_processes):
 def test_gathering_sums_the_gradients_of_all_processes(of_processes):
     rows = torch.arange(6.0).view(3, 2).T
     for rank, results in enumerate(of_processes):
-        assert torch.equal(results["gathered"], torch.cat([rows, rows + 10]))
-        assert torch.equal(results["gradient"], 3 * torch.arange(12.0).view(4, 3)[2 * rank : 2 * rank + 2])
+        assert torch.equal(results["gathered"], torch.stack([rows, rows + 10], 1).flatten(0, 1))
+        assert torch.equal(results["gradient"], 3 * torch.arange(12.0).view(4, 3)[rank::2])
+
+
+def test_batch_norm_takes_the_statistics_of_all_processes(of_processes):
+    expected = _normalised(slice(None))
+    assert expected["num_batches_tracked"] == 2
+    for rank, results in enumerate(of_processes):
+        for name, value in expected.items():
+            if name in ("normalised", "input gradient"):
+                value = value[:, rank::PROCESSES]
+            torch.testing.assert_close(results[name], value, rtol=1e-4, atol=1e-4)
+
+
+def test_lecam_averages_the_logits_of_all_processes(of_processes):
+    for results in of_processes:
+        for name, value in _regularised(slice(None)).items():
+            torch.testing.assert_close(results[name], value)

@@ -1,64 +1,148 @@
-"""What training must survive: losses that are not finite, and files cut short."""
+"""What training must survive or refuse: losses that are not finite, damaged or foreign states, wrong settings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from accelerate import Accelerator, PartialState
+from torch import Tensor, nn
 
-from imagefolder.config import GeneratorConfig, TrainingConfig
+from imagefolder.config import Execution, GeneratorConfig, LossConfig, TokenizerConfig, TrainingConfig
+from imagefolder.data.images import ArrayImages
+from imagefolder.errors import InputError
 from imagefolder.generator.transformer import Transformer
 from imagefolder.training.generator import _decay_groups
-from imagefolder.training.loop import Task, TrainingFailed, adamw, fit
+from imagefolder.training.loop import WHOLE, Piece, Task, TrainingFailed, adamw, fit, optimizer_step
+from imagefolder.training.tokenizer import train_tokenizer
 
-TRAINING = TrainingConfig(steps=100, batch_size=1, checkpoint_every=30)
+TRAINING = TrainingConfig(steps=100, batch_size=2, checkpoint_every=30)
+NOTHING = ArrayImages(torch.zeros(4, 1), torch.zeros(4))
 
 
 class Line(Task):
-    """One weight, whose loss becomes NaN at a step."""
+    """One weight drawn towards zero; what is added to its loss may depend on the step."""
 
-    def __init__(self, nan_from: int | None = None) -> None:
-        self.model = torch.nn.Linear(1, 1, bias=False)
-        self.frozen, self.modules = [], {}
-        self.optimizers = [adamw(self.model.parameters(), TRAINING, 0.1, 0.0)]
-        self.nan_from = nan_from
+    def __init__(self, training: TrainingConfig = TRAINING, extra: Callable[[int], float] = lambda step: 0.0) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Linear(1, 1, bias=False)
+        self.frozen, self.modules, self.settings = [], {}, {}
+        self.optimizers = [adamw(self.model.parameters(), training, 0.1, 0.0)]
+        self.extra, self.steps, self.rates = extra, training.steps, []
 
-    def step(self, batch: tuple[Tensor, ...], progress: float, accelerator: object) -> dict[str, Tensor]:
-        bad = self.nan_from is not None and round(progress * TRAINING.steps) >= self.nan_from
-        loss = self.model.weight.sum().abs() * (float("nan") if bad else 1.0)
-        loss.backward()
-        self.optimizers[0].step()
-        self.optimizers[0].zero_grad()
-        return {"loss": loss.detach()}
-
-
-def batches(start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
-    return ((torch.zeros(1), torch.zeros(1)) for _ in range(start, stop))
+    def step(
+        self, batch: tuple[Tensor, Tensor], progress: float, accelerator: Accelerator, piece: Piece = WHOLE
+    ) -> dict[str, Tensor]:
+        self.rates.append(self.optimizers[0].param_groups[0]["lr"])
+        loss = next(self.model.parameters()).sum().abs()
+        optimizer_step(loss, self.optimizers[0], self.model.parameters(), 0.0, accelerator, piece)
+        return {"fine": loss.detach(), "codebook": loss.detach() + self.extra(round(progress * self.steps))}
 
 
-def test_a_state_with_a_loss_that_is_not_finite_is_never_saved(tmp_path: Path):
+def not_finite_from(step: int, value: float = float("nan")) -> Callable[[int], float]:
+    return lambda now: value if now >= step else 0.0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_loss_that_is_not_finite_stops_the_training_and_keeps_the_state(tmp_path: Path, value: float) -> None:
+    with pytest.raises(TrainingFailed, match="codebook") as caught:
+        fit(Line(extra=not_finite_from(35, value)), TRAINING, NOTHING, tmp_path, 0, "line")
+    assert "fine" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["step"] == 30
+    assert all(torch.isfinite(weight).all() for weight in state["model"].values())
+
+
+def test_a_state_with_a_loss_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
     # 25 lies after the log at 20 and before the save at 30
-    with pytest.raises(TrainingFailed, match="loss not finite"):
-        fit(Line(nan_from=25), TRAINING, batches, tmp_path, 0, "line")
+    with pytest.raises(TrainingFailed, match="codebook not finite"):
+        fit(Line(extra=not_finite_from(25)), TRAINING, NOTHING, tmp_path, 0, "line")
     assert not (tmp_path / "state.pt").exists()
 
 
-def test_a_curve_line_cut_short_does_not_keep_training_from_going_on(tmp_path: Path):
+def test_learning_rates_of_a_continued_training_follow_the_schedule(tmp_path: Path) -> None:
+    training = replace(TRAINING, steps=40)
+    whole = Line(training)
+    fit(whole, training, NOTHING, tmp_path / "whole", 0, "line")
     with pytest.raises(TrainingFailed):
-        fit(Line(nan_from=35), TRAINING, batches, tmp_path, 0, "line")
-    assert (tmp_path / "state.pt").exists()
-    with (tmp_path / "curve.jsonl").open("a") as curve:
+        fit(Line(training, not_finite_from(36)), training, NOTHING, tmp_path / "stopped", 0, "line")
+    continued = Line(training)
+    fit(continued, training, NOTHING, tmp_path / "stopped", 0, "line")
+    assert continued.rates == whole.rates[30:]
+    assert max(whole.rates) == pytest.approx(0.1, rel=0.02)
+    assert torch.equal(continued.model.weight, whole.model.weight)
+
+
+@pytest.fixture
+def failed(tmp_path: Path) -> Path:
+    """The folder of a training that saved its state after step 30 and failed at 35."""
+    with pytest.raises(TrainingFailed):
+        fit(Line(extra=not_finite_from(35)), TRAINING, NOTHING, tmp_path, 0, "line")
+    return tmp_path
+
+
+def test_a_curve_line_cut_short_does_not_keep_training_from_going_on(failed: Path) -> None:
+    with (failed / "curve.jsonl").open("a") as curve:
         curve.write('{"step": 40, "lo')
-    fit(Line(), TRAINING, batches, tmp_path, 0, "line")
-    steps = [int(line.split(",")[0].split(":")[1]) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    fit(Line(), TRAINING, NOTHING, failed, 0, "line")
+    steps = [int(line.split(",")[0].split(":")[1]) for line in (failed / "curve.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps))
     assert steps[-1] == 100
 
 
-def test_biases_and_embeddings_do_not_decay():
+@pytest.mark.parametrize("other", ["training", "seed", "images"])
+def test_a_state_of_other_settings_is_refused(failed: Path, other: str) -> None:
+    training = replace(TRAINING, learning_rate=1.0) if other == "training" else TRAINING
+    images = ArrayImages(torch.zeros(6, 1), torch.zeros(6)) if other == "images" else NOTHING
+    with pytest.raises(InputError, match=r"state\.pt is of a training with other settings") as caught:
+        fit(Line(training), training, images, failed, 1 if other == "seed" else 0, "line")
+    assert str(failed) in str(caught.value)
+
+
+def test_an_unreadable_state_is_named(failed: Path) -> None:
+    (failed / "state.pt").write_bytes((failed / "state.pt").read_bytes()[:200])
+    with pytest.raises(InputError, match=r"state\.pt cannot be read .*; delete it") as caught:
+        fit(Line(), TRAINING, NOTHING, failed, 0, "line")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_killed_process_left_half_written_is_removed(failed: Path) -> None:
+    for name in (".state.pt.123.tmp", ".best.pt.5.tmp"):
+        (failed / name).write_bytes(b"half")
+    fit(Line(), TRAINING, NOTHING, failed, 0, "line")
+    assert not list(failed.glob(".*.tmp"))
+
+
+def test_fp16_is_for_generators_on_gpus(
+    tmp_path: Path, tokenizer_config: TokenizerConfig, train_digits: ArrayImages
+) -> None:
+    half = replace(TRAINING, precision="fp16")
+    with pytest.raises(InputError, match="fp16 needs a GPU"):
+        fit(Line(half), half, NOTHING, tmp_path, 0, "line")
+    loss = LossConfig(perceptual=0.0, adversarial=0.0)
+    with pytest.raises(InputError, match="fp16 is for generators"):
+        train_tokenizer(tokenizer_config, half, loss, train_digits, None, tmp_path, 0, "tiny", {})
+
+
+def test_a_batch_that_does_not_divide_into_pieces_is_refused(tmp_path: Path) -> None:
+    odd = replace(TRAINING, batch_size=7)
+    with pytest.raises(InputError, match="batch_size 7 does not divide into 1 processes x 3 pieces"):
+        fit(Line(odd), odd, NOTHING, tmp_path, 0, "line", Execution(micro_batch=3))
+
+
+def test_a_process_that_works_alone_among_several_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As accelerate's own PartialState() does on machines without GPUs; all would write the same files."""
+    PartialState()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="WORLD_SIZE says 2 processes, but this one works with 1"):
+        fit(Line(), TRAINING, NOTHING, tmp_path, 0, "line")
+
+
+def test_biases_and_embeddings_do_not_decay() -> None:
     config = GeneratorConfig(depth=1, width=48, heads=2, num_classes=10, scales=(1, 2), branches=1)
     model = Transformer(config)
     names = {id(parameter): name for name, parameter in model.named_parameters()}

@@ -17,6 +17,7 @@ from imagefolder.data.images import ArrayImages
 from imagefolder.tokenizer.discriminator import DinoDiscriminator
 from imagefolder.tokenizer.losses import semantic_loss
 from imagefolder.tokenizer.semantic import Teacher, blank_teacher
+from imagefolder.training.loop import Piece
 from imagefolder.training.tokenizer import DINO, TokenizerTask, build_discriminator, new_tokenizer
 
 PLAIN = LossConfig(perceptual=0.0, adversarial=0.0)
@@ -79,6 +80,30 @@ def test_semantic_scale_grows_geometrically_and_normalises_when_asked(
         torch.testing.assert_close(measured, semantic_loss(projected, pooled, scale, normalise=True))
 
 
+def test_samples_touched_by_quantizer_dropout_are_left_out_of_the_contrastive_losses(
+    tokenizer_config: TokenizerConfig, training: TrainingConfig, teacher: Teacher, batch: tuple[Tensor, Tensor]
+) -> None:
+    task = new_task(replace(tokenizer_config, drop_path=0.0, quantizer_dropout=0.5), training, PLAIN, teacher)
+    images = batch[0].float() / 127.5 - 1
+    task.model.train()
+    kept = task.quantizer.draw_kept(8, images.device, torch.Generator().manual_seed(4))
+    assert (kept[:4] < 3).any()
+    with torch.no_grad():
+        projected, pooled = task.model(images, teacher(images), kept=kept).semantic
+    measured = task.step(batch, 0.0, Accelerator(), Piece(generator=torch.Generator().manual_seed(4)))["semantic"]
+    torch.testing.assert_close(measured, semantic_loss(projected[4:], pooled[4:]))
+    assert not torch.allclose(measured, semantic_loss(projected, pooled))
+
+
+def test_where_all_samples_are_touched_there_is_nothing_to_contrast(
+    tokenizer_config: TokenizerConfig, training: TrainingConfig, teacher: Teacher, batch: tuple[Tensor, Tensor]
+) -> None:
+    task = new_task(replace(tokenizer_config, quantizer_dropout=1.0), training, PLAIN, teacher)
+    losses = task.step(batch, 0.0, Accelerator())
+    assert float(losses["semantic"]) == 0
+    assert all(torch.isfinite(weight).all() for weight in task.model.parameters())
+
+
 def test_perturbation_falls_to_half_between_its_two_points(
     tokenizer_config: TokenizerConfig, training: TrainingConfig, batch: tuple[Tensor, Tensor]
 ) -> None:
@@ -130,4 +155,4 @@ def test_the_dino_discriminator_without_weights_says_what_is_missing(
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(InputError, match=r"vit_small_patch16_224\.dino\.safetensors.*HF_HUB_OFFLINE"):
-        build_discriminator("dino")
+        build_discriminator(LossConfig(discriminator="dino"))

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from imagefolder.config import LossConfig, TokenizerConfig, TrainingConfig, from_dict
 from imagefolder.data.images import ArrayImages, to_float
-from imagefolder.data.order import training_batches
 from imagefolder.tokenizer.losses import discriminator_loss
 from imagefolder.tokenizer.semantic import Teacher
 from imagefolder.training.loop import fit
@@ -127,15 +126,14 @@ def test_without_adversarial_weight_there_is_no_discriminator(
 def test_averaged_weights_are_returned_and_saved(
     tmp_path: Path, task: TokenizerTask, training: TrainingConfig, train_digits: ArrayImages
 ) -> None:
-    averaged, summary = fit(
-        task, training, lambda start, stop: training_batches(train_digits, 8, 0, start, stop), tmp_path, 0, "tiny"
-    )
+    averaged, summary = fit(task, training, train_digits, tmp_path, 0, "tiny")
     raw, mean = task.model.state_dict(), averaged.state_dict()
     assert not averaged.training
     assert changed(raw, mean) >= {"quant_conv.weight", "decoder.to_pixels.weight"}
     gap = (raw["quant_conv.weight"] - mean["quant_conv.weight"]).abs().max()
     assert 0 < float(gap) < 0.1
-    assert set(summary) == {"seconds", "losses", "peak_memory_mib"}
+    assert set(summary) == {"seconds", "losses", "peak_memory_mib", "selected_step", "selected_value"}
+    assert (summary["selected_step"], summary["selected_value"]) == (training.steps, None)
 
 
 def test_average_is_not_stuck_at_the_first_weights_in_a_short_training(
@@ -143,9 +141,7 @@ def test_average_is_not_stuck_at_the_first_weights_in_a_short_training(
 ) -> None:
     first = copy.deepcopy(task.model.state_dict())
     slow = replace(training, ema=0.9999)
-    averaged, _ = fit(
-        task, slow, lambda start, stop: training_batches(train_digits, 8, 0, start, stop), tmp_path, 0, "tiny"
-    )
+    averaged, _ = fit(task, slow, train_digits, tmp_path, 0, "tiny")
     way, mean = (
         (model.state_dict()["quant_conv.weight"] - first["quant_conv.weight"]).norm()
         for model in (task.model, averaged)

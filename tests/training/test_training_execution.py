@@ -1,0 +1,201 @@
+"""How a training is carried out changes no number: in pieces, with recomputed activations, compiled, from images."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from timm.models.vision_transformer import Block
+from torch import nn
+
+import imagefolder.training.loop
+from imagefolder.config import Execution, GeneratorConfig, LossConfig, TokenizerConfig, TrainingConfig
+from imagefolder.data.images import ArrayImages
+from imagefolder.generator.transformer import Layer
+from imagefolder.tokenizer.model import Tokenizer
+from imagefolder.tokenizer.semantic import Teacher
+from imagefolder.training.generator import encode_images, train_generator
+from imagefolder.training.loop import Piece
+from imagefolder.training.tokenizer import TokenizerTask, new_tokenizer, train_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def every_step_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imagefolder.training.loop, "LOG_EVERY", 1)
+
+
+@pytest.fixture
+def images(train_digits: ArrayImages) -> ArrayImages:
+    return ArrayImages(train_digits.images[:48], train_digits.labels[:48])
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+
+
+def assert_close(folder: Path, expected: Path) -> None:
+    for point, other in zip(curve(folder), curve(expected), strict=True):
+        assert point == pytest.approx(other, rel=1e-3, abs=1e-6)
+
+
+def test_generator_in_pieces_trains_as_on_the_whole_batch(
+    tmp_path: Path,
+    generator_config: GeneratorConfig,
+    training: TrainingConfig,
+    tokenizer: Tokenizer,
+    images: ArrayImages,
+) -> None:
+    config = replace(generator_config, drop_path=0.0, class_dropout=0.0)
+    tokens = encode_images(tokenizer, images, 48, "encoding")
+    for name, micro_batch in (("whole", 0), ("halves", 4), ("threes", 3)):
+        settings = replace(training, batch_size=9) if name == "threes" else training
+        execution = Execution(micro_batch=micro_batch)
+        train_generator(config, settings, tokenizer, tokens, tmp_path / name, 3, name, {}, execution)
+    train_generator(config, replace(training, batch_size=9), tokenizer, tokens, tmp_path / "nine", 3, "nine", {})
+    assert_close(tmp_path / "halves", tmp_path / "whole")
+    assert_close(tmp_path / "threes", tmp_path / "nine")
+
+
+def test_the_pieces_of_a_step_move_the_running_means_as_one(
+    tokenizer_config: TokenizerConfig, training: TrainingConfig, whole_objective: LossConfig, images: ArrayImages
+) -> None:
+    """LeCam's running means, on equal pieces; and no weight changes before the last piece."""
+    loss = replace(whole_objective, discriminator_rate=0.0)
+    config = replace(tokenizer_config, drop_path=0.0, quantizer_dropout=0.0)
+    batch, means = (images.images[:4], images.labels[:4]), []
+    for pieces in (1, 3):
+        torch.manual_seed(0)
+        task = TokenizerTask(new_tokenizer(config, False), training, loss, None)
+        before = task.model.quant_conv.weight.detach().clone()
+        for index in range(pieces):
+            assert torch.equal(before, task.model.quant_conv.weight)
+            task.step(batch, 1.0, Accelerator(), Piece(index, pieces))
+        assert not torch.equal(before, task.model.quant_conv.weight)
+        means.append(torch.stack([task.lecam.real, task.lecam.fake]))
+    torch.testing.assert_close(means[0], means[1], rtol=1e-3, atol=0)
+
+
+class Counted:
+    """How often modules of a kind run forward in training mode while this is entered."""
+
+    def __init__(self, kind: type[nn.Module]) -> None:
+        self.kind, self.runs = kind, 0
+
+    def __enter__(self) -> Counted:
+        self.handle = nn.modules.module.register_module_forward_pre_hook(self.count)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.remove()
+
+    def count(self, module: nn.Module, inputs: object) -> None:
+        self.runs += isinstance(module, self.kind) and module.training
+
+
+def test_recomputed_activations_train_the_tokenizer_bit_identically(
+    tmp_path: Path,
+    tokenizer_config: TokenizerConfig,
+    training: TrainingConfig,
+    whole_objective: LossConfig,
+    teacher: Teacher,
+    images: ArrayImages,
+) -> None:
+    """With stochastic depth, whose draws must be repeated. Of two blocks a side, the hooks see the first one."""
+    config, runs = replace(tokenizer_config, depth=2, drop_path=0.5), []
+    training = replace(training, steps=4)
+    for name, recompute in (("plain", False), ("recomputed", True)):
+        with Counted(Block) as counted:
+            arguments = (config, training, whole_objective, images, teacher, tmp_path / name, 3, name, {})
+            train_tokenizer(*arguments, execution=Execution(activation_checkpointing=recompute))
+        runs.append(counted.runs)
+    assert runs == [2 * 4, 2 * 2 * 4]
+    plain, recomputed = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "recomputed"))
+    assert all(torch.equal(plain[key], recomputed[key]) for key in plain)
+
+
+def test_recomputed_activations_train_the_generator_bit_identically(
+    tmp_path: Path,
+    generator_config: GeneratorConfig,
+    training: TrainingConfig,
+    tokenizer: Tokenizer,
+    images: ArrayImages,
+) -> None:
+    config, runs = replace(generator_config, depth=2, drop_path=0.5), []
+    training, tokens = replace(training, steps=4), encode_images(tokenizer, images, 48, "encoding")
+    for name, recompute in (("plain", False), ("recomputed", True)):
+        execution = Execution(activation_checkpointing=recompute)
+        with Counted(Layer) as counted:
+            train_generator(config, training, tokenizer, tokens, tmp_path / name, 3, name, {}, execution)
+        runs.append(counted.runs)
+    assert runs == [2 * 4, 2 * 2 * 4]
+    plain, recomputed = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "recomputed"))
+    assert all(torch.equal(plain[key], recomputed[key]) for key in plain)
+
+
+@pytest.mark.slow
+def test_compiled_models_train_the_same(
+    tmp_path: Path,
+    tokenizer_config: TokenizerConfig,
+    generator_config: GeneratorConfig,
+    training: TrainingConfig,
+    whole_objective: LossConfig,
+    tokenizer: Tokenizer,
+    teacher: Teacher,
+    images: ArrayImages,
+) -> None:
+    """Without stochastic depth, which a compiler draws in its own way. The names of the weights stay as well."""
+    tokens = encode_images(tokenizer, images, 48, "encoding")
+    config, shape = replace(tokenizer_config, depth=2, drop_path=0.0), replace(generator_config, drop_path=0.0)
+    for name, compiled in (("plain", False), ("compiled", True)):
+        execution = Execution(compile=compiled, activation_checkpointing=True)
+        arguments = (config, training, whole_objective, images, teacher, tmp_path / name / "tokenizer", 3, name, {})
+        train_tokenizer(*arguments, execution=execution)
+        train_generator(shape, training, tokenizer, tokens, tmp_path / name / "generator", 3, name, {}, execution)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2
+    for kind in ("tokenizer", "generator"):
+        assert_close(tmp_path / "compiled" / kind, tmp_path / "plain" / kind)
+        plain, compiled = (load_file(tmp_path / name / kind / "model.safetensors") for name in ("plain", "compiled"))
+        assert plain.keys() == compiled.keys()
+
+
+def test_images_are_encoded_on_the_fly(
+    tmp_path: Path,
+    generator_config: GeneratorConfig,
+    training: TrainingConfig,
+    tokenizer: Tokenizer,
+    images: ArrayImages,
+) -> None:
+    tokens = encode_images(tokenizer, images, 48, "encoding")
+    for name, data in (("tokens", tokens), ("images", images)):
+        train_generator(generator_config, training, tokenizer, data, tmp_path / name, 3, name, {})
+    ours, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("images", "tokens"))
+    assert all(torch.equal(ours[key], expected[key]) for key in expected)
+
+
+def test_the_discriminator_computes_in_the_training_precision_and_its_losses_in_float32(
+    tokenizer_config: TokenizerConfig, training: TrainingConfig, whole_objective: LossConfig, images: ArrayImages
+) -> None:
+    task = TokenizerTask(new_tokenizer(tokenizer_config, False), training, whole_objective, None)
+    seen: list[torch.dtype] = []
+    task.discriminator[-1].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    losses = task.step((images.images[:4], images.labels[:4]), 1.0, Accelerator(mixed_precision="bf16"))
+    assert seen == [torch.bfloat16] * 3
+    assert {value.dtype for value in losses.values()} == {torch.float32}
+    assert all(torch.isfinite(value) for value in losses.values())
+
+
+def test_a_discriminator_on_features_of_a_small_network(
+    tokenizer_config: TokenizerConfig, training: TrainingConfig, teacher: Teacher, images: ArrayImages
+) -> None:
+    loss = LossConfig(perceptual=0.0, discriminator="dino", adversarial_start=0.0)
+    task = TokenizerTask(new_tokenizer(tokenizer_config, False), training, loss, teacher, features=teacher.vit)
+    assert len(task.discriminator.heads) == 2  # before and after its only block
+    before = [value.clone() for value in teacher.parameters()]
+    losses = task.step((images.images[:8], images.labels[:8]), 1.0, Accelerator())
+    assert all(torch.isfinite(value) for value in losses.values())
+    assert all(torch.equal(value, now) for value, now in zip(before, teacher.parameters(), strict=True))

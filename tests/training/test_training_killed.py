@@ -1,0 +1,120 @@
+"""A training killed again and again, anywhere, ends with the bits of one never disturbed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import signal
+import time
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import imagefolder.training.loop
+from imagefolder.config import Execution, LossConfig, TokenizerConfig, TrainingConfig
+from imagefolder.data.images import ArrayImages, Key
+from imagefolder.tokenizer.semantic import blank_teacher
+from imagefolder.training.tokenizer import train_tokenizer
+
+KILLS, PATIENCE = 10, 120
+TOKENIZER = TokenizerConfig(
+    name="tiny",
+    image_size=32,
+    patch_size=8,
+    backbone="vit_tiny_patch16_224",
+    width=32,
+    depth=2,
+    heads=2,
+    drop_path=0.2,
+    scales=(1, 2, 3),
+    codebook_size=64,
+    code_dim=8,
+    quantizer_dropout=0.5,
+    dropout_start=2,
+)
+TRAINING = TrainingConfig(
+    steps=44, batch_size=8, learning_rate=1e-3, ema=0.9, clip=1.0, checkpoint_every=2, evaluate_every=3
+)
+LOSS = LossConfig(perceptual=0.0, adversarial_start=0.2, lecam=0.1, patch_width=8, patch_layers=2)
+EXECUTION = Execution(micro_batch=4, activation_checkpointing=True)
+
+
+class Watched(ArrayImages):
+    """Counts in shared memory how many pieces of batches were fetched."""
+
+    begun: Synchronized
+
+    def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]:
+        self.begun.value += 1
+        return super().__getitems__(keys)
+
+
+def evaluate(model: nn.Module) -> float:
+    return float(model.decoder.to_pixels.weight[0].sum())
+
+
+def train(folder: Path, pieces_begun: Synchronized) -> None:
+    """One life of the training, in a process of its own."""
+    torch.set_num_threads(1)
+    imagefolder.training.loop.LOG_EVERY = 1
+    torch.manual_seed(6)
+    images = Watched(torch.randint(256, (50, 3, 32, 32), dtype=torch.uint8), torch.zeros(50, dtype=torch.int64))
+    images.begun = pieces_begun
+    teacher = blank_teacher(TOKENIZER)
+    arguments = (TOKENIZER, TRAINING, LOSS, images, teacher, folder, 3, "tiny", {})
+    train_tokenizer(*arguments, execution=EXECUTION, evaluate=evaluate)
+
+
+@pytest.mark.slow
+def test_ten_kills_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between or within steps, saves and evaluations, before the first save and after the last one."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # bit-identical results are promised on the CPU
+    context = multiprocessing.get_context("forkserver")  # torch is imported once, not in every life
+    context.set_forkserver_preload(["imagefolder.training.tokenizer"])
+    seed = random.randrange(10**6)
+    print("seed", seed)
+    draws = random.Random(seed)
+    pieces = TRAINING.batch_size // EXECUTION.micro_batch
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+
+    resumed_at = []
+    for kill in range(KILLS):
+        state = stopped / "state.pt"
+        saved = torch.load(state, weights_only=True)["step"] if state.exists() else 0
+        resumed_at.append(saved)
+        # in the kill-th eleventh of the training, wherever this life started
+        target = TRAINING.steps * kill // (KILLS + 1) + draws.randrange(TRAINING.steps // (KILLS + 1)) - saved
+        begun = context.Value("q", 0)
+        process = context.Process(target=train, args=(stopped, begun))
+        process.start()
+        deadline = time.monotonic() + PATIENCE
+        while begun.value < pieces * max(target, 1):
+            assert process.is_alive(), f"ended by itself with {process.exitcode}"
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(draws.uniform(0, 0.1))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    assert len(set(resumed_at)) > KILLS // 2  # it went on from where it was, it did not start over
+
+    for folder in (stopped, whole):
+        begun = context.Value("q", 0)
+        process = context.Process(target=train, args=(folder, begun))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+    weights, expected = (load_file(folder / "model.safetensors") for folder in (stopped, whole))
+    assert weights.keys() == expected.keys()
+    assert not [name for name in weights if not torch.equal(weights[name], expected[name])]
+    assert (stopped / "curve.jsonl").read_text() == (whole / "curve.jsonl").read_text()
+    about, other = (json.loads((folder / "config.json").read_text()) for folder in (stopped, whole))
+    for name in ("selected_step", "selected_value", "losses", "weights_sha256"):
+        assert about[name] == other[name]
+    assert {"adversarial", "semantic", "discriminator"} <= set(about["losses"])
+    assert sorted(path.name for path in stopped.iterdir()) == sorted(path.name for path in whole.iterdir())

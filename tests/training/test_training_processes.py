@@ -1,0 +1,217 @@
+"""Two processes over Gloo, each with half of the batch, train as one process on the whole of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+import imagefolder.training.loop
+from imagefolder.config import Execution, GeneratorConfig, LossConfig, TokenizerConfig, TrainingConfig
+from imagefolder.data.digits import digits
+from imagefolder.data.images import ArrayImages
+from imagefolder.distributed import gather_objects, join_processes, rank
+from imagefolder.tokenizer.model import Tokenizer
+from imagefolder.tokenizer.semantic import blank_teacher
+from imagefolder.training.generator import TokenImages, train_generator
+from imagefolder.training.interruption import Stopped, clear_stop, request_stop
+from imagefolder.training.tokenizer import train_tokenizer
+
+PROCESSES, TIMEOUT, STOP = 2, 480, 3
+
+# Stochastic depth is each process's own noise, so there is none here
+TOKENIZER = TokenizerConfig(
+    name="tiny",
+    image_size=32,
+    patch_size=8,
+    backbone="vit_tiny_patch16_224",
+    width=32,
+    depth=2,
+    heads=2,
+    drop_path=0.0,
+    scales=(1, 2, 3),
+    codebook_size=64,
+    code_dim=8,
+    quantizer_dropout=0.4,
+    dropout_start=1,
+)
+GENERATOR = GeneratorConfig(
+    name="tiny",
+    depth=2,
+    width=48,
+    heads=2,
+    num_classes=10,
+    drop_path=0.0,
+    class_dropout=0.4,
+    scales=TOKENIZER.scales,
+    codebook_size=64,
+    code_dim=8,
+)
+TRAINING = TrainingConfig(
+    steps=6, batch_size=8, learning_rate=1e-3, ema=0.9, clip=1.0, checkpoint_every=100, evaluate_every=2
+)
+LOSS = LossConfig(
+    perceptual=0.0,
+    semantic=0.5,
+    adversarial=0.5,
+    adversarial_start=0.3,
+    lecam=0.5,
+    patch_width=8,
+    patch_layers=2,
+    discriminator_rate=1e-3,
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training; `micro_batch` is that of two processes, a single one takes pieces twice as large."""
+
+    name: str
+    model: TokenizerConfig | GeneratorConfig
+    loss: LossConfig = LOSS
+    micro_batch: int = 0
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case("generator", GENERATOR),
+        Case("generator in pieces", GENERATOR, micro_batch=2),
+        Case("tokenizer", TOKENIZER),
+        Case("tokenizer in pieces", TOKENIZER, micro_batch=2),
+        Case("all branches", replace(TOKENIZER, semantic="all"), replace(LOSS, adversarial_kind="non-saturating")),
+    )
+}
+
+
+def train(case: Case, folder: Path, processes: int, steps_before_stop: int | None = None) -> None:
+    """Train a case into `folder`; the last process is asked to stop in the step after `steps_before_stop`."""
+    torch.manual_seed(11)
+    execution = Execution(micro_batch=case.micro_batch * PROCESSES // processes)
+    images = digits(32).train
+    arguments = (folder, 3, case.name, {}, *([] if isinstance(case.model, GeneratorConfig) else [False, None]))
+    if isinstance(case.model, GeneratorConfig):
+        draws = torch.Generator().manual_seed(0)
+        tokens = torch.randint(64, (50, 2, 14), generator=draws)
+        data = TokenImages(tokens, torch.randint(10, (50,), generator=draws))
+        if steps_before_stop is not None:
+            data = StoppingTokens(data.tokens, data.labels, steps_before_stop, processes)
+        train_generator(GENERATOR, TRAINING, Tokenizer(TOKENIZER), data, *arguments, execution, evaluate)
+    else:
+        images = ArrayImages(images.images[:50], images.labels[:50])
+        teacher = blank_teacher(TOKENIZER)
+        train_tokenizer(case.model, TRAINING, case.loss, images, teacher, *arguments, execution, evaluate)
+
+
+class StoppingTokens(TokenImages):
+    """Asks its process, the last one, to stop while it fetches the batch of a step."""
+
+    def __init__(self, tokens: Tensor, labels: Tensor, steps: int, processes: int) -> None:
+        super().__init__(tokens, labels)
+        self.steps, self.fetched, self.mine = steps, 0, rank() == processes - 1
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        if self.mine and self.fetched == self.steps:
+            request_stop()
+        self.fetched += 1
+        return super().__getitems__(keys)
+
+
+def evaluate(model: torch.nn.Module) -> float:
+    """Best at the second of three evaluations in the main process, and at the third in any other."""
+    assert not model.training
+    evaluate.calls = getattr(evaluate, "calls", 0) + 1
+    return (3.0, 1.0, 2.0)[(evaluate.calls - 1 + 2 * rank()) % 3]
+
+
+def results(folder: Path) -> dict[str, object]:
+    curve = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+    return {"curve": curve, "config": json.loads((folder / "config.json").read_text())}
+
+
+def _process(number: int, folder: str) -> None:
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(PROCESSES)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": os.environ["IMAGEFOLDER_TEST_PORT"]}
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    torch.set_num_threads(1)
+    imagefolder.training.loop.LOG_EVERY = 1
+    join_processes()
+    for case in CASES.values():
+        evaluate.calls = 0
+        train(case, Path(folder) / case.name, PROCESSES)
+    message = ""
+    try:
+        train(CASES["generator"], Path(folder) / "stopped", PROCESSES, steps_before_stop=STOP)
+    except Stopped as stopped:
+        message = str(stopped)
+    clear_stop()
+    (Path(folder) / f"said{number}").write_text(json.dumps(gather_objects(message)))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all cases trained by two processes."""
+    if not (dist.is_available() and dist.is_gloo_available()):
+        pytest.skip("this torch has no Gloo")
+    folder = tmp_path_factory.mktemp("two")
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    port = store.port
+    del store  # the port is free again
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IMAGEFOLDER_TEST_PORT", str(port))
+        context = mp.spawn(_process, args=(str(folder),), nprocs=PROCESSES, join=False)
+        deadline = time.monotonic() + TIMEOUT
+        try:
+            while not context.join(timeout=1):  # raises what a process raised
+                assert time.monotonic() < deadline, f"the processes did not end within {TIMEOUT} s"
+        finally:
+            for process in context.processes:
+                if process.is_alive():
+                    process.kill()
+                process.join()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _every_step_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imagefolder.training.loop, "LOG_EVERY", 1)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_train_as_one_on_the_whole_batch(of_two: Path, tmp_path: Path, name: str) -> None:
+    evaluate.calls = 0
+    train(CASES[name], tmp_path, 1)
+    ours, expected = results(of_two / name), results(tmp_path)
+    assert [point["step"] for point in ours["curve"]] == list(range(1, 7))
+    for point, one in zip(ours["curve"], expected["curve"], strict=True):
+        assert point == pytest.approx(one, rel=2e-3, abs=1e-6)
+    if "adversarial" in expected["curve"][-1]:
+        assert {"semantic", "discriminator", "adaptive_weight"} <= set(expected["curve"][-1])
+    # the main process decides which weights are kept
+    assert (ours["config"]["selected_step"], ours["config"]["selected_value"]) == (4, 1.0)
+    assert not list((of_two / name).glob("*.pt"))
+
+
+def test_a_stop_of_one_process_stops_both_and_one_alone_continues(of_two: Path, tmp_path: Path) -> None:
+    said = json.loads((of_two / "said0").read_text())
+    assert said == json.loads((of_two / "said1").read_text())
+    # batches are fetched one ahead of their steps at most, and processes agree a step later
+    assert said[0] == said[1] == f"generator: stopped at step {STOP + 2} of 6; the same command continues"
+    state = torch.load(of_two / "stopped" / "state.pt", weights_only=True)
+    assert (state["step"], state["world"]) == (STOP + 2, 2)
+    evaluate.calls = 2
+    train(CASES["generator"], of_two / "stopped", 1)
+    train(CASES["generator"], tmp_path, 1)
+    for point, one in zip(results(of_two / "stopped")["curve"], results(tmp_path)["curve"], strict=True):
+        point.pop("evaluation", None), one.pop("evaluation", None)
+        assert point == pytest.approx(one, rel=2e-3, abs=1e-6)

@@ -1,0 +1,85 @@
+"""Asking a training to stop: it saves its state at that very step, and the same call continues."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from imagefolder.config import GeneratorConfig, TrainingConfig
+from imagefolder.data.images import Key
+from imagefolder.tokenizer.model import Tokenizer
+from imagefolder.training.generator import TokenImages, train_generator
+from imagefolder.training.interruption import Stopped, clear_stop, request_stop, stop_requested
+
+
+@pytest.fixture(autouse=True)
+def no_request_left() -> Iterator[None]:
+    yield
+    clear_stop()
+
+
+class Signalling(TokenImages):
+    """Sends its own process SIGUSR1 while it fetches the batch of a step."""
+
+    def __init__(self, tokens: Tensor, labels: Tensor, step: int) -> None:
+        super().__init__(tokens, labels)
+        self.left = step
+
+    def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]:
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        self.left -= 1
+        return super().__getitems__(keys)
+
+
+@pytest.fixture
+def handled() -> Iterator[None]:
+    """SIGUSR1 asks for a stop."""
+    before = signal.signal(signal.SIGUSR1, lambda *_: request_stop())
+    yield
+    signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.usefixtures("handled")
+def test_a_signal_stops_at_the_next_step_and_the_same_call_continues(
+    tmp_path: Path, generator_config: GeneratorConfig, training: TrainingConfig, tokenizer: Tokenizer
+) -> None:
+    draws = torch.Generator().manual_seed(0)
+    data = torch.randint(64, (50, 2, 14), generator=draws), torch.randint(10, (50,), generator=draws)
+
+    def train(folder: Path, tokens: TokenImages) -> None:
+        train_generator(generator_config, training, tokenizer, tokens, folder, 3, "tiny", {})
+
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    with pytest.raises(Stopped, match="tiny: stopped at step 5 of 8; the same command continues"):
+        train(stopped, Signalling(*data, step=4))
+    assert stop_requested()
+    assert torch.load(stopped / "state.pt", weights_only=True)["step"] == 5
+    assert not (stopped / "config.json").exists()
+    clear_stop()
+    train(stopped, TokenImages(*data))
+    train(whole, TokenImages(*data))
+    weights, expected = (load_file(folder / "model.safetensors") for folder in (stopped, whole))
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert (stopped / "curve.jsonl").read_text() == (whole / "curve.jsonl").read_text()
+
+
+def test_a_request_in_the_last_step_does_not_keep_a_training_from_ending(
+    tmp_path: Path, generator_config: GeneratorConfig, training: TrainingConfig, tokenizer: Tokenizer
+) -> None:
+    tokens = TokenImages(torch.zeros(8, 2, 14, dtype=torch.int64), torch.zeros(8, dtype=torch.int64))
+
+    def evaluate(model: torch.nn.Module) -> float:
+        request_stop()  # the only evaluation is that of the last step
+        return 0.0
+
+    train_generator(generator_config, training, tokenizer, tokens, tmp_path, 3, "tiny", {}, evaluate=evaluate)
+    assert json.loads((tmp_path / "config.json").read_text())["selected_step"] == training.steps
