@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -18,11 +19,17 @@ class Images(Protocol):
     """A split. `__getitems__` fetches a batch: uint8 (B, 3, H, W) and int64 labels (B,)."""
 
     labels: Tensor
+    transform: str
+    """how the pixels are made, in one line"""
 
     def __len__(self) -> int: ...
     def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]: ...
     def plain(self) -> Images:
         """The same images without augmentation."""
+        ...
+
+    def augmented(self, training: Literal["tokenizer", "generator"]) -> Images:
+        """The same images, augmented as for one of the two trainings."""
         ...
 
     def fingerprint(self) -> str:
@@ -31,9 +38,10 @@ class Images(Protocol):
 
 
 class ArrayImages(Dataset):
-    """Images in memory, without augmentation."""
+    """Images in memory, never augmented."""
 
     workers = 0
+    transform = "none"
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images, labels
@@ -48,19 +56,50 @@ class ArrayImages(Dataset):
     def plain(self) -> ArrayImages:
         return self
 
+    def augmented(self, training: Literal["tokenizer", "generator"]) -> ArrayImages:
+        return self
+
     def fingerprint(self) -> str:
         return hashlib.sha256(self.images.numpy().tobytes() + self.labels.numpy().tobytes()).hexdigest()
 
 
+class SomeImages(Dataset):
+    """Images of a split at chosen places."""
+
+    def __init__(self, images: Images, places: Sequence[int]) -> None:
+        self.images, self.places = images, places
+        self.labels, self.workers, self.transform = images.labels[list(places)], images.workers, images.transform
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]:
+        return self.images.__getitems__([(epoch, self.places[i]) for epoch, i in keys])
+
+    def plain(self) -> SomeImages:
+        return SomeImages(self.images.plain(), self.places)
+
+    def augmented(self, training: Literal["tokenizer", "generator"]) -> SomeImages:
+        return SomeImages(self.images.augmented(training), self.places)
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{self.images.fingerprint()}:{list(self.places)}".encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class DataSplits:
-    """A data set: training images (augmented as its transform says) and test images (never augmented)."""
+    """A data set: training and test images, both without augmentation (`train.augmented(...)` is what trainings see).
+
+    `imagenet_labels`: where all classes are of ImageNet's 1000, their indices there, by class; a generator for the
+    whole of ImageNet knows a class by this number.
+    """
 
     name: str
     train: Images
     test: Images
     classes: list[str]
     image_size: int
+    imagenet_labels: list[int] | None = None
 
     @cached_property
     def sha256(self) -> str:

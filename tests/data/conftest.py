@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagefolder.data.stored import StoredImages, location
+
 
 def draw(path: Path, seed: int, size: tuple[int, int] = (20, 16), mode: str = "RGB") -> Path:
     """Noise of (width, height) in a mode of PIL."""
@@ -24,6 +26,16 @@ def draw_classes(root: Path, classes: dict[str, int], seed: int = 0) -> Path:
         for i in range(number):
             draw(root / name / f"{i:03}.png", seed + 1000 * position + i)
     return root
+
+
+def files_of(images: StoredImages) -> list[Path]:
+    """The files of a split, in order."""
+    return [Path(location(images.root, row)) for row in images.rows]
+
+
+@pytest.fixture
+def paths() -> Callable[[StoredImages], list[Path]]:
+    return files_of
 
 
 @pytest.fixture

@@ -1,0 +1,93 @@
+"""Images that stay in their files, or in tar shards, until a batch asks for them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from imagefolder.data.images import Key
+from imagefolder.data.transforms import View, describe_view, open_rgb, square
+
+UNCHECKED, GOOD, CORRUPT = 0, 1, 2
+MOST_WORKERS = 16
+
+# One row per image. ImageNet has 1.28 million: as an array they take 0.15 GB and reach worker processes at once.
+FIELDS = [
+    ("shard", "i4"),  # how many bytes of the name are the shard's path; 0: the image is a file of its own
+    ("offset", "i8"),  # of the image in its file, bytes
+    ("size", "i8"),  # of the image, bytes
+    ("file_size", "i8"),  # of the file or shard
+    ("mtime", "i8"),  # of the file or shard, ns
+    ("cls", "i4"),  # class index that the shard gives, or -1
+    ("state", "u1"),
+    ("sha256", "u1", 32),  # of the image, once checked
+]
+
+
+def make_rows(names: list[bytes], **columns: list[int] | int) -> np.ndarray:
+    """Rows of images not checked yet. `names`: path below the data folder; for shards PATH/MEMBER."""
+    rows = np.zeros(len(names), [("name", f"S{max(map(len, names), default=1)}"), *FIELDS])
+    rows["name"] = names
+    for column, values in columns.items():
+        rows[column] = values
+    return rows
+
+
+def location(root: Path, row: np.void) -> str:
+    """Where an image lies, for people."""
+    name, shard = row["name"], row["shard"]
+    if not shard:
+        return str(root / os.fsdecode(name))
+    return f"{root / os.fsdecode(name[:shard])}: {os.fsdecode(name[shard + 1 :])}"
+
+
+def read(root: Path, row: np.void) -> bytes:
+    """The bytes of an image file. Opened for each: beside decoding that costs nothing, and nothing is left open."""
+    name = row["name"]
+    descriptor = os.open(root / os.fsdecode(name[: row["shard"] or None]), os.O_RDONLY)
+    try:
+        return os.pread(descriptor, int(row["size"]), int(row["offset"]))
+    finally:
+        os.close(descriptor)
+
+
+class StoredImages(Dataset):
+    """Images described by rows, as squares of one view."""
+
+    def __init__(self, root: Path, rows: np.ndarray, labels: Tensor, image_size: int, view: View = "plain") -> None:
+        self.root, self.rows, self.labels, self.image_size, self.view = root, rows, labels, image_size, view
+        self.transform = describe_view(image_size, view)
+        self.workers = min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]:
+        arrays = [square(self.open(index), self.image_size, self.view, epoch, index) for epoch, index in keys]
+        images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+        return images, self.labels[[index for _, index in keys]]
+
+    def open(self, index: int) -> Image.Image:
+        """One whole image."""
+        row = self.rows[index]
+        return open_rgb(read(self.root, row), location(self.root, row))
+
+    def plain(self) -> StoredImages:
+        """The same images, centre-cropped."""
+        return StoredImages(self.root, self.rows, self.labels, self.image_size)
+
+    def augmented(self, training: Literal["tokenizer", "generator"]) -> StoredImages:
+        """The same images, cropped and flipped at random as for one of the two trainings."""
+        return StoredImages(self.root, self.rows, self.labels, self.image_size, training)
+
+    def fingerprint(self) -> str:
+        """sha256 over class and content of every image, in order."""
+        return hashlib.sha256(self.labels.numpy().tobytes() + self.rows["sha256"].tobytes()).hexdigest()
