@@ -20,6 +20,8 @@ import torch
 
 PACKAGES = (
     "accelerate",
+    "clean-fid",
+    "lpips",
     "numpy",
     "safetensors",
     "scikit-image",

@@ -9,8 +9,11 @@ from torch import Tensor
 
 from imagefolder.data.images import DataSplits, to_float, to_uint8
 from imagefolder.data.order import ordered_batches
-from imagefolder.evaluation.metrics import fidelity
-from imagefolder.evaluation.protocols import Extractor, Measurement, all_images, proxy_protocol
+from imagefolder.distributed import my_part
+from imagefolder.evaluation.extractor import Extractor
+from imagefolder.evaluation.metrics import frechet
+from imagefolder.evaluation.results import Measurement, feature_protocol
+from imagefolder.evaluation.statistics import Statistics
 from imagefolder.generator.sampling import uniforms
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.tokenizer.quantizers import perturb
@@ -19,6 +22,7 @@ from imagefolder.training.progress import Phase
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9)  # alpha
 DEPTHS = (200, 280, 360)  # delta, for a codebook of 16384; scaled linearly with the size of others
 PUBLISHED_SIZE = 16384
+BATCH = 50
 
 
 def depths_for(codebook_size: int) -> tuple[int, ...]:
@@ -46,23 +50,29 @@ def evaluate_perturbation(
 
     The spread is the standard deviation over the 15 settings: they are meant to differ.
     """
-    originals, n = all_images(splits.test), len(splits.test)
-    tokens = torch.cat([tokenizer.encode(to_float(batch)) for batch, _ in ordered_batches(splits.test, 50)])
+    test = splits.test.plain()
+    n, part = len(test), my_part(len(test))
+    originals, tokens = Statistics(extractor, n, part.start), []
+    for batch, _ in ordered_batches(test, BATCH, part):
+        originals.add(batch)
+        tokens.append(tokenizer.encode(to_float(batch)).int().cpu())
+    real = originals.over_processes().pooled.statistics()
     settings = list(itertools.product(SHARES, depths_for(tokenizer.config.codebook_size)))
     distances = []
     with Phase(title, len(settings)) as phase:
         for share, depth in settings:
-            images = []
-            for indices in torch.arange(n).split(50):
-                perturbed = perturb_tokens(tokenizer, tokens[indices], share, depth, seed, indices.tolist())
-                images.append(to_uint8(tokenizer.decode(perturbed)).cpu())
-            values = fidelity(torch.cat(images), originals, extractor.path, ("fid",))
-            distances.append(values["frechet_inception_distance"])
+            statistics = Statistics(extractor, n, part.start)
+            for codes in tokens:
+                start = part.start + statistics.pooled.count
+                indices = list(range(start, start + len(codes)))
+                perturbed = perturb_tokens(tokenizer, codes.long().to(tokenizer.device), share, depth, seed, indices)
+                statistics.add(to_uint8(tokenizer.decode(perturbed)))
+            distances.append(frechet(statistics.over_processes().pooled.statistics(), real))
             phase.update(len(distances))
     text = (
         f"mean Frechet distance of test images against reconstructions with a share of codes ({SHARES}) replaced by "
         f"one of the nearest ({depths_for(tokenizer.config.codebook_size)}), both 8-bit, same crop"
     )
-    protocol = proxy_protocol("proxy-pFID", text, f"{splits.name}/test", extractor, higher=False)
+    protocol = feature_protocol(f"{extractor.prefix}pFID", text, f"{splits.name}/test", extractor, higher=False)
     spread = torch.tensor(distances)
     return Measurement(protocol, float(spread.mean()), n, n, float(spread.std()))

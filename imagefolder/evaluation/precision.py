@@ -13,7 +13,7 @@ from torch import Tensor
 
 from imagefolder.checkpoints.loading import load_tokenizer
 from imagefolder.data.digits import digits
-from imagefolder.data.folder import image_folder
+from imagefolder.data.folder import read_data
 from imagefolder.data.images import to_float, to_uint8
 from imagefolder.data.order import ordered_batches
 from imagefolder.errors import InputError
@@ -67,8 +67,9 @@ def main(
         device = "cuda" if torch.cuda.is_available() else "cpu"
         exact, low = (load_tokenizer(tokenizer, weights, device, dtype) for dtype in (torch.float32, torch.bfloat16))
         side = exact.config.image_size
-        splits = digits(side) if data is None else image_folder(data, side)
-        images = torch.cat([batch for batch, _ in ordered_batches(splits.test.plain(), 50)])[:number]
+        splits = digits(side) if data is None else read_data(data, side)
+        test = splits.test.plain()
+        images = torch.cat([batch for batch, _ in ordered_batches(test, 50, range(min(number, len(test))))])
         effect = compare_dtypes(exact, low, images)
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

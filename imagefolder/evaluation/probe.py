@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imagefolder.data.images import Images, to_float
+from imagefolder.data.images import DataSplits, Images, to_float
 from imagefolder.data.order import ordered_batches
+from imagefolder.distributed import gather_objects, my_part
 from imagefolder.errors import InputError
+from imagefolder.evaluation.results import Measurement, Protocol, Result
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.training.progress import Phase
 
@@ -55,14 +57,15 @@ def branch_features(tokenizer: Tokenizer, images: Tensor, where: Where, branch: 
 def extract_features(
     tokenizer: Tokenizer, images: Images, where: Where, title: str, branch: int = -1
 ) -> tuple[Tensor, Tensor]:
-    """Features (N, C) and labels (N,) of a split, without augmentation."""
-    parts, done = [], 0
-    with Phase(title, len(images)) as phase:
-        for batch, labels in ordered_batches(images.plain(), 100):
+    """Features (N, C) and labels (N,) of a split, without augmentation; over processes each does its part."""
+    plain, parts, done = images.plain(), [], 0
+    part = my_part(len(plain))
+    with Phase(title, len(part)) as phase:
+        for batch, labels in ordered_batches(plain, 100, part):
             parts.append(branch_features(tokenizer, to_float(batch), where, branch).cpu())
             done += len(labels)
             phase.update(done)
-    return torch.cat(parts), images.labels
+    return torch.cat([features for each in gather_objects(parts) for features in each]), images.labels
 
 
 def train_probe(
@@ -97,3 +100,31 @@ def train_probe(
 def probe_accuracy(probe: LinearProbe, features: Tensor, labels: Tensor) -> float:
     """Share of features (N, C) classified right, 0..1."""
     return float((probe(features).argmax(-1) == labels).float().mean())
+
+
+def evaluate_probe(
+    tokenizer: Tokenizer,
+    splits: DataSplits,
+    seed: int,
+    title: str,
+    epochs: int = EPOCHS,
+    batch_size: int = 256,
+) -> Result:
+    """Accuracy on the test images of probes of the last branch, trained on the training images without augmentation."""
+    result = Result([])
+    n, reference = len(splits.test), f"{splits.name}/test"
+    for where in ("continuous", "quantized"):
+        train, test = (
+            extract_features(tokenizer, images, where, f"{title}, {where} {name} features")
+            for images, name in ((splits.train, "training"), (splits.test, "test"))
+        )
+        probe = train_probe(*train, len(splits.classes), seed, epochs, batch_size)
+        text = (
+            f"share of test images whose class a linear classifier reads from the {where} features of the last branch "
+            f"(mean over positions), trained for {epochs} epochs"
+        )
+        protocol = Protocol(
+            f"linear probe accuracy ({where})", 1, text, reference, "imagefolder", None, None, higher_is_better=True
+        )
+        result.measurements.append(Measurement(protocol, probe_accuracy(probe, *test), n, 0))
+    return result

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from imagefolder import weights
 from imagefolder.data.digits import digits
-from imagefolder.data.images import DataSplits, to_float
-from imagefolder.evaluation.extractor import ProxyNet
+from imagefolder.data.images import ArrayImages, DataSplits, to_float
+from imagefolder.evaluation.extractor import Extractor, ProxyNet, proxy_extractor
+from imagefolder.files import file_sha256
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -53,8 +56,23 @@ def extractor(tmp_path_factory: pytest.TempPathFactory, splits: DataSplits) -> P
 
 
 @pytest.fixture(scope="session")
+def proxy(extractor: Path) -> Extractor:
+    return proxy_extractor(extractor)
+
+
+@pytest.fixture(scope="session")
 def splits() -> DataSplits:
     return digits(32)
+
+
+@pytest.fixture(scope="session")
+def few(splits: DataSplits) -> DataSplits:
+    """The first 200 training and 120 test images."""
+
+    def first(images: ArrayImages, number: int) -> ArrayImages:
+        return ArrayImages(images.images[:number], images.labels[:number])
+
+    return replace(splits, train=first(splits.train, 200), test=first(splits.test, 120))
 
 
 @pytest.fixture(scope="session")
@@ -63,3 +81,36 @@ def two_sets(splits: DataSplits) -> tuple[Tensor, Tensor]:
     images, _ = splits.train.__getitems__([(0, i) for i in range(450)])
     noise = torch.randint(-40, 40, images[:250].shape, generator=torch.Generator().manual_seed(0))
     return (images[:250] + noise).clamp(0, 255).to(torch.uint8), images[250:]
+
+
+@pytest.fixture(scope="session")
+def random_inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file like the published Inception's, with random weights that let signals through."""
+    from torch_fidelity import feature_extractor_inceptionv3 as published
+
+    class Blank(published.FeatureExtractorInceptionV3):
+        def load_state_dict(self, *_: object, **__: object) -> None:
+            """There are no weights to load."""
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(published, "load_state_dict_from_url", lambda *_, **__: {})
+        torch.manual_seed(0)
+        network = Blank("blank", ["2048"])
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+    path = tmp_path_factory.mktemp("weights") / weights.INCEPTION
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def accept(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Put a file's folder where weights are looked for, and its hash into the table of accepted contents."""
+
+    def put(path: Path) -> None:
+        monkeypatch.setenv("IMAGEFOLDER_WEIGHTS", str(path.parent))
+        entry = replace(weights.FILES[path.name], sha256=file_sha256(path), size=path.stat().st_size)
+        monkeypatch.setitem(weights.FILES, path.name, entry)
+
+    return put

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
+from torchvision.models import vgg
 
+from imagefolder import InputError
 from imagefolder.config import TokenizerConfig
-from imagefolder.evaluation.metrics import psnr, ssim
+from imagefolder.data.images import to_float
+from imagefolder.evaluation.metrics import Pairs, psnr, ssim
 from imagefolder.evaluation.protocols import codebook_usage
+from imagefolder.files import file_sha256
+from imagefolder.tokenizer import losses
 from imagefolder.tokenizer.model import Tokenizer
 
 
@@ -85,3 +91,29 @@ def test_codebook_usage_counts_codes_per_branch_and_scale() -> None:
     assert [r.used for r in rows] == [2 / 8, 1.0, 1 / 8, 2 / 8]
     quarter = math.exp(-(0.25 * math.log(0.25) + 0.75 * math.log(0.75)))
     assert [r.perplexity for r in rows] == pytest.approx([2.0, 8.0, 1.0, quarter])
+
+
+def test_pairs_are_averaged_over_batches_of_any_size(pair: tuple[Tensor, Tensor]) -> None:
+    pairs = Pairs()
+    for images, originals in zip(*(x.split([1, 3]) for x in pair), strict=True):
+        pairs.add(images, originals)
+    values = pairs.over_processes()
+    assert values == pytest.approx({"PSNR": psnr(*pair), "SSIM": ssim(*pair)}, rel=1e-12)
+
+
+def test_lpips_joins_where_vgg16_is_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layers = vgg.make_layers(vgg.cfgs["D"])
+    path = tmp_path / losses.VGG16_FILE
+    torch.save({f"features.{name}": w for name, w in layers.state_dict().items()}, path)
+    monkeypatch.setenv("IMAGEFOLDER_WEIGHTS", str(tmp_path))
+    with pytest.raises(InputError, match="replace it by the published file"):
+        Pairs()
+    monkeypatch.setattr(losses, "VGG16_SHA256", file_sha256(path))
+    images, originals = torch.randint(0, 256, (2, 5, 3, 32, 32), dtype=torch.uint8)
+    pairs = Pairs()
+    for part in (slice(0, 2), slice(2, 5)):
+        pairs.add(images[part], originals[part])
+    expected = pairs.lpips(to_float(images), to_float(originals))  # all at once
+    assert pairs.over_processes()["LPIPS"] == pytest.approx(float(expected), rel=1e-4)
+    assert float(expected) > 1e-4

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 import imagefolder
 from imagefolder.data.images import ArrayImages, DataSplits, to_float, to_uint8
+from imagefolder.evaluation.extractor import Extractor
 from imagefolder.evaluation.metrics import fidelity
 from imagefolder.evaluation.perturbation import depths_for, evaluate_perturbation, perturb_tokens
 from imagefolder.evaluation.probe import (
@@ -18,7 +18,6 @@ from imagefolder.evaluation.probe import (
     probe_accuracy,
     train_probe,
 )
-from imagefolder.evaluation.protocols import Extractor
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +43,10 @@ def test_an_image_is_perturbed_alike_in_any_batch(tokenizer):
     assert bool((perturb_tokens(tokenizer, tokens, 1.0, 8, 3, list(range(6))) != tokens).all())
 
 
-def test_pfid_is_the_mean_over_fifteen_settings(tokenizer, splits: DataSplits, extractor: Path):
+def test_pfid_is_the_mean_over_fifteen_settings(tokenizer, splits: DataSplits, proxy: Extractor):
     test = ArrayImages(splits.test.images[:80], splits.test.labels[:80])
     few = replace(splits, test=test)
-    measured = evaluate_perturbation(tokenizer, few, Extractor(extractor, "0" * 64), 0, "perturbing")
+    measured = evaluate_perturbation(tokenizer, few, proxy, 0, "perturbing")
     assert measured.protocol.name == "proxy-pFID"
     assert (measured.n_real, measured.n_generated) == (80, 80)
     tokens = tokenizer.encode(to_float(test.images))
@@ -55,7 +54,7 @@ def test_pfid_is_the_mean_over_fifteen_settings(tokenizer, splits: DataSplits, e
     for share in (0.5, 0.6, 0.7, 0.8, 0.9):
         for depth in (3, 4, 6):
             images = tokenizer.decode(perturb_tokens(tokenizer, tokens, share, depth, 0, list(range(80))))
-            values = fidelity(to_uint8(images), test.images, extractor, ("fid",))
+            values = fidelity(to_uint8(images), test.images, proxy, ("fid",))
             distances.append(values["frechet_inception_distance"])
     assert measured.value == pytest.approx(sum(distances) / 15, rel=1e-4)
 

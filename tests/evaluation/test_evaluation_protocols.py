@@ -11,10 +11,10 @@ import torch_fidelity
 
 import leaderboard.record as record
 from imagefolder.config import GeneratorConfig, SamplingConfig, TokenizerConfig
-from imagefolder.data.images import ArrayImages, DataSplits, to_float, to_uint8
+from imagefolder.data.images import DataSplits, to_float, to_uint8
+from imagefolder.evaluation.extractor import Extractor, proxy_extractor
 from imagefolder.evaluation.metrics import fidelity, psnr
 from imagefolder.evaluation.protocols import (
-    Extractor,
     Measurement,
     Protocol,
     Result,
@@ -22,20 +22,12 @@ from imagefolder.evaluation.protocols import (
     evaluate_reconstruction,
     real_floors,
 )
+from imagefolder.files import file_sha256
 from imagefolder.generator.model import Generator
 from imagefolder.tokenizer.model import Tokenizer
 from leaderboard.record import Metric
 
-SHA256 = "0123abcd" * 8
 SAMPLING = SamplingConfig(guidance=1.0, top_k=0, top_p=0.9, batch_size=25)
-
-
-@pytest.fixture(scope="module")
-def few(splits: DataSplits) -> DataSplits:
-    def first(images: ArrayImages, number: int) -> ArrayImages:
-        return ArrayImages(images.images[:number], images.labels[:number])
-
-    return replace(splits, train=first(splits.train, 200), test=first(splits.test, 120))
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +43,18 @@ def generator() -> Generator:
 
 
 @pytest.fixture(scope="module")
-def proxy(extractor: Path, few: DataSplits) -> Extractor:
-    return Extractor(extractor, SHA256, real_floors(few, extractor))
+def with_floors(extractor: Path, few: DataSplits) -> Extractor:
+    return proxy_extractor(extractor, real_floors(few, extractor))
 
 
 @pytest.fixture(scope="module")
-def reconstruction(generator: Generator, few: DataSplits, proxy: Extractor) -> Result:
-    return evaluate_reconstruction(generator.tokenizer, few, proxy, "reconstructing")
+def reconstruction(generator: Generator, few: DataSplits, with_floors: Extractor) -> Result:
+    return evaluate_reconstruction(generator.tokenizer, few, with_floors, "reconstructing")
 
 
 @pytest.fixture(scope="module")
-def generation(generator: Generator, few: DataSplits, proxy: Extractor) -> Result:
-    return evaluate_generation(generator, few, SAMPLING, 60, 4, proxy, "sampling")
+def generation(generator: Generator, few: DataSplits, with_floors: Extractor) -> Result:
+    return evaluate_generation(generator, few, SAMPLING, 60, 4, with_floors, "sampling")
 
 
 def by_name(result: Result) -> dict[str, Measurement]:
@@ -76,20 +68,21 @@ def test_protocol_and_measurement_are_what_the_record_holds(reconstruction: Resu
 
 
 def test_proxy_values_carry_the_extractors_hash_and_the_evaluators_version(
-    reconstruction: Result, generation: Result
+    reconstruction: Result, generation: Result, extractor: Path
 ) -> None:
     measured = by_name(reconstruction) | by_name(generation)
-    assert set(measured) == {
-        "proxy-rFID", "PSNR", "SSIM", "proxy-gFID", "proxy-IS", "proxy-precision", "proxy-recall", "class accuracy",
+    assert set(by_name(reconstruction)) == {"proxy-rFID", "proxy-KID", "PSNR", "SSIM"}
+    assert set(by_name(generation)) == {
+        "proxy-gFID", "proxy-KID", "proxy-IS", "proxy-precision", "proxy-recall", "class accuracy",
     }  # fmt: skip
     for name, measurement in measured.items():
         protocol = measurement.protocol
         assert protocol.version == 1
-        assert protocol.higher_is_better == ("FID" not in name)
+        assert protocol.higher_is_better == (name[-3:] not in ("FID", "KID"))
         if name in ("PSNR", "SSIM"):
             assert (protocol.extractor, protocol.extractor_sha256) == (None, None)
         else:
-            assert (protocol.extractor, protocol.extractor_sha256) == ("proxy-cnn", SHA256)
+            assert (protocol.extractor, protocol.extractor_sha256) == ("proxy-cnn", file_sha256(extractor))
     assert measured["proxy-gFID"].protocol.evaluator == f"torch-fidelity {torch_fidelity.__version__}"
 
 
@@ -97,50 +90,53 @@ def test_every_value_says_how_many_images_it_is_about(reconstruction: Result, ge
     assert {(m.protocol.reference, m.n_real, m.n_generated) for m in reconstruction.measurements} == {
         ("digits/test", 120, 120)
     }
-    assert {(m.protocol.reference, m.n_real, m.n_generated) for m in generation.measurements} == {
-        ("digits/train", 200, 60)
+    assert {(m.protocol.reference, m.n_generated) for m in generation.measurements} == {("digits/train", 60)}
+    without = {"proxy-IS", "class accuracy"}  # which no real images enter
+    assert {m.protocol.name: m.n_real for m in generation.measurements} == {
+        name: 0 if name in without else 200 for name in by_name(generation)
     }
 
 
-def test_floors_stand_beside_the_generation_metrics(generation: Result, few: DataSplits, extractor: Path) -> None:
-    expected = fidelity(few.test.images, few.train.images, extractor, ("fid", "prc"))
+def test_floors_stand_beside_the_generation_metrics(generation: Result, few: DataSplits, proxy: Extractor) -> None:
+    expected = fidelity(few.test.images, few.train.images, proxy, ("fid", "prc"))
     measured = by_name(generation)
     assert all(m.floor is not None for m in measured.values())
-    assert measured["proxy-gFID"].floor == pytest.approx(expected["frechet_inception_distance"], rel=1e-9)
+    assert measured["proxy-gFID"].floor == pytest.approx(expected["frechet_inception_distance"], rel=1e-6)
     assert measured["proxy-precision"].floor == expected["precision"]
     assert measured["proxy-IS"].spread is not None
 
 
 def test_reconstruction_compares_8_bit_test_images_with_their_originals(
-    reconstruction: Result, generator: Generator, few: DataSplits, extractor: Path
+    reconstruction: Result, generator: Generator, few: DataSplits, proxy: Extractor
 ) -> None:
     originals = few.test.images
     images = to_uint8(generator.tokenizer.reconstruct(to_float(originals)))
     measured = by_name(reconstruction)
-    fid = fidelity(images, originals, extractor, ("fid",))["frechet_inception_distance"]
+    fid = fidelity(images, originals, proxy, ("fid",))["frechet_inception_distance"]
     assert measured["proxy-rFID"].value == pytest.approx(fid, rel=1e-6)
     assert measured["PSNR"].value == pytest.approx(psnr(images, originals), rel=1e-6)
     assert torch.equal(reconstruction.picture[0::2], originals[:40])
     assert (reconstruction.picture[1::2].int() - images[:40].int()).abs().max() <= 1
+    assert reconstruction.picture.shape == (80, 3, 32, 32)
     assert sum(row.tokens for row in reconstruction.usage) == 120 * 2 * 5
 
 
 def test_generation_compares_class_balanced_samples_with_the_training_images(
-    generation: Result, generator: Generator, few: DataSplits, extractor: Path
+    generation: Result, generator: Generator, few: DataSplits, proxy: Extractor
 ) -> None:
     out = generator.sample(torch.arange(60) % 10, 1.0, 0, 0.9, seed=4)
     images = (255 * out.images).to(torch.uint8)
     assert (generation.picture.int() - images.int()).abs().max() <= 1
-    fid = fidelity(images, few.train.images, extractor, ("fid",))["frechet_inception_distance"]
+    fid = fidelity(images, few.train.images, proxy, ("fid",))["frechet_inception_distance"]
     assert by_name(generation)["proxy-gFID"].value == pytest.approx(fid, rel=1e-4)
     assert generation.samples_per_second > 0
 
 
 @pytest.mark.parametrize("batch_size", [60, 7])
 def test_generation_does_not_depend_on_the_batch_size(
-    generation: Result, generator: Generator, few: DataSplits, proxy: Extractor, batch_size: int
+    generation: Result, generator: Generator, few: DataSplits, with_floors: Extractor, batch_size: int
 ) -> None:
-    other = evaluate_generation(generator, few, replace(SAMPLING, batch_size=batch_size), 60, 4, proxy, "again")
+    other = evaluate_generation(generator, few, replace(SAMPLING, batch_size=batch_size), 60, 4, with_floors, "again")
     assert (other.picture.int() - generation.picture.int()).abs().max() <= 1
     for name, measurement in by_name(other).items():
         assert measurement.value == pytest.approx(by_name(generation)[name].value, rel=1e-3), name

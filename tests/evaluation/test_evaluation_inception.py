@@ -1,0 +1,280 @@
+"""The published extractors, on files of the right layout with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch_fidelity
+from torch import Tensor, nn
+from torch_fidelity.utils import create_feature_extractor
+
+from imagefolder import InputError, weights
+from imagefolder.config import GeneratorConfig, SamplingConfig, TokenizerConfig
+from imagefolder.data.images import ArrayImages, DataSplits
+from imagefolder.evaluation import protocols
+from imagefolder.evaluation.extractor import Extractor, clean_extractor, inception_extractor
+from imagefolder.evaluation.metrics import precision_recall
+from imagefolder.evaluation.protocols import evaluate_generation, evaluate_reconstruction
+from imagefolder.evaluation.reference import published_reference, read_reference
+from imagefolder.evaluation.results import Result
+from imagefolder.evaluation.statistics import Statistics
+from imagefolder.generator.model import Generator
+from imagefolder.tokenizer.model import Tokenizer
+from imagefolder.weights import WeightsAbsent
+
+Accept = Callable[[Path], None]
+
+
+@pytest.fixture(scope="module")
+def inception(random_inception: Path) -> Extractor:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IMAGEFOLDER_WEIGHTS", str(random_inception.parent))
+        sha256 = weights.checked_sha256(random_inception)
+        entry = replace(weights.FILES[weights.INCEPTION], sha256=sha256)
+        patch.setitem(weights.FILES, weights.INCEPTION, entry)
+        return inception_extractor()
+
+
+@pytest.fixture(scope="module")
+def images(splits: DataSplits) -> Tensor:
+    return splits.test.images[:12]
+
+
+@pytest.fixture(scope="module")
+def seen(inception: Extractor, images: Tensor) -> Statistics:
+    statistics = Statistics(inception, 12, keep=True)
+    statistics.add(images[:8])
+    statistics.add(images[8:])
+    return statistics
+
+
+def test_absent_weights_say_what_is_needed_and_where_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGEFOLDER_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    with pytest.raises(WeightsAbsent) as error:
+        inception_extractor()
+    message = str(error.value)
+    for part in (weights.INCEPTION, "95,628,359 bytes", weights.FILES[weights.INCEPTION].sha256, str(tmp_path)):
+        assert part in message
+    assert "\n" not in message
+    for load in (clean_extractor, lambda: published_reference(None)):
+        with pytest.raises(WeightsAbsent):
+            load()
+
+
+def test_other_content_is_refused_before_anything_of_it_is_executed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+            return Path.touch, (tmp_path / "executed",)
+
+    for name, load in ((weights.INCEPTION, inception_extractor), (weights.CLEAN_INCEPTION, clean_extractor)):
+        torch.save(Trap(), tmp_path / name)
+        monkeypatch.setenv("IMAGEFOLDER_WEIGHTS", str(tmp_path))
+        with pytest.raises(InputError, match="replace it by the published file"):
+            load()
+    assert not (tmp_path / "executed").exists()
+    torch.load(tmp_path / weights.INCEPTION, weights_only=False)
+    assert (tmp_path / "executed").exists()  # so that it would have been
+
+
+def test_all_three_outputs_are_torch_fidelitys(seen: Statistics, inception: Extractor, images: Tensor) -> None:
+    assert (inception.name, inception.prefix, inception.widths) == ("inception-v3-compat", "", (2048, 1008, 2023))
+    assert inception.evaluator == f"torch-fidelity {torch_fidelity.__version__}"
+    network = create_feature_extractor(
+        "inception-v3-compat", ["2048", "logits_unbiased", "logits"], cuda=False, verbose=False,
+        feature_extractor_weights_path=str(inception.path),
+    )  # fmt: skip
+    inside = {}
+    network.Mixed_6d.register_forward_hook(lambda _m, _i, output: inside.update(mixed=output))
+    with torch.no_grad():
+        pooled, logits, with_bias = network(images[:4])
+    ours = inception(images[:4])
+    torch.testing.assert_close(ours.pooled, pooled)
+    torch.testing.assert_close(ours.logits, logits)
+    assert not torch.allclose(ours.logits, with_bias)
+    # the first 192 channels of the block are the 1x1 branch; ADM flattens (17, 17, 7) with channels last
+    expected = inside["mixed"][:, :7].permute(0, 2, 3, 1).reshape(4, -1)
+    assert ours.spatial.shape == (4, 2023)
+    torch.testing.assert_close(ours.spatial, expected)
+    assert float(ours.spatial.std(0).mean()) > 1e-3
+    assert seen.spatial.count == 12
+
+
+@pytest.fixture
+def adm(tmp_path: Path, accept: Accept, images: Tensor, seen: Statistics) -> Path:
+    """A reference batch in ADM's layout: statistics of a set, and some images of it."""
+    arrays = images.permute(0, 2, 3, 1).numpy()
+    pooled, spatial = seen.pooled.statistics(), seen.spatial.statistics()
+    path = tmp_path / weights.ADM_REFERENCE
+    np.savez(
+        path, mu=pooled["mu"].astype(np.float32), sigma=pooled["sigma"], mu_s=spatial["mu"], sigma_s=spatial["sigma"],
+        arr_0=arrays[:10],
+    )  # fmt: skip
+    accept(path)
+    return path
+
+
+def test_adms_reference_gives_stored_statistics_and_features_of_its_images(
+    adm: Path, inception: Extractor, seen: Statistics
+) -> None:
+    reference = published_reference(inception)
+    assert (reference.name, reference.number, reference.size) == (weights.ADM_REFERENCE, 1_281_167, (32, 32))
+    assert reference.published
+    torch.testing.assert_close(reference.features, seen.features[:10], rtol=1e-4, atol=1e-4)
+    assert reference.pooled["mu"].dtype == reference.pooled["sigma"].dtype == np.float64
+    np.testing.assert_allclose(reference.pooled["mu"], seen.pooled.statistics()["mu"], rtol=1e-6)
+    np.testing.assert_array_equal(reference.spatial["mu"], seen.spatial.statistics()["mu"])
+
+
+def test_statistics_without_images_give_the_distance_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inception: Extractor, seen: Statistics
+) -> None:
+    monkeypatch.setenv("IMAGEFOLDER_WEIGHTS", str(tmp_path))
+    np.savez(tmp_path / weights.ADM_STATISTICS, **seen.pooled.statistics())
+    reference = published_reference(inception)
+    assert reference.name.startswith(f"{weights.ADM_STATISTICS}:")
+    assert reference.number == 1_281_167
+    assert reference.features is reference.spatial is reference.size is None
+    np.savez(tmp_path / "own.npz", **seen.pooled.statistics())
+    assert read_reference(tmp_path / "own.npz", inception).number == 0
+    np.savez(tmp_path / "own.npz", mu=np.zeros(64), sigma=np.eye(64))
+    with pytest.raises(InputError, match="2048 features"):
+        read_reference(tmp_path / "own.npz", inception)
+
+
+def test_a_reference_of_adms_name_and_other_content_is_refused(
+    adm: Path, inception: Extractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(weights.FILES, adm.name, replace(weights.FILES[adm.name], sha256="0" * 64))
+    for read in (lambda: published_reference(inception), lambda: read_reference(adm, inception)):
+        with pytest.raises(InputError, match="replace it by the published file"):
+            read()
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    torch.manual_seed(0)
+    tokens = {"branches": 2, "scales": (1, 2), "codebook_size": 16, "code_dim": 4}
+    config = TokenizerConfig(
+        image_size=32, patch_size=8, backbone="vit_tiny_patch16_224", width=32, depth=1, heads=2, dropout_start=1,
+        **tokens,
+    )  # fmt: skip
+    classes = {"num_classes": 1000}
+    return Generator(GeneratorConfig(depth=1, width=32, heads=2, **tokens, **classes), Tokenizer(config)).eval()
+
+
+def frechet_of_few(first: Tensor, second: Tensor) -> float:
+    """Frechet distance of features (N, D) and (M, D), N, M << D: the nuclear norm needs no (D, D) matrix."""
+    (mean1, a), (mean2, b) = (
+        (x.mean(0), (x - x.mean(0)) / (len(x) - 1) ** 0.5) for x in (first.double(), second.double())
+    )
+    covariance = torch.linalg.svdvals(a @ b.T).sum()
+    return float((mean1 - mean2).square().sum() + a.square().sum() + b.square().sum() - 2 * covariance)
+
+
+def values(result: Result) -> dict[str, tuple[float, int, int]]:
+    return {m.protocol.name: (m.value, m.n_real, m.n_generated) for m in result.measurements}
+
+
+def test_published_metrics_of_samples(
+    adm: Path, inception: Extractor, images: Tensor, generator: Generator, splits: DataSplits
+) -> None:
+    """The real network and distances of its 2048 and 2023 features: seconds."""
+    sampling = SamplingConfig(guidance=1.0, top_k=0, top_p=0.9, batch_size=10)
+    imagenet = replace(splits, classes=[str(i) for i in range(1000)])
+    result = evaluate_generation(generator, imagenet, sampling, 10, 3, inception, "sampling")
+    measured = values(result)
+    assert {name: numbers[1:] for name, numbers in measured.items()} == {
+        "gFID": (1_281_167, 10), "sFID": (1_281_167, 10), "IS": (0, 10), "precision": (10, 10), "recall": (10, 10),
+        "KID": (10, 10),
+    }  # fmt: skip
+    samples, real = inception(result.picture), inception(images)  # the stored statistics are of these images
+    assert measured["gFID"][0] == pytest.approx(frechet_of_few(samples.pooled, real.pooled), rel=1e-4)
+    assert measured["sFID"][0] == pytest.approx(frechet_of_few(samples.spatial, real.spatial), rel=1e-4)
+    precision, recall = precision_recall(samples.pooled, real.pooled[:10])
+    assert (measured["precision"][0], measured["recall"][0]) == (precision, recall)
+    for m in result.measurements:
+        assert m.protocol.reference == weights.ADM_REFERENCE
+        assert m.protocol.extractor_sha256 == inception.sha256
+    with pytest.raises(InputError, match="10 classes"):
+        evaluate_generation(generator, splits, sampling, 10, 3, inception, "sampling")
+
+
+def write_clean_inception(path: Path) -> None:
+    """A TorchScript file with the interface of NVIDIA's: `layers` on 299 px in [-1, 1] gives 2048 features."""
+
+    class Layers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 2048, 16, stride=80)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x).relu().mean((2, 3))
+
+    class Base(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = Layers()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x)
+
+    torch.manual_seed(0)
+    torch.jit.save(torch.jit.script(Base()), path)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_reconstruction_with_inception_and_clean_fid(
+    tmp_path: Path,
+    accept: Accept,
+    monkeypatch: pytest.MonkeyPatch,
+    inception: Extractor,
+    generator: Generator,
+    splits: DataSplits,
+) -> None:
+    """The real network and two distances of 2048 features: seconds."""
+    few = replace(splits, test=ArrayImages(splits.test.images[:10], splits.test.labels[:10]))
+    monkeypatch.setenv("IMAGEFOLDER_WEIGHTS", str(tmp_path))
+    write_clean_inception(tmp_path / weights.CLEAN_INCEPTION)
+    accept(tmp_path / weights.CLEAN_INCEPTION)
+    result = evaluate_reconstruction(generator.tokenizer, few, inception, "reconstructing")
+    measured = values(result)
+    assert set(measured) == {"rFID", "KID", "clean-rFID", "PSNR", "SSIM"}
+    assert {numbers[1:] for numbers in measured.values()} == {(10, 10)}
+    originals, images = result.picture[0::2], result.picture[1::2]
+    expected = frechet_of_few(inception(images).pooled, inception(originals).pooled)
+    assert measured["rFID"][0] == pytest.approx(expected, rel=1e-4)
+    expected = frechet_of_few(*(clean_features(tmp_path, x) for x in (images, originals)))
+    assert measured["clean-rFID"][0] == pytest.approx(expected, rel=1e-4)
+    protocol = {m.protocol.name: m.protocol for m in result.measurements}["clean-rFID"]
+    assert protocol.evaluator.startswith("clean-fid ")
+    assert protocol.extractor_sha256 == weights.FILES[weights.CLEAN_INCEPTION].sha256
+    assert [note.split(":")[0] for note in result.notes] == ["LPIPS not measured"]
+
+
+def test_without_clean_fids_weights_its_metric_is_absent_with_a_note(
+    inception: Extractor, proxy: Extractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGEFOLDER_WEIGHTS", str(tmp_path))
+    extractors, (note,) = protocols._with_clean(inception)
+    assert extractors == [inception]
+    assert note.startswith("clean-rFID not measured: inception-2015-12-05.pt (95,607,719 bytes")
+    assert protocols._with_clean(proxy) == ([proxy], [])
+
+
+def clean_features(folder: Path, images: Tensor) -> Tensor:
+    """clean-fid's own network and resizing, image by image."""
+    from cleanfid.inception_torchscript import InceptionV3W
+    from cleanfid.resize import build_resizer
+
+    network, resize = InceptionV3W(str(folder), download=False), build_resizer("clean")
+    arrays = [resize(image) for image in images.permute(0, 2, 3, 1).numpy()]
+    with torch.no_grad():
+        return network(torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)).float()
