@@ -14,7 +14,7 @@ REPORTED_CSV = Path(__file__).parent.parent / "reproductions/reported/imagenet25
 
 
 def main(output: Path = Path("runs"), reported: Path = REPORTED_CSV, all_kinds: bool = False) -> int:
-    """Build report.html, report.md, leaderboard.csv and speed.csv from the records of earlier runs.
+    """Build report.html, report.md, leaderboard.csv, claims.csv and speed.csv from the records of earlier runs.
 
     Args:
         output: folder that holds records/, pictures/ and speed/ and receives the files.

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 1
 SPEED_SCHEMA_VERSION = 1
+SCALES = ("mini", "small", "full")
 
 
 class _Model(BaseModel):
@@ -76,11 +77,11 @@ class Size(_Model):
     """What the table calls length, steps and parameters."""
 
     tokens: int = Field(description="discrete tokens per image, all branches together")
-    positions: int = Field(description="sequence length of the generator")
-    steps: int = Field(description="forward passes of the generator per sampled image")
+    positions: int | None = Field(default=None, description="sequence length of the generator; None without one")
+    steps: int | None = Field(default=None, description="forward passes of the generator per sampled image")
     bits: float = Field(description="tokens x log2(codebook size)")
     tokenizer_parameters: int
-    generator_parameters: int
+    generator_parameters: int | None = None
 
 
 class Checkpoint(_Model):
@@ -95,11 +96,13 @@ class Checkpoint(_Model):
 class Cost(_Model):
     """Time and memory of the run: the only part of a record, with `run`, that differs between equal runs."""
 
-    tokenizer_train_seconds: float
-    generator_train_seconds: float
+    tokenizer_train_seconds: float | None = Field(default=None, description="None where weights were given")
+    generator_train_seconds: float | None = Field(default=None, description="the same, and for a row without generator")
     evaluation_seconds: float
-    samples_per_second: float = Field(description="sampling end to end: transformer, token draws and decoder")
-    sample_batch: int = Field(description="batch size at which samples_per_second was measured")
+    samples_per_second: float | None = Field(
+        default=None, description="sampling end to end: transformer, token draws and decoder"
+    )
+    sample_batch: int | None = Field(default=None, description="batch size at which samples_per_second was measured")
     tokenizer_shared: bool = Field(description="the tokenizer was trained once for several rows")
     peak_memory_mib: float = Field(description="largest resident set (CPU) or allocated memory (GPU) of any stage")
 
@@ -119,6 +122,10 @@ class Run(_Model):
     threads: int
     gpu: str | None
     memory_gib: float
+    processes: int = Field(default=1, description="that worked together, e.g. one per GPU")
+    execution: dict[str, Any] = Field(
+        default={}, description="how training was carried out: micro_batch, activation_checkpointing, compile"
+    )
 
 
 class Record(_Model):
@@ -133,8 +140,8 @@ class Record(_Model):
     reported_system: str | None = Field(default=None, description="its counterpart among the reported systems")
     scale: Literal["mini", "small", "full"]
     seed: int
-    status: Literal["finished", "failed"]
-    reason: str | None = Field(default=None, description="why it failed")
+    status: Literal["finished", "failed", "not run"]
+    reason: str | None = Field(default=None, description="why it failed or was not run, e.g. which weights are absent")
     config: dict[str, Any] = Field(description="the complete resolved configuration")
     config_sha256: str
     dataset: Dataset
@@ -145,6 +152,11 @@ class Record(_Model):
     pictures: dict[str, str] = Field(default={}, description="caption -> PNG path relative to the output folder")
     cost: Cost | None = None
     run: Run
+
+    @property
+    def machine(self) -> tuple[str, str | None, int, int]:
+        """What must be equal for times and memory to be comparable: CPU, GPU, threads and processes."""
+        return self.run.cpu, self.run.gpu, self.run.threads, self.run.processes
 
     @property
     def name(self) -> str:

@@ -8,11 +8,14 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from leaderboard.claims_view import claim_tables, claims_frame
 from leaderboard.record import Record, SpeedRecord, machine_text
+from leaderboard.reported import FAMILIES, REPORTED, reported_frame, reported_rows
 from leaderboard.speed_view import SENTENCES, commit_text, speed_frame, speed_machines
 from leaderboard.store import read_speed, write_text
-from leaderboard.tables import FAMILIES, group_rows, leaderboard_frame, metric_key, reported_frame
-from leaderboard.view import REPORTED, measured_tables, number, reported_rows
+from leaderboard.tables import group_rows, leaderboard_frame, metric_key
+from leaderboard.verdicts import RULE, VERDICTS, evaluate_claims
+from leaderboard.view import measured_tables, number
 
 TITLE = "ImageFolder: measured and reported results"
 HELP = (
@@ -44,18 +47,23 @@ def build_report(
 ) -> list[Path]:
     """Write the report and its tables into `output` and return their paths.
 
-    These are `report.html`, `report.md`, `leaderboard.csv` if there are `records`, and `speed.csv` if there are `speed`
-    records, which are those in `output`/speed unless given. Picture paths are relative to `output`. `all_kinds` adds
-    the reported GANs, one-step systems, tokenizers, ablations and references. Equal arguments give equal bytes. Raises
-    OSError or RecordError (one line).
+    These are `report.html`, `report.md`, `leaderboard.csv` and `claims.csv` if there are `records`, and `speed.csv` if
+    there are `speed` records, which are those in `output`/speed unless given. Picture paths are relative to `output`.
+    `all_kinds` adds the reported GANs, one-step systems, tokenizers, ablations and references. Equal arguments give
+    equal bytes. Raises OSError or RecordError (one line).
     """
     reported = reported_frame(reported_csv, all_kinds)
+    everything = reported_frame(reported_csv, all_kinds=True)
+    findings = evaluate_claims(records, everything)
     speed = read_speed(output / "speed") if speed is None else speed
     view = {
         "title": TITLE,
         "summary": summary(records, speed),
         "help": HELP,
-        "tables": measured_tables(records, output, reported_frame(reported_csv, all_kinds=True)),
+        "claims": claim_tables(findings),
+        "claims_rule": RULE,
+        "verdicts": VERDICTS,
+        "tables": measured_tables(records, output, everything),
         "reported_sentence": REPORTED_SENTENCE,
         "reported_columns": REPORTED,
         "reported": reported_rows(reported),
@@ -63,6 +71,7 @@ def build_report(
         "kinds": sorted(set(reported["kind"])),
         "protocols": _protocols(records),
         "records": records,
+        "anchors": {record.name: f"record-{i}" for i, record in enumerate(records, 1)},
         "speed_sentences": SENTENCES,
         "speed_machines": speed_machines(speed),
     }
@@ -81,6 +90,7 @@ def build_report(
     }
     if records:
         texts["leaderboard.csv"] = leaderboard_frame(records, reported).convert_dtypes().to_csv(index=False)
+        texts["claims.csv"] = claims_frame(findings).to_csv(index=False)
     if speed:
         texts["speed.csv"] = speed_frame(speed).to_csv(index=False)
     return [write_text(output / name, text) for name, text in texts.items()]
@@ -100,9 +110,9 @@ def _results_sentence(records: list[Record]) -> str:
     places = dict.fromkeys((g[0].table, g[0].scale, g[0].dataset.name) for g in groups)
     rows = {place: sum((g[0].table, g[0].scale, g[0].dataset.name) == place for g in groups) for place in places}
     what = "; ".join(f"{n} row{_s(n)} of {t} at scale {s} on {d}" for (t, s, d), n in rows.items())
-    failed = sum(r.status == "failed" for r in records)
+    problems = [f"{n} {status}" for status in ("failed", "not run") if (n := sum(r.status == status for r in records))]
     machines = "; ".join(dict.fromkeys(_machine(r) for r in records))
-    return f"Measured: {what} ({len(records)} run{_s(len(records))}, {failed} failed), on {machines}."
+    return f"Measured: {what} ({', '.join([f'{len(records)} run{_s(len(records))}', *problems])}), on {machines}."
 
 
 def _s(n: int) -> str:
@@ -111,7 +121,9 @@ def _s(n: int) -> str:
 
 def _machine(record: Record) -> str:
     run = record.run
-    return f"{run.gpu or 'no GPU'}, {run.cpu} ({run.threads} thread{_s(run.threads)}, {run.memory_gib:.0f} GiB)"
+    processes = f"{run.processes} processes, " if run.processes > 1 else ""
+    threads = f"{run.threads} thread{_s(run.threads)}"
+    return f"{run.gpu or 'no GPU'}, {run.cpu} ({processes}{threads}, {run.memory_gib:.0f} GiB)"
 
 
 def _protocols(records: list[Record]) -> list[dict[str, Any]]:

@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from leaderboard.record import Record, SpeedRecord
+from leaderboard.record import SCALES, Record, SpeedRecord
 
 Kind = TypeVar("Kind", Record, SpeedRecord)
 STAGES = (
     "load images", "tokenize data set", "encode", "quantize", "decode", "reconstruct", "train tokenizer",
-    "train tokenizer with discriminator", "teacher forcing", "train generator", "sample", "sample: transformer",
+    "train tokenizer with discriminator", "teacher forcing", "train generator",
+    "train generator: from cache", "train generator: encoding images", "sample", "sample: transformer",
     "sample: draw", "sample: decode", "feature extraction", "Frechet distance",
 )  # fmt: skip
 ORDERS = ("folded", "unfolded", "one branch", "raster", "")
@@ -96,7 +97,7 @@ def read_records(folder: Path) -> list[Record]:
     Raises RecordError, naming the file, for anything that is not a valid record of this schema version.
     """
     records = [read_record(path) for path in sorted(folder.glob("*.json"))]
-    return sorted(records, key=lambda r: (r.table, r.scale, r.dataset.name, r.order, r.row, r.seed))
+    return sorted(records, key=lambda r: (r.table, SCALES.index(r.scale), r.dataset.name, r.order, r.row, r.seed))
 
 
 def read_speed(folder: Path) -> list[SpeedRecord]:

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from leaderboard.record import Metric, Protocol, Record
+from leaderboard.reported import REPORTED_NUMBERS
 from leaderboard.store import RecordError
 
 # Two values share a column only if these are equal: sets of other sizes give other FIDs even under the same protocol.
 MetricKey = tuple[Protocol, int, int]
 TableKey = tuple[str, str, str, str]
 
-FAMILIES = {
-    "autoregressive": ("VAR", "AR", "AR+Diff", "AR-cont", "AR-flow"),
-    "masked": ("MAR", "MIM", "MIM/Diff"),
-    "diffusion": ("Diff", "Diff-pixel"),
-}
-REPORTED_TEXT = ("system", "kind", "arxiv", "tokens", "codebook", "cfg", "source", "verified")
-REPORTED_NUMBERS = ("year", "tokenizer_rfid", "params_m", "steps", "gfid", "is", "precision", "recall")
 SIZE_COLUMNS = ("positions", "tokens", "steps", "bits", "generator_parameters", "tokenizer_parameters")
 COST_COLUMNS = (
     "tokenizer_train_seconds",
@@ -33,6 +26,7 @@ COST_COLUMNS = (
 )
 IDENTITY_COLUMNS = (
     "table", "scale", "dataset", "dataset_sha256", "row", "label", "note", "config", "seeds", "n_seeds", "failed",
+    "not_run",
 )  # fmt: skip
 
 
@@ -116,7 +110,8 @@ def measured_frame(records: list[Record]) -> pd.DataFrame:
     """One row per table, row, scale and data set, aggregated over seeds.
 
     Each metric has the columns `<label>` (mean), `<label> sd` (ddof=1, NaN for one seed), `<label> seeds`,
-    `<label> n_real`, `<label> n_generated` and `<label> floor`. Failed records count in `failed` alone.
+    `<label> n_real`, `<label> n_generated` and `<label> floor`. Records that
+    failed or were not run count in `failed` and `not_run` alone.
     `codebook_usage` is the mean of the shares over all branches and scales.
     """
     labels = metric_labels(records)
@@ -126,7 +121,7 @@ def measured_frame(records: list[Record]) -> pd.DataFrame:
         values = (
             *table_key(first), first.row, first.label, first.note, config_key(first),
             " ".join(str(r.seed) for r in finished), len(finished),
-            "; ".join(f"seed {r.seed}: {r.reason or 'no reason given'}" for r in group if r.status == "failed"),
+            reasons(group, "failed"), reasons(group, "not run"),
         )  # fmt: skip
         row: dict[str, Any] = dict(zip(IDENTITY_COLUMNS, values, strict=True))
         for key, label in labels.items():
@@ -140,7 +135,18 @@ def measured_frame(records: list[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _mean(values: list[float]) -> float:
+def reasons(group: list[Record], status: str) -> str:
+    """Why the records of this status hold no numbers, each reason once with its seeds; "" where there are none."""
+    seeds: dict[str, list[int]] = {}
+    for record in group:
+        if record.status == status:
+            seeds.setdefault(record.reason or "no reason given", []).append(record.seed)
+    return "; ".join(
+        f"seed{'s' * (len(found) > 1)} {' '.join(map(str, found))}: {reason}" for reason, found in seeds.items()
+    )
+
+
+def _mean(values: list[float | None]) -> float:
     return pd.Series(values, dtype=float).mean()
 
 
@@ -160,23 +166,6 @@ def _aggregate(label: str, finished: list[Record], key: MetricKey) -> dict[str, 
     }
 
 
-def reported_frame(csv: Path, all_kinds: bool = False) -> pd.DataFrame:
-    """The reported ImageNet rows with their `family`; by default the autoregressive, masked and diffusion systems only.
-
-    Text columns hold "" where nothing was found, numeric columns NaN. Raises OSError or RecordError (one line).
-    """
-    try:
-        # As text first: an arXiv number is no number, its last zero counts.
-        frame = pd.read_csv(csv, dtype=str, keep_default_na=False)
-        numbers = frame[list(REPORTED_NUMBERS)].apply(lambda column: pd.to_numeric(column.replace("", None)))
-        frame = pd.concat([frame[list(REPORTED_TEXT)], numbers.astype(float)], axis=1)
-    except (KeyError, ValueError) as error:
-        raise RecordError(f"{csv}: not a table of reported numbers ({error})") from error
-    families = {kind: family for family, kinds in FAMILIES.items() for kind in kinds}
-    frame["family"] = frame["kind"].map(families).fillna("other")
-    return frame if all_kinds else frame[frame["family"] != "other"].reset_index(drop=True)
-
-
 def leaderboard_frame(records: list[Record], reported: pd.DataFrame) -> pd.DataFrame:
     """Measured and reported rows in one flat frame: identity, then metrics, then provenance.
 
@@ -194,10 +183,10 @@ def leaderboard_frame(records: list[Record], reported: pd.DataFrame) -> pd.DataF
     }.items():
         measured[name] = ["; ".join(dict.fromkeys(value(r) for r in group)) for group in groups]
     measured.insert(0, "origin", "measured")
-    numbers = [*REPORTED_NUMBERS[1:], "tokens", "codebook", "cfg"]
-    names = {"gfid": "gFID", "is": "IS", "tokenizer_rfid": "rFID"}
+    numbers = [*REPORTED_NUMBERS[1:], "tokens", "codebook", "cfg", "linear_probe_acc"]
+    names = {"gfid": "gFID", "is": "IS", "tokenizer_rfid": "rFID", "linear_probe_acc": "linear probe accuracy"}
     other = reported.rename(columns={"system": "label"} | {n: f"{names.get(n, n)} (reported)" for n in numbers})
-    other = other.drop(columns="family").assign(origin="reported")
+    other = other.drop(columns=["family", "length_as_printed", "status"]).assign(origin="reported")
     frame = pd.concat([measured, other], ignore_index=True)
     identity = ["origin", *IDENTITY_COLUMNS, "kind", "year"]
     provenance = ["records", "commit", "config_sha256", "started", "hardware", "protocols"]

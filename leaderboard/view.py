@@ -6,12 +6,29 @@ import base64
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from leaderboard.plots import Point, length_plot
 from leaderboard.record import Record
-from leaderboard.tables import MetricKey, codebook_frame, group_rows, group_tables, measured_frame, metric_labels
+from leaderboard.reported import (
+    COUNTERPARTS,
+    PUBLISHED_N,
+    REPORTED,
+    published_column,
+    reported_length,
+    reported_text,
+)  # fmt: skip
+from leaderboard.tables import (
+    MetricKey,
+    codebook_frame,
+    group_rows,
+    group_tables,
+    measured_frame,
+    metric_key,
+    metric_labels,
+)
 
 SIZES = {
     "positions": "positions",
@@ -27,29 +44,16 @@ COSTS = {
     "samples_per_second": ("samples/s", True),
     "peak_memory_mib": ("peak memory MiB", False),
 }
-REPORTED = {
-    "system": "system",
-    "kind": "kind",
-    "year": "year",
-    "arxiv": "arXiv",
-    "tokenizer_rfid": "tokenizer rFID\u00a0↓",
-    "tokens": "tokens",
-    "codebook": "codebook",
-    "params_m": "parameters (M)",
-    "steps": "steps",
-    "gfid": "gFID\u00a0↓",
-    "is": "IS\u00a0↑",
-    "precision": "precision\u00a0↑",
-    "recall": "recall\u00a0↑",
-    "cfg": "guidance",
-    "verified": "verified",
-    "source": "source",
-}
 BESIDE = (
-    "Reported ImageNet columns: Inception metrics on ImageNet 256×256 that the papers report for the system named in "
-    "the row. They have other units than the proxy columns; only the order of the rows can be compared."
+    "Reported ImageNet columns: what the papers report on ImageNet 256×256 for the system named in the row. They share "
+    "no unit with proxy columns; only the order of the rows can be compared."
 )
-DECIMALS = {"tokenizer_rfid": 2, "gfid": 2, "is": 1, "precision": 2, "recall": 2}
+PROBE = "Reported linear probe: per cent; which features it reads and how it was trained is not known."
+DIFFERENCE = (
+    "Difference: measured minus reported, where network, reference and data set are the published ones. Fewer than "
+    f"{PUBLISHED_N:,} images give another FID than the published number even for the same model."
+)
+LENGTH_TABLES = ("token_length",)  # what their rows differ in is the length: the reconstruction is plotted too
 
 
 @dataclass
@@ -62,13 +66,23 @@ class Cell:
 
 
 @dataclass
+class Column:
+    """One column of a measured table, with its value between two sets of real images."""
+
+    label: str
+    cells: list[Cell]
+    floor: str = ""
+
+
+@dataclass
 class Row:
     """One row of a measured table; `cells` is empty for a row of which no seed finished."""
 
     label: str
     note: str
     seeds: str
-    failed: str
+    problem: str
+    """which seeds failed or were not run, and why"""
     cells: list[Cell]
 
 
@@ -119,48 +133,32 @@ def measured_tables(records: list[Record], output: Path, reported: pd.DataFrame)
 def _table(title: str, records: list[Record], output: Path, reported: pd.DataFrame) -> Table:
     frame, labels, groups = measured_frame(records), metric_labels(records), group_rows(records)
     row_labels = _row_labels(frame)
-    runs = {(r.run.cpu, r.run.gpu, r.run.threads, r.cost.sample_batch) for r in records if r.cost}
-    columns: list[tuple[str, list[Cell]]] = []
-    for (protocol, _, n_generated), label in labels.items():
-        header, cells = _metric_column(frame, label, protocol.higher_is_better)
-        columns.append((f"{header} (n\u00a0{n_generated})", cells))
-    if frame["codebook_usage"].notna().any():
-        cells = [Cell("-" if math.isnan(v) else f"{100 * v:.1f} %") for v in frame["codebook_usage"]]
-        columns.append((_arrow("codebook usage", True), _mark_best(cells, frame["codebook_usage"], True)))
-    beside = _reported_columns([group[0].reported_system for group in groups], reported)
-    columns += beside
-    columns += [(label, [Cell(count(v)) for v in frame[name]]) for name, label in SIZES.items()]
-    shared = [any(r.cost and r.cost.tokenizer_shared for r in group) for group in groups]
-    for name, (label, higher) in COSTS.items():
-        cells = [Cell(number(v)) for v in frame[name]]
-        if name == "tokenizer_train_seconds":
-            for cell, is_shared in zip(cells, shared, strict=True):
-                cell.text += "*" if is_shared else ""
-        elif len(runs) == 1:  # times and memory of different machines are no contest
-            label, cells = _arrow(label, higher), _mark_best(cells, frame[name], higher)
-        columns.append((label, cells))
+    metrics, compared = _metric_columns(frame, labels, records, reported)
+    beside = _reported_columns([group[0].reported_system for group in groups], reported, compared)
+    costs, remarks = _cost_columns(frame, groups)
+    columns = [*metrics, *_codebook_column(frame), *beside, *_size_columns(frame), *costs]
     rows = [
         Row(
             label=row_labels[i],
-            note=values["note"] + (f". Reported: {system}" if (system := groups[i][0].reported_system) else ""),
+            note=values["note"].rstrip(".") + _reported_note(groups[i][0].reported_system, reported),
             seeds=str(values["n_seeds"]),
-            failed=values["failed"],
-            cells=[cells[i] for _, cells in columns] if values["n_seeds"] else [],
+            problem="; ".join(f"{name}: {text}" for name, text in _problems(values)),
+            cells=[column.cells[i] for column in columns] if values["n_seeds"] else [],
         )
         for i, values in enumerate(frame.to_dict("records"))
     ]
-    remarks = ["* the tokenizer was trained once for several rows"] if any(shared) else []
-    if beside:
-        remarks.append(BESIDE)
-    if len(runs) > 1:
-        remarks.append("no best value is marked for time and memory: the rows ran on different machines or batch sizes")
     usages = [codebook_frame(group) for group in groups]
     return Table(
         title=title,
-        columns=[label for label, _ in columns],
+        columns=[column.label for column in columns],
         rows=rows,
-        floors=_floors(records, labels, len(columns)),
-        remarks=remarks,
+        floors=[column.floor for column in columns] if any(column.floor for column in columns) else [],
+        remarks=[
+            *([DIFFERENCE] if compared else []),
+            *([BESIDE] if beside else []),
+            *([PROBE] if any("linear probe" in column.label for column in beside) else []),
+            *remarks,
+        ],
         pixelated=records[0].scale == "mini",
         pictures=[p for label, group in zip(row_labels, groups, strict=True) for p in _pictures(label, group, output)],
         plots=_plots(title, frame, labels, row_labels),
@@ -177,31 +175,115 @@ def _row_labels(frame: pd.DataFrame) -> list[str]:
     ]
 
 
-def _reported_columns(systems: list[str | None], reported: pd.DataFrame) -> list[tuple[str, list[Cell]]]:
-    """What the papers report for the rows' counterparts; none if no row has one among the reported systems."""
-    known = reported.drop_duplicates("system").set_index("system")
-    if not set(systems) & set(known.index):
-        return []
-    columns = []
-    for name in ("tokenizer_rfid", "gfid", "is"):
-        values = [known.at[system, name] if system in known.index else math.nan for system in systems]
-        cells = [Cell("-" if math.isnan(value) else _printed(value, DECIMALS[name])) for value in values]
-        columns.append((f"reported ImageNet {REPORTED[name]}", cells))
-    return columns
+def _problems(row: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(name, row[column]) for name, column in (("failed", "failed"), ("not run", "not_run")) if row[column]]
 
 
-def _arrow(label: str, higher_is_better: bool) -> str:
-    return f"{label}\u00a0{'↑' if higher_is_better else '↓'}"  # no line break before the arrow
+def _metric_columns(
+    frame: pd.DataFrame, labels: dict[MetricKey, str], records: list[Record], reported: pd.DataFrame
+) -> tuple[list[Column], set[str]]:
+    """A column per kind of value; where its protocol is the published one, followed by the reported number and the
+    difference. Also returns the columns of `reported` shown this way."""
+    systems = [group[0].reported_system for group in group_rows(records)]
+    columns, compared = [], set()
+    for (protocol, n_real, n_generated), label in labels.items():
+        column = _metric_column(frame, label, protocol.higher_is_better)
+        column.label += f" (n\u00a0{n_generated})"
+        column.floor = _floor(records, (protocol, n_real, n_generated))
+        columns.append(column)
+        name = published_column(protocol, records[0].dataset)
+        texts = [reported_text(reported, system, name) for system in systems] if name else []
+        if not any(texts):
+            continue
+        compared.add(name)
+        few = f", n {n_generated:,} of {PUBLISHED_N:,}" if n_generated < PUBLISHED_N else ""
+        for cell, value in zip(column.cells, frame[label], strict=True):
+            cell.spread += few if not math.isnan(value) else ""
+        gaps = [value - float(text or "nan") for value, text in zip(frame[label], texts, strict=True)]
+        columns.append(Column(f"reported {label}", [Cell(text or "-") for text in texts]))
+        columns.append(Column("difference", [Cell("-" if math.isnan(gap) else f"{gap:+.2f}") for gap in gaps]))
+    return columns, compared
 
 
-def _metric_column(frame: pd.DataFrame, label: str, higher_is_better: bool) -> tuple[str, list[Cell]]:
+def _metric_column(frame: pd.DataFrame, label: str, higher_is_better: bool) -> Column:
     cells = []
     for mean, spread, seeds, total in zip(
         frame[label], frame[f"{label} sd"], frame[f"{label} seeds"], frame["n_seeds"], strict=True
     ):
         fewer = f" (n={seeds})" if 0 < seeds < total else ""
         cells.append(Cell(number(mean), f"± {number(spread, mean)}{fewer}" if seeds else ""))
-    return _arrow(label, higher_is_better), _mark_best(cells, frame[label], higher_is_better)
+    return Column(_arrow(label, higher_is_better), _mark_best(cells, frame[label], higher_is_better))
+
+
+def _floor(records: list[Record], key: MetricKey) -> str:
+    """The metric between real images; more than one value where the seeds drew different images."""
+    found = [m.floor for r in records for m in r.metrics if metric_key(m) == key]
+    floors = sorted(f for f in found if f is not None)
+    return "–".join(dict.fromkeys(number(f) for f in (floors[0], floors[-1]))) if floors else ""
+
+
+def _codebook_column(frame: pd.DataFrame) -> list[Column]:
+    usage = frame["codebook_usage"]
+    if usage.isna().all():
+        return []
+    cells = [Cell("-" if math.isnan(v) else f"{100 * v:.1f} %") for v in usage]
+    return [Column(_arrow("codebook usage", True), _mark_best(cells, usage, True))]
+
+
+def _reported_columns(systems: list[str | None], reported: pd.DataFrame, compared: set[str]) -> list[Column]:
+    """What the papers report for the rows' counterparts, where known and not in a column beside the measured one."""
+    headers = {name: REPORTED[name] for name in COUNTERPARTS.values() if name not in compared}
+    headers["linear_probe_acc"] = "linear probe accuracy %\u00a0↑"
+    columns = [
+        Column(f"reported ImageNet {header}", [Cell(reported_text(reported, s, name) or "-") for s in systems])
+        for name, header in headers.items()
+    ]
+    lengths = [Cell(reported_length(reported, system) or "-") for system in systems]
+    columns.append(Column("reported ImageNet length", lengths))
+    return [column for column in columns if any(cell.text != "-" for cell in column.cells)]
+
+
+def _reported_note(system: str | None, reported: pd.DataFrame) -> str:
+    if system is None:
+        return ""
+    status = reported.loc[reported["system"] == system, "status"].tolist()
+    return f". Reported: {system}" + (f", {status[0]}" if status and status[0] not in ("", "paper") else "")
+
+
+def _size_columns(frame: pd.DataFrame) -> list[Column]:
+    return [Column(label, [Cell(count(v)) for v in frame[name]]) for name, label in SIZES.items() if _any(frame, name)]
+
+
+def _cost_columns(frame: pd.DataFrame, groups: list[list[Record]]) -> tuple[list[Column], list[str]]:
+    """Columns of time and memory, and what has to be said about them."""
+    records = [r for group in groups for r in group if r.cost]
+    runs = {(r.machine, str(r.run.execution), r.cost.sample_batch) for r in records if r.cost}
+    shared = [any(r.cost and r.cost.tokenizer_shared for r in group) for group in groups]
+    columns = []
+    for name, (label, higher) in COSTS.items():
+        cells = [Cell(number(v)) for v in frame[name]]
+        if name == "tokenizer_train_seconds":
+            for cell, is_shared in zip(cells, shared, strict=True):
+                cell.text += "*" if is_shared else ""
+        elif len(runs) == 1:  # times and memory of different machines are no contest
+            label, cells = _arrow(label, higher), _mark_best(cells, frame[name], higher)
+        if _any(frame, name):
+            columns.append(Column(label, cells))
+    remarks = ["* the tokenizer was trained once for several rows"] if any(shared) else []
+    if len(runs) > 1:
+        remarks.append(
+            "no best value is marked for time and memory: the rows ran on different machines, batch sizes or settings"
+        )
+    return columns, remarks
+
+
+def _any(frame: pd.DataFrame, name: str) -> bool:
+    """Whether a column says anything; it stays where no row has finished."""
+    return bool(frame[name].notna().any() or not frame["n_seeds"].any())
+
+
+def _arrow(label: str, higher_is_better: bool) -> str:
+    return f"{label}\u00a0{'↑' if higher_is_better else '↓'}"  # no line break before the arrow
 
 
 def _mark_best(cells: list[Cell], values: pd.Series, higher_is_better: bool) -> list[Cell]:
@@ -211,17 +293,6 @@ def _mark_best(cells: list[Cell], values: pd.Series, higher_is_better: bool) -> 
         for cell in cells:
             cell.best = cell.text == best
     return cells
-
-
-def _floors(records: list[Record], labels: dict[MetricKey, str], n_columns: int) -> list[str]:
-    """Text of the row of real images, one per column; [] where no metric has a floor."""
-    texts = []
-    for key in labels:
-        found = [m.floor for r in records for m in r.metrics if (m.protocol, m.n_real, m.n_generated) == key]
-        floors = sorted(f for f in found if f is not None)
-        # More than one where the seeds drew different images.
-        texts.append("–".join(dict.fromkeys(number(f) for f in (floors[0], floors[-1]))) if floors else "")
-    return texts + [""] * (n_columns - len(texts)) if any(texts) else []
 
 
 def _pictures(label: str, group: list[Record], output: Path) -> list[dict[str, str]]:
@@ -247,13 +318,15 @@ def _embedded(output: Path, path: str) -> str:
 
 
 def _plots(title: str, frame: pd.DataFrame, labels: dict[MetricKey, str], rows: list[str]) -> list[dict[str, str]]:
+    """The Frechet distance of samples against length; that of reconstructions too where length is what rows vary."""
     plots = []
+    shown = ("gfid", "rfid") if frame["table"].iloc[0] in LENGTH_TABLES else ("gfid",)
     for (protocol, _, _), label in labels.items():
-        if "gfid" not in protocol.name.lower():
+        if not protocol.name.lower().endswith(shown):
             continue
         values = zip(rows, frame["positions"], frame[label], frame[f"{label} sd"], strict=True)
         points = [Point(r, x, y, None if math.isnan(s) else s) for r, x, y, s in values if not math.isnan(x + y)]
-        if len(points) > 1:
+        if len({point.length for point in points}) > 1:
             svg = length_plot(
                 points, "sequence length of the generator (positions)", protocol.key.replace("/", "\n", 1)
             )
@@ -274,19 +347,3 @@ def _codebook(label: str, usage: pd.DataFrame) -> dict:
         "scales": [f"{scale}×{scale}" for _, scale in columns],
         "branches": [(int(b), [cells.get((b, *column), ("", "")) for column in columns]) for b in branches],
     }
-
-
-def reported_rows(reported: pd.DataFrame) -> list[dict[str, str]]:
-    """The reported rows as text, with the digits they were printed with; "" where nothing was found."""
-    rows = reported.astype(object).to_dict("records")
-    for row in rows:
-        for name, value in row.items():
-            if isinstance(value, float):
-                row[name] = "" if math.isnan(value) else _printed(value, DECIMALS.get(name, 0))
-    return rows
-
-
-def _printed(value: float, decimals: int) -> str:
-    """All digits of `value` and at least `decimals` of them after the point."""
-    fixed = f"{value:.{decimals}f}"
-    return fixed if float(fixed) == value else repr(value)

@@ -1,4 +1,22 @@
 "use strict";
+// Filter the claims by their verdict. Without this script all are shown.
+(() => {
+  const controls = document.getElementById("claims-controls");
+  if (!controls) return;
+  const verdict = document.getElementById("claims-verdict");
+  const shown = document.getElementById("claims-shown");
+  const rows = [...document.querySelectorAll("tr[data-verdict]")];
+
+  function filter() {
+    for (const row of rows) row.hidden = Boolean(verdict.value) && row.dataset.verdict !== verdict.value;
+    shown.textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} claims`;
+  }
+
+  verdict.addEventListener("input", filter);
+  controls.hidden = false;
+  filter();
+})();
+
 // Filter and sort the table of reported rows. Without this script all rows are shown in the order of the source file.
 (() => {
   const table = document.getElementById("reported-table");

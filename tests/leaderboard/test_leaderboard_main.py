@@ -9,14 +9,15 @@ from leaderboard.__main__ import main
 from leaderboard.store import write_record
 
 
-def test_command_builds_the_three_files(tmp_path, make):
+def test_command_builds_its_files(tmp_path, make):
     write_record(tmp_path / "runs/records", make())
     command = [sys.executable, "-m", "leaderboard", "--output", str(tmp_path / "runs")]
     result = subprocess.run(command, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
-    paths = [str(tmp_path / "runs" / name) for name in ("report.html", "report.md", "leaderboard.csv")]
+    paths = [str(tmp_path / "runs" / name) for name in ("report.html", "report.md", "leaderboard.csv", "claims.csv")]
     assert result.stdout.splitlines() == paths
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [
+        "claims.csv",
         "leaderboard.csv",
         "records",
         "report.html",

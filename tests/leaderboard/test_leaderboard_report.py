@@ -10,8 +10,8 @@ import pytest
 
 from leaderboard.plots import Point, length_plot
 from leaderboard.report import build_report, markdown_text
+from leaderboard.reported import reported_frame
 from leaderboard.store import read_records, write_record
-from leaderboard.tables import reported_frame
 from leaderboard.view import Table, measured_tables
 
 HOSTILE = "<script>alert('x')</script> & \"q\" | $x_1$ `c`"
@@ -69,7 +69,7 @@ def test_values_of_a_measured_table(output, reported_csv):
     assert (third.cells[gfid].text, third.cells[gfid].spread, third.cells[gfid].best) == ("2.60", "± 0.10", True)
     assert (first.cells[psnr].best, third.cells[psnr].best) == (True, False)
     assert (first.cells[size].text, third.cells[size].text) == ("30", "60")
-    assert (failed.seeds, failed.failed) == ("0", "seed 0: loss is not finite at step 120")
+    assert (failed.seeds, failed.problem) == ("0", "failed: seed 0: loss is not finite at step 120")
     assert table.floors[gfid] == "0.310"
 
 
@@ -121,7 +121,8 @@ def test_equal_records_give_equal_reports(output, reported_csv):
     assert first == second
     # In another process too, where strings hash differently.
     subprocess.run([sys.executable, "-m", "leaderboard", "--output", str(folder)], check=True)
-    assert [(folder / name).read_bytes() for name in ("report.html", "report.md", "leaderboard.csv")] == first
+    names = ("report.html", "report.md", "leaderboard.csv", "claims.csv")
+    assert [(folder / name).read_bytes() for name in names] == first
 
 
 def test_reported_rows_are_shown_with_source_and_doubt(make, tmp_path, reported_csv):
@@ -156,7 +157,7 @@ def test_markdown_tables_have_as_many_cells_as_their_headers(output, reported_cs
         if not before.startswith("|"):
             width, tables = cells, tables + 1
         assert cells == width, line
-    assert tables == 6  # measured, two of codebooks, reported, protocols, provenance
+    assert tables == 7  # claims, measured, two of codebooks, reported, protocols, provenance
 
 
 def test_failed_build_keeps_the_old_report(output, reported_csv, tmp_path):

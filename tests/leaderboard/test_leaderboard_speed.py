@@ -141,9 +141,11 @@ def test_stored_records_survive_and_are_held_to_their_version(tmp_path):
 
 
 def test_stages_are_listed_in_the_order_of_the_work(tmp_path):
-    for record in records_of(tmp_path, *(files.benchmark(s) for s in ("sample", "unheard of", "decode", "encode"))):
+    training = ["train generator", "train generator: from cache", "train generator: encoding images"]
+    stages = ("sample", "unheard of", training[2], training[0], "decode", training[1], "encode")
+    for record in records_of(tmp_path, *(files.benchmark(stage) for stage in stages)):
         write_record(tmp_path / "speed", record)
-    assert [r.stage for r in read_speed(tmp_path / "speed")] == ["encode", "decode", "sample", "unheard of"]
+    assert [r.stage for r in read_speed(tmp_path / "speed")] == ["encode", "decode", *training, "sample", "unheard of"]
 
 
 def verdict(tmp_path, old, new, **options):

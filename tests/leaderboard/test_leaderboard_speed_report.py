@@ -42,7 +42,7 @@ def build(folder, records, csv):
 
 def test_report_with_both_kinds_of_records(speed, make, tmp_path, reported_csv):
     html, markdown, names = build(tmp_path, [make()], reported_csv)
-    assert names == ["report.html", "report.md", "leaderboard.csv", "speed.csv"]
+    assert names == ["report.html", "report.md", "leaderboard.csv", "claims.csv", "speed.csv"]
     assert '<section id="speed">' in html
     assert '<a href="#speed">Speed</a>' in html
     assert '<section id="measured">' in html
@@ -57,7 +57,7 @@ def test_report_with_both_kinds_of_records(speed, make, tmp_path, reported_csv):
 
 def test_report_without_speed_says_nothing_about_it(make, tmp_path, reported_csv):
     html, markdown, names = build(tmp_path, [make()], reported_csv)
-    assert names == ["report.html", "report.md", "leaderboard.csv"]
+    assert names == ["report.html", "report.md", "leaderboard.csv", "claims.csv"]
     assert 'id="speed"' not in html
     assert "#speed" not in html.split("<body>")[1]
     assert "## Speed" not in markdown
@@ -234,7 +234,7 @@ def test_equal_records_give_equal_bytes(speed, make, tmp_path, reported_csv):
     write_record(tmp_path / "records", make())
     first = [path.read_bytes() for path in build_report(tmp_path, [make()], reported_csv)]
     subprocess.run([sys.executable, "-m", "leaderboard", "--output", str(tmp_path)], check=True, capture_output=True)
-    names = ("report.html", "report.md", "leaderboard.csv", "speed.csv")
+    names = ("report.html", "report.md", "leaderboard.csv", "claims.csv", "speed.csv")
     assert [(tmp_path / name).read_bytes() for name in names] == first
 
 

@@ -4,8 +4,9 @@ import math
 
 import pytest
 
+from leaderboard.reported import reported_frame
 from leaderboard.store import RecordError
-from leaderboard.tables import leaderboard_frame, measured_frame, metric_labels, reported_frame
+from leaderboard.tables import leaderboard_frame, measured_frame, metric_labels
 
 
 def with_gfid(make, metric, value, seed=0, row="imagefolder", **changes):

@@ -1,0 +1,104 @@
+"""What the report says about the paper's claims: a table for every scale and data set, and the same as a flat frame."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+
+import pandas as pd
+
+from leaderboard.verdicts import VERDICTS, Finding
+from leaderboard.view import count, number
+
+UNITS = {"samples_per_second": "samples/s"}
+
+
+@dataclass
+class ClaimRow:
+    """One claim with everything as text."""
+
+    finding: Finding
+    metric: str
+    compared: str
+    measured: str
+    difference: str
+    spread: str
+    records: list[tuple[str, tuple[str, ...]]]
+    """names of the records of both rows, by seed"""
+
+
+@dataclass
+class ClaimTable:
+    """The claims at one scale on one data set."""
+
+    title: str
+    counts: str
+    rows: list[ClaimRow]
+
+
+def claim_tables(findings: list[Finding]) -> list[ClaimTable]:
+    """One table for every scale and data set, in the order of the findings."""
+    places: dict[tuple[str, str, str], list[Finding]] = {}
+    for finding in findings:
+        places.setdefault((finding.scale, finding.dataset, finding.dataset_sha256), []).append(finding)
+    names = [key[:2] for key in places]
+    tables = []
+    for (scale, dataset, content), members in places.items():
+        # Equal names with other images inside are other data sets.
+        suffix = f" (images {content[:8]})" if names.count((scale, dataset)) > 1 else ""
+        verdicts = [finding.verdict for finding in members]
+        counts = ", ".join(f"{v}: {verdicts.count(v)}" for v in VERDICTS if v in verdicts)
+        tables.append(ClaimTable(f"{scale} · {dataset}{suffix}", counts, [_row(finding) for finding in members]))
+    return tables
+
+
+def _row(finding: Finding) -> ClaimRow:
+    pair, n = finding.pair, {key[2] for key in finding.keys}
+    metric = UNITS.get(finding.metric, finding.metric) + (f" (n\u00a0{n.pop()})" if len(n) == 1 else "")
+    records = [(name, finding.records[side::2]) for side, name in enumerate((pair.row, pair.other)) if finding.records]
+    row = ClaimRow(finding, metric, f"{pair.table}: {pair.row} against {pair.other}", "", "", "", records)
+    if not finding.values:
+        return row
+    means = [statistics.fmean(side) for side in zip(*finding.values, strict=True)]
+    gap, like = statistics.fmean(finding.differences), max(map(abs, means))
+    if finding.claim.direction == "half":  # lengths are whole numbers and have no spread
+        row.measured, row.difference = " against ".join(map(count, means)), f"{gap:+,.0f}"
+        return row
+    row.measured = " against ".join(number(mean, like) for mean in means)
+    row.difference = ("+" if gap > 0 else "") + number(gap, like)
+    row.spread = f"± {number(_spread(finding.differences), like)}"
+    return row
+
+
+def _spread(gaps: list[float]) -> float:
+    return statistics.stdev(gaps) if len(gaps) > 1 else math.nan
+
+
+def claims_frame(findings: list[Finding]) -> pd.DataFrame:
+    """One row per claim, scale and data set: what is claimed and reported, what was measured, the verdict and on which
+    records it rests. Differences are of the first row minus the other, their spread is over seeds (ddof=1)."""
+    rows = []
+    for finding in findings:
+        claim, pair, gaps = finding.claim, finding.pair, finding.differences
+        sides = list(zip(*finding.values, strict=True)) or [(), ()]
+        rows.append(
+            {
+                "claim": claim.key, "text": claim.text, "source": claim.source, "paper": finding.paper,
+                "scale": finding.scale, "dataset": finding.dataset, "dataset_sha256": finding.dataset_sha256,
+                "table": pair.table, "row": pair.row, "other": pair.other, "metric": finding.metric,
+                "claimed": claim.direction,
+                "protocol": " / ".join(dict.fromkeys(key[0].key for key in finding.keys)),
+                "n_real": " / ".join(dict.fromkeys(str(key[1]) for key in finding.keys)),
+                "n_generated": " / ".join(dict.fromkeys(str(key[2]) for key in finding.keys)),
+                "row_mean": _mean(sides[0]), "other_mean": _mean(sides[1]),
+                "difference": _mean(gaps), "difference_sd": _spread(gaps),
+                "seeds": " ".join(map(str, finding.seeds)), "verdict": finding.verdict, "reason": finding.reason,
+                "records": " ".join(finding.records),
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _mean(values: list[float] | tuple[float, ...]) -> float:
+    return statistics.fmean(values) if values else math.nan

@@ -1,0 +1,132 @@
+"""Numbers reported by others: read from CSV, printed as they were, and when a measured value may stand beside one."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pandas as pd
+
+from leaderboard.record import Dataset, Protocol
+from leaderboard.store import RecordError
+
+FAMILIES = {
+    "autoregressive": ("VAR", "AR", "AR+Diff", "AR-cont", "AR-flow"),
+    "masked": ("MAR", "MIM", "MIM/Diff"),
+    "diffusion": ("Diff", "Diff-pixel"),
+}
+REPORTED_TEXT = ("system", "kind", "arxiv", "tokens", "codebook", "cfg", "source", "verified")
+REPORTED_NUMBERS = ("year", "tokenizer_rfid", "params_m", "steps", "gfid", "is", "precision", "recall")
+REPORTED = {
+    "system": "system",
+    "kind": "kind",
+    "year": "year",
+    "arxiv": "arXiv",
+    "tokenizer_rfid": "tokenizer rFID\u00a0↓",
+    "tokens": "tokens",
+    "codebook": "codebook",
+    "params_m": "parameters (M)",
+    "steps": "steps",
+    "gfid": "gFID\u00a0↓",
+    "is": "IS\u00a0↑",
+    "precision": "precision\u00a0↑",
+    "recall": "recall\u00a0↑",
+    "cfg": "guidance",
+    "verified": "verified",
+    "source": "source",
+}
+DECIMALS = {"tokenizer_rfid": 2, "gfid": 2, "is": 1, "precision": 2, "recall": 2, "linear_probe_acc": 1}
+
+# Name of a measured metric -> the column that reports it.
+COUNTERPARTS = {"rFID": "tokenizer_rfid", "gFID": "gfid", "IS": "is", "precision": "precision", "recall": "recall"}
+PUBLISHED_N = 50_000
+# The two files that hold the published metrics' network (TensorFlow Inception 2015-12-05): torch-fidelity's, ADM's.
+INCEPTION_SHA256 = {
+    "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    "009d6814d1bc560d4e7b236e170e9b2d5ca6f4b57bd8037f6db05776204415c6",
+}
+ADM_REFERENCE = "VIRTUAL_imagenet256_labeled"
+ABLATION_SYSTEM = r"^ImageFolder ablation A(\d+)\b"
+
+
+def published_column(protocol: Protocol, dataset: Dataset) -> str | None:
+    """The reported column a value of this protocol may be compared with; None where the protocols differ.
+
+    That takes the network of the published metrics, ImageNet's classes at 256 pixels, and the published reference: the
+    validation images themselves for rFID, ADM's batch for the metrics of samples (IS has none).
+    """
+    column = COUNTERPARTS.get(protocol.name)
+    if protocol.extractor_sha256 not in INCEPTION_SHA256 or (dataset.classes, dataset.image_size) != (1000, 256):
+        return None
+    if protocol.name != "IS" and (ADM_REFERENCE in protocol.reference) != (protocol.name != "rFID"):
+        return None
+    return column
+
+
+def reported_frame(csv: Path, all_kinds: bool = False) -> pd.DataFrame:
+    """The reported ImageNet rows with their `family`; by default the autoregressive, masked and diffusion systems only.
+
+    Text columns hold "" where nothing was found, numeric columns NaN. Rows of ImageFolder's ablation also have what
+    `ablation.csv` beside `csv` says of them: `linear_probe_acc` (per cent), `length_as_printed` and `status` ("paper"
+    or "after the paper"). Raises OSError or RecordError (one line).
+    """
+    try:
+        # As text first: an arXiv number is no number, its last zero counts.
+        frame = pd.read_csv(csv, dtype=str, keep_default_na=False)
+        frame = pd.concat([frame[list(REPORTED_TEXT)], _numbers(frame, REPORTED_NUMBERS)], axis=1)
+    except (KeyError, ValueError) as error:
+        raise RecordError(f"{csv}: not a table of reported numbers ({error})") from error
+    frame = pd.concat([frame, _ablation(frame["system"], csv.with_name("ablation.csv"))], axis=1)
+    families = {kind: family for family, kinds in FAMILIES.items() for kind in kinds}
+    frame["family"] = frame["kind"].map(families).fillna("other")
+    return frame if all_kinds else frame[frame["family"] != "other"].reset_index(drop=True)
+
+
+def _numbers(frame: pd.DataFrame, columns: tuple[str, ...]) -> pd.DataFrame:
+    return frame[list(columns)].apply(lambda column: pd.to_numeric(column.replace("", None))).astype(float)
+
+
+def _ablation(systems: pd.Series, csv: Path) -> pd.DataFrame:
+    """What the ablation table says of every system, in the order of `systems`; nothing where there is no such table."""
+    columns = ["length_as_printed", "status", "linear_probe_acc"]
+    if not csv.exists():
+        return pd.DataFrame({"length_as_printed": "", "status": "", "linear_probe_acc": math.nan}, index=systems.index)
+    try:
+        steps = pd.read_csv(csv, dtype=str, keep_default_na=False).set_index("row")
+        steps["linear_probe_acc"] = _numbers(steps, ("linear_probe_acc",))
+        steps = steps[columns].reindex(systems.str.extract(ABLATION_SYSTEM)[0])
+    except (KeyError, ValueError) as error:
+        raise RecordError(f"{csv}: not the table of the ablation ({error})") from error
+    return steps.set_axis(systems.index).fillna({"length_as_printed": "", "status": ""})
+
+
+def reported_rows(reported: pd.DataFrame) -> list[dict[str, str]]:
+    """The reported rows as text, with the digits they were printed with; "" where nothing was found."""
+    rows = reported.astype(object).to_dict("records")
+    for row in rows:
+        for name, value in row.items():
+            if isinstance(value, float):
+                row[name] = printed(value, name) if not math.isnan(value) else ""
+    return rows
+
+
+def printed(value: float, column: str) -> str:
+    """All digits of a reported value, and at least as many after the point as its column is printed with."""
+    fixed = f"{value:.{DECIMALS.get(column, 0)}f}"
+    return fixed if float(fixed) == value else repr(value)
+
+
+def reported_text(reported: pd.DataFrame, system: str | None, column: str) -> str:
+    """One reported number as text; "" where the system or the number is not known."""
+    found = reported[reported["system"] == system]
+    value = math.nan if found.empty else found.iloc[0][column]
+    return "" if math.isnan(value) else printed(value, column)
+
+
+def reported_length(reported: pd.DataFrame, system: str | None) -> str:
+    """Sequence length of a reported system; the ablation prints one that its author corrected later."""
+    found = reported[reported["system"] == system]
+    if found.empty:
+        return ""
+    tokens, as_printed = found.iloc[0]["tokens"], found.iloc[0]["length_as_printed"]
+    return tokens + (f" (printed: {as_printed})" if as_printed not in ("", tokens) else "")

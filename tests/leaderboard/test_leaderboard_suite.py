@@ -1,0 +1,276 @@
+"""The report of all the paper's experiments on one page."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+from make_records import REPORTED_CSV
+from suite_records import IMAGENET, WEIGHTS, full_record, record, suite
+
+from leaderboard.record import Cost, Record, Size
+from leaderboard.report import build_report, markdown_text
+from leaderboard.reported import PUBLISHED_N, REPORTED_NUMBERS, published_column, reported_frame, reported_length
+from leaderboard.store import RecordError, read_record, write_record
+from leaderboard.tables import leaderboard_frame, measured_frame
+from leaderboard.verdicts import RULE, VERDICTS
+from leaderboard.view import Table, measured_tables
+
+VOID = {"meta", "input", "br", "img", "link"}
+
+
+@pytest.fixture(scope="module")
+def records() -> list[Record]:
+    return suite()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory, records) -> tuple[str, str, pd.DataFrame]:
+    """report.html, report.md and claims.csv of everything."""
+    folder = tmp_path_factory.mktemp("suite")
+    build_report(folder, records, REPORTED_CSV)
+    claims = pd.read_csv(folder / "claims.csv")
+    return (folder / "report.html").read_text(), (folder / "report.md").read_text(), claims
+
+
+@pytest.fixture(scope="module")
+def tables(records, tmp_path_factory) -> dict[str, Table]:
+    found = measured_tables(records, tmp_path_factory.mktemp("none"), reported_frame(REPORTED_CSV, all_kinds=True))
+    return {table.title: table for table in found}
+
+
+def column(table: Table, label: str) -> list[str]:
+    """The texts of one column, "" for rows without numbers."""
+    index = [name.replace("\u00a0", " ") for name in table.columns].index(label)
+    return [row.cells[index].text if row.cells else "" for row in table.rows]
+
+
+def test_claims_stand_on_top_with_their_verdicts(page):
+    html, markdown, claims = page
+    assert html.index('<section id="claims">') < html.index('<section id="measured">')
+    assert markdown.index("## The paper's claims") < markdown.index("## Measured rows")
+    shown = re.findall(r'<tr data-verdict="([^"]*)"', html)
+    assert shown == claims["verdict"].tolist()
+    mini = claims[claims["scale"] == "mini"]["verdict"]
+    counts = ", ".join(f"{verdict}: {sum(mini == verdict)}" for verdict in VERDICTS if sum(mini == verdict))
+    assert {"holds", "undecided"} <= set(mini)
+    assert f"<p>{counts}.</p>" in html
+    assert f"{counts}." in markdown
+    assert set(claims[claims["scale"] == "full"]["verdict"]) == {"not run"}
+    assert RULE in html
+    assert markdown_text(RULE) in markdown
+    for verdict in VERDICTS:
+        assert f"<option>{verdict}</option>" in html
+
+
+def test_every_claim_leads_to_its_records(page, records):
+    html, _, _ = page
+    links = set(re.findall(r'href="#(record-\d+)"', html))
+    assert len(links) > 50
+    for i, entry in enumerate(records, 1):
+        position = html.index(f'<details id="record-{i}">')
+        assert f"records/{entry.name}.json" in html[position : html.index("</dl>", position)]
+    assert links <= {f"record-{i}" for i in range(1, len(records) + 1)}
+
+
+def test_table_of_contents_leads_to_every_table(page):
+    html, _, _ = page
+    entries = re.findall(r'<a href="#(table-\d)">([^<]*)</a>', html)
+    assert len(entries) == 7
+    for anchor, title in entries:
+        assert f'<h3 id="{anchor}">{title}</h3>' in html
+
+
+class Structure(HTMLParser):
+    """Checks that elements are closed in order, and collects ids and the cells of every table row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.ids += [value for name, value in attrs if name == "id"]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, (tag, self.getpos())
+
+
+def test_page_is_well_formed(page):
+    structure = Structure()
+    structure.feed(page[0])
+    assert structure.open == []
+    assert len(set(structure.ids)) == len(structure.ids)
+
+
+def test_rows_that_were_not_run_say_why_in_their_table(tables, page):
+    html, markdown, _ = page
+    table = tables["table2 · full · imagenet"]
+    assert [row.problem for row in table.rows] == ["", *[f"not run: seed 0: {WEIGHTS}"] * 3]
+    assert [bool(row.cells) for row in table.rows] == [True, False, False, False]
+    assert html.count(f"<p>not run: seed 0: {WEIGHTS}</p>") == 3
+    assert markdown.count(markdown_text(f"not run: seed 0: {WEIGHTS}")) == 3
+    assert "85 runs, 1 failed, 3 not run" in html
+    assert tables["table2 · mini · digits"].rows[1].problem == "failed: seed 2: loss is not finite"
+
+
+def test_equal_reasons_are_given_once(make, failed):
+    several = [failed("var", seed, reason) for seed, reason in enumerate(("no memory", "no disk", "no memory"))]
+    absent = failed("var", 3, WEIGHTS).model_copy(update={"status": "not run"})
+    (row,) = measured_frame([*several, absent]).to_dict("records")
+    assert row["failed"] == "seeds 0 2: no memory; seed 1: no disk"
+    assert row["not_run"] == f"seed 3: {WEIGHTS}"
+    assert row["n_seeds"] == 0
+
+
+def test_rows_without_generator_have_no_columns_of_one(tables, page):
+    table = tables["linear_probe · mini · digits"]
+    names = " ".join(table.columns).replace("\u00a0", " ")
+    assert "linear probe accuracy (continuous) ↑" in names
+    for missing in ("gFID ↓ (n", "positions", "steps", "generator", "samples/s"):
+        assert missing not in names
+    assert column(table, "tokens") == ["28"] * 5
+    entry = page[0].split("records/linear_probe-step4-mini")[1].split("</dl>")[0]
+    assert "no generator" in entry
+    assert "samples/s" not in entry
+
+
+def test_ablation_has_the_reported_numbers_beside_its_own(tables):
+    table = tables["ablation · mini · digits"]
+    assert column(table, "reported ImageNet tokenizer rFID ↓") == [
+        "1.92",
+        "1.71",
+        "3.24",
+        "2.06",
+        "1.97",
+        "1.57",
+        "1.04",
+        "0.80",
+    ]
+    assert column(table, "reported ImageNet gFID ↓") == ["7.52", "6.03", "6.56", "5.96", "5.21", "3.53", "2.94", "2.60"]
+    assert column(table, "reported ImageNet linear probe accuracy % ↑") == [*"-----", "40.5", "50.2", "58.0"]
+    assert column(table, "reported ImageNet length") == ["680", "680", *["286 (printed: 265)"] * 6]
+    assert "reported ImageNet IS ↑" not in [name.replace("\u00a0", " ") for name in table.columns]  # not known
+    assert [row.note.endswith("after the paper") for row in table.rows] == [False] * 6 + [True] * 2
+    assert not [name for name in table.columns if "difference" in name]
+
+
+def test_both_files_of_the_ablation_agree(reported_csv):
+    steps = pd.read_csv(reported_csv.with_name("ablation.csv"), dtype=str, keep_default_na=False)
+    systems = pd.read_csv(reported_csv, dtype=str, keep_default_na=False)
+    systems = systems[systems["kind"] == "VAR-ablation"]
+    for ours, theirs in (("rfid", "tokenizer_rfid"), ("gfid", "gfid"), ("positions", "tokens")):
+        assert steps[ours].tolist() == systems[theirs].tolist()
+
+
+def test_published_protocols_are_compared_with_reported_numbers(tables):
+    table = tables["table2 · full · imagenet"]
+    names = [name.replace("\u00a0", " ") for name in table.columns]
+    assert names[:3] == ["rFID ↓ (n 50000)", "reported rFID", "difference"]
+    assert names[3] == "clean-rFID ↓ (n 50000)"  # another protocol
+    assert names[4:7] == ["gFID ↓ (n 10000)", "reported gFID", "difference"]
+    texts = [cell.text for cell in table.rows[0].cells]
+    assert texts[:7] == ["0.802", "0.80", "+0.00", "0.910", "4.31", "2.60", "+1.71"]
+    reported = [i for i, name in enumerate(names) if name.startswith("reported ") and "ImageNet" not in name]
+    assert [texts[i] for i in reported] == ["0.80", "2.60", "295.0", "0.75", "0.63"]
+    assert [texts[i + 1] for i in reported] == ["+0.00", "+1.71", "-6.60", "+0.01", "-0.01"]
+    spreads = [table.rows[0].cells[i].spread for i in (0, 4)]
+    assert spreads == ["± -", "± -, n 10,000 of 50,000"]
+    assert any("Fewer than 50,000 images" in remark for remark in table.remarks)
+
+
+@pytest.mark.parametrize(
+    ("change", "data"),
+    [
+        ({"extractor_sha256": "ab" * 32}, {}),
+        ({"extractor_sha256": None}, {}),
+        ({"name": "clean-rFID"}, {}),
+        ({"name": "proxy-rFID"}, {}),
+        ({"reference": "VIRTUAL_imagenet256_labeled.npz"}, {}),  # rFID against the training statistics
+        ({"name": "gFID"}, {}),  # samples against the validation images
+        ({}, {"classes": 100}),
+        ({}, {"image_size": 128}),
+    ],
+)
+def test_other_protocols_are_not(change, data):
+    protocol = full_record().metrics[0].protocol
+    assert published_column(protocol, IMAGENET) == "tokenizer_rfid"
+    changed = protocol.model_copy(update=change)
+    assert published_column(changed, IMAGENET.model_copy(update=data)) is None
+
+
+def test_enough_samples_need_no_remark(tmp_path, reported_csv):
+    (table,) = measured_tables([full_record(PUBLISHED_N)], tmp_path, reported_frame(reported_csv))
+    assert [cell.spread for cell in table.rows[0].cells if "of 50,000" in cell.spread] == []
+
+
+def test_rfid_and_gfid_are_drawn_against_the_token_length(tables):
+    titles = [plot["title"] for plot in tables["token_length · mini · digits"].plots]
+    assert titles == [
+        f"token_length · mini · digits: proxy-{name} against sequence length" for name in ("rFID", "gFID")
+    ]
+    assert len(tables["ablation · mini · digits"].plots) == 1
+    assert tables["branches · mini · digits"].plots == []  # all of one length
+    assert tables["linear_probe · mini · digits"].plots == []
+
+
+def test_notes_and_settings_of_every_row_are_shown(page, records):
+    html, markdown, _ = page
+    for entry in records:
+        assert entry.note.rstrip(".") in html
+        assert markdown_text(f"{entry.label}: {entry.note.rstrip('.')}") in markdown
+    assert "8 processes" in html
+    assert "compile True, micro_batch 32" in html
+
+
+def test_reported_numbers_share_no_column_with_measured_ones(records, reported_csv):
+    frame = leaderboard_frame(records, reported_frame(reported_csv, all_kinds=True))
+    measured, reported = frame[frame["origin"] == "measured"], frame[frame["origin"] == "reported"]
+    shared = {name for name in frame if measured[name].notna().any() and reported[name].notna().any()}
+    assert shared == {"origin", "label"}
+    assert reported["linear probe accuracy (reported)"].dropna().tolist() == [40.5, 50.2, 58.0]
+    assert measured["not_run"].str.startswith("seed 0: weights absent").sum() == 3
+
+
+def test_reported_numbers_without_the_ablation_table(tmp_path, reported_csv):
+    copy = tmp_path / "imagenet256.csv"
+    copy.write_bytes(reported_csv.read_bytes())
+    frame = reported_frame(copy, all_kinds=True)
+    pd.testing.assert_frame_equal(
+        frame[list(REPORTED_NUMBERS)], reported_frame(reported_csv, True)[list(REPORTED_NUMBERS)]
+    )
+    assert frame["linear_probe_acc"].isna().all()
+    system = frame.loc[frame["system"].str.contains("A6"), "system"].item()
+    assert (reported_length(frame, system), reported_length(frame, None)) == ("286", "")
+    (tmp_path / "ablation.csv").write_text("row,rfid\n1,2\n")
+    with pytest.raises(RecordError, match=r"ablation\.csv: not the table of the ablation"):
+        reported_frame(copy)
+
+
+def test_records_of_the_first_kind_stay_readable(tmp_path, make):
+    """What earlier runs wrote lacks the fields that came later."""
+    written = make()
+    path = write_record(tmp_path, written)
+    data = json.loads(path.read_text())
+    for name in ("processes", "execution"):
+        del data["run"][name]
+    path.write_text(json.dumps(data))
+    assert read_record(path) == written
+    assert (written.run.processes, written.run.execution) == (1, {})
+
+
+def test_generatorless_and_unfinished_records_survive_the_file(tmp_path, records):
+    assert Size(tokens=1, bits=8.0, tokenizer_parameters=3).positions is None
+    cost = Cost(evaluation_seconds=1.0, tokenizer_shared=False, peak_memory_mib=9.0)
+    probe = record("linear_probe", "step4", 0).model_copy(update={"cost": cost})
+    absent = next(entry for entry in records if entry.status == "not run")
+    for entry in (probe, absent):
+        assert read_record(write_record(tmp_path, entry)) == entry
