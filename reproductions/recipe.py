@@ -6,25 +6,30 @@ share the scale, so that all train on equal budgets: the same steps, batch, opti
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 
 from imagefolder.config import GeneratorConfig, LossConfig, SamplingConfig, TokenizerConfig, TrainingConfig, to_dict
-from imagefolder.zoo import GENERATORS, TOKENIZERS
+
+Measure = Literal["reconstruction", "perturbation", "probe", "generation"]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One row: a tokenizer and a generator by their names in the zoo."""
+    """One row: a tokenizer, what its objective changes, and a generator on its tokens (None: reconstruction only)."""
 
     row: str
     label: str
     note: str
-    reported: str | None
-    """the row's counterpart in reported/imagenet256.csv"""
     tokenizer: TokenizerConfig
-    generator: GeneratorConfig
+    generator: GeneratorConfig | None = None
+    loss: dict[str, Any] = field(default_factory=dict)
+    """fields of LossConfig that differ from the scale's"""
+    reported: str | None = None
+    """the row's counterpart in reported/imagenet256.csv"""
+    measures: tuple[Measure, ...] = ("reconstruction", "generation")
 
 
 @dataclass(frozen=True)
@@ -37,71 +42,118 @@ class Scale:
     loss: LossConfig
     sampling: SamplingConfig
     samples: int
-    proxy_steps: int
-    """training steps of the semantic teacher (from scratch) and of the proxy extractor"""
-    pretrained: bool = False
-    """encoder, decoder and teacher start from the backbone's published weights"""
+    views: int
+    """augmented views of every training image whose tokens the generator learns from, in turns"""
+    probe_epochs: int
+    probe_batch: int
+    published: bool = False
+    """published weights everywhere: the backbone's in encoder, decoder and teacher, Inception in the metrics; else the
+    models start from scratch, and teacher and extractor are small networks trained on the data (proxies)"""
+    proxy_steps: int = 0
+    """training steps of the proxies"""
     threads: int | None = None
     """CPU threads of a job (one job per that many cores); None: one job with all"""
 
 
-SCALES = {
-    scale.name: scale
-    for scale in (
-        # Digits are easy, so plain L2 does: no perceptual network and no discriminator. Its weight of 10 makes up for
-        # the missing terms against the quantizer's losses; the semantic weight keeps its released ratio to it.
-        Scale(
-            name="mini",
-            tokenizer_training=TrainingConfig(
-                steps=1000, batch_size=32, learning_rate=3e-3, warmup=0.05, clip=1.0, ema=0.99, checkpoint_every=250
-            ),
-            generator_training=TrainingConfig(
-                steps=500,
-                batch_size=64,
-                learning_rate=2e-3,
-                weight_decay=0.05,
-                schedule="linear",
-                warmup=0.05,
-                clip=2.0,
-                ema=0.99,
-                checkpoint_every=250,
-            ),
-            loss=LossConfig(reconstruction=10.0, perceptual=0.0, semantic=0.1, adversarial=0.0),
-            sampling=SamplingConfig(guidance=2.0, top_k=0, top_p=0.95),
-            samples=1000,
-            proxy_steps=500,
-            threads=1,
-        ),
-        Scale(
-            name="small",
-            tokenizer_training=TrainingConfig(
-                steps=60_000, batch_size=128, learning_rate=3e-4, warmup=0.02, clip=1.0, ema=0.999, precision="bf16"
-            ),
-            generator_training=TrainingConfig(
-                steps=60_000,
-                batch_size=256,
-                learning_rate=2e-4,
-                weight_decay=0.05,
-                schedule="linear",
-                warmup=0.02,
-                clip=2.0,
-                ema=0.999,
-                precision="bf16",
-            ),
-            loss=LossConfig(reconstruction=10.0, perceptual=0.0, semantic=0.1, adversarial=0.1),
-            sampling=SamplingConfig(guidance=2.0, top_k=0, top_p=0.95, batch_size=50),
-            samples=5000,
-            proxy_steps=5000,
-        ),
-    )
-}
+# Digits are easy, so plain L2 does: no perceptual network and no discriminator. Its weight of 10 makes up for the
+# missing terms against the quantizer's losses; the semantic weight keeps its released ratio to it.
+_MINI = Scale(
+    name="mini",
+    tokenizer_training=TrainingConfig(
+        steps=1000, batch_size=32, learning_rate=3e-3, warmup=0.05, clip=1.0, ema=0.99, checkpoint_every=250
+    ),
+    generator_training=TrainingConfig(
+        steps=500,
+        batch_size=64,
+        learning_rate=2e-3,
+        weight_decay=0.05,
+        schedule="linear",
+        warmup=0.05,
+        clip=2.0,
+        ema=0.99,
+        checkpoint_every=250,
+    ),
+    loss=LossConfig(reconstruction=10.0, perceptual=0.0, semantic=0.1, adversarial=0.0),
+    sampling=SamplingConfig(guidance=2.0, top_k=0, top_p=0.95),
+    samples=1000,
+    views=1,
+    probe_epochs=100,  # 1347 images are few: 10 epochs at the published rate would leave the probe where it began
+    probe_batch=32,
+    proxy_steps=500,
+    threads=1,
+)
+
+_SMALL = Scale(
+    name="small",
+    tokenizer_training=TrainingConfig(
+        steps=60_000, batch_size=128, learning_rate=3e-4, warmup=0.02, clip=1.0, ema=0.999, precision="bf16"
+    ),
+    generator_training=TrainingConfig(
+        steps=60_000,
+        batch_size=256,
+        learning_rate=2e-4,
+        weight_decay=0.05,
+        schedule="linear",
+        warmup=0.02,
+        clip=2.0,
+        ema=0.999,
+        precision="bf16",
+    ),
+    loss=LossConfig(reconstruction=10.0, perceptual=0.0, semantic=0.1, adversarial=0.1),
+    sampling=SamplingConfig(guidance=2.0, top_k=0, top_p=0.95, batch_size=50),
+    samples=5000,
+    views=4,
+    probe_epochs=10,
+    probe_batch=256,
+    proxy_steps=5000,
+)
+
+# As published (ImageNet: 1,281,167 training images), where known. What is taken where nothing is known:
+# - generator epochs: 350, the default of the released code; the document never states them.
+# - the cosine falls per step and not per epoch, and one schedule serves both optimisers of the tokenizer.
+# - the generator learns from the tokens of ten views per image instead of a new crop in each of its epochs.
+_FULL = Scale(
+    name="full",
+    tokenizer_training=TrainingConfig(
+        steps=250_200,  # 200 epochs
+        batch_size=1024,
+        learning_rate=2.4e-4,  # 3e-5 x batch / 128
+        schedule="cosine",
+        warmup=1 / 200,
+        final_rate=5e-5 / 2.4e-4,
+        ema=0.9999,
+        precision="bf16",
+        evaluate_every=10_000,
+    ),
+    generator_training=TrainingConfig(
+        steps=583_800,  # 350 epochs
+        batch_size=768,
+        learning_rate=2.4e-4,  # 8e-5 x batch / 256
+        weight_decay=0.05,
+        schedule="linear",
+        warmup=1 / 50,
+        final_rate=0.01,
+        clip=2.0,
+        ema=0.0,  # the released generator is not averaged
+        precision="fp16",
+    ),
+    loss=LossConfig(discriminator="dino"),
+    sampling=SamplingConfig(),
+    samples=50_000,
+    views=10,
+    probe_epochs=10,
+    probe_batch=256,
+    published=True,
+)
+
+SCALES = {scale.name: scale for scale in (_MINI, _SMALL, _FULL)}
 
 # Raster order has no scales to grow guidance over; it gets the mean of the ramp throughout.
 RASTER_GUIDANCE = 0.5
 
 
 def on_this_machine(scale: Scale) -> Scale:
-    """The scale with bfloat16 off where there is no GPU: many CPUs only emulate it, a hundred times slower."""
+    """The scale with half precision off where there is no GPU: many CPUs only emulate it, a hundred times slower."""
     if torch.cuda.is_available():
         return scale
     tokenizer = replace(scale.tokenizer_training, precision="no")
@@ -110,32 +162,36 @@ def on_this_machine(scale: Scale) -> Scale:
     )
 
 
+def loss_of(recipe: Recipe, scale: Scale) -> LossConfig:
+    """Training objective of a row's tokenizer at a scale."""
+    return replace(scale.loss, **recipe.loss)
+
+
 def sampling_of(recipe: Recipe, scale: Scale) -> SamplingConfig:
     """Sampling settings of a row at a scale."""
-    if recipe.generator.order == "raster":
+    if recipe.generator is not None and recipe.generator.order == "raster":
         return replace(scale.sampling, guidance=RASTER_GUIDANCE * scale.sampling.guidance)
     return scale.sampling
 
 
 def resolved(recipe: Recipe, scale: Scale) -> dict[str, object]:
     """Everything that decides a row's numbers besides data and seed, as JSON types."""
-    return {
+    config = {
         "tokenizer": to_dict(recipe.tokenizer),
-        "generator": to_dict(recipe.generator),
         "tokenizer_training": to_dict(scale.tokenizer_training),
-        "generator_training": to_dict(scale.generator_training),
-        "loss": to_dict(scale.loss),
-        "sampling": to_dict(sampling_of(recipe, scale)),
-        "samples": scale.samples,
+        "loss": to_dict(loss_of(recipe, scale)),
+        "measures": list(recipe.measures),
+        "published": scale.published,
         "proxy_steps": scale.proxy_steps,
-        "pretrained": scale.pretrained,
     }
-
-
-def make(
-    row: str, label: str, note: str, tokenizer: str, generator: str, classes: int, reported: str | None = None
-) -> Recipe:
-    """A recipe from zoo names for a data set of `classes` classes."""
-    config = TOKENIZERS[tokenizer]
-    tokens = {name: getattr(config, name) for name in ("branches", "scales", "codebook_size", "code_dim")}
-    return Recipe(row, label, note, reported, config, replace(GENERATORS[generator], num_classes=classes, **tokens))
+    if "probe" in recipe.measures:
+        config |= {"probe_epochs": scale.probe_epochs, "probe_batch": scale.probe_batch}
+    if recipe.generator is not None:
+        config |= {
+            "generator": to_dict(recipe.generator),
+            "generator_training": to_dict(scale.generator_training),
+            "views": scale.views,
+            "sampling": to_dict(sampling_of(recipe, scale)),
+            "samples": scale.samples,
+        }
+    return config

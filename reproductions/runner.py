@@ -7,41 +7,26 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
-from rich.table import Table
 
-from imagefolder.data.digits import digits
-from imagefolder.data.folder import image_folder
-from imagefolder.data.images import DataSplits
+from imagefolder.config import Execution
+from imagefolder.distributed import barrier, is_distributed, is_main, join_processes
 from imagefolder.errors import InputError
 from imagefolder.training.progress import console
-from imagefolder.zoo import TOKENIZERS
+from leaderboard.record import Dataset
 from leaderboard.report import build_report
 from leaderboard.store import RecordError, read_records
-from leaderboard.tables import measured_frame
+from reproductions.evaluation import missing_weights, write_unfinished
+from reproductions.graph import Plan, graph, plan
+from reproductions.job import REPORTED_CSV, Job, Source, read_splits
 from reproductions.recipe import SCALES, Recipe, Scale, on_this_machine
-from reproductions.scheduler import Task, run_tasks
-from reproductions.stages import (
-    Job,
-    generator_settings,
-    has_record,
-    is_done,
-    is_proxy_done,
-    record_name,
-    run_generator,
-    run_tokenizer,
-    tokenizer_settings,
-    train_extractor,
-    train_teacher,
-    write_failure,
-)
-
-REPORTED_CSV = Path(__file__).parent / "reported" / "imagenet256.csv"
+from reproductions.scheduler import run_here, run_tasks
+from reproductions.systems import SYSTEMS
+from reproductions.tables import print_plan, print_results, print_rows
 
 MIN_TEST_IMAGES = 10  # the inception score alone takes ten splits
 
@@ -55,9 +40,10 @@ class Options:
     rows: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ROW ...")] = ()
     """rows to run (default: all; see --list)"""
     scale: str | None = None
-    """mini: embedded digits, CPU, minutes; small: any image folder, one GPU, hours (default: small with --data)"""
+    """mini: embedded digits, CPU, minutes; small: any image folder, one GPU, hours (default: small with --data); full:
+    ImageNet as in the paper, with published weights"""
     data: Path | None = None
-    """image folder: DIR/CLASS/IMAGE, or DIR/train and DIR/val with class folders"""
+    """images: DIR/CLASS/IMAGE, or DIR/train and DIR/val with class folders or tar shards"""
     seed: int = 0
     """seed of training and sampling"""
     seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="SEED ...")] = ()
@@ -68,30 +54,35 @@ class Options:
     """redo the chosen rows from the beginning"""
     skip_corrupt: bool = False
     """leave unreadable training images out instead of stopping"""
+    tokenizer: str | None = None
+    """evaluate these weights instead of training (a file, a folder or hf://owner/repo): with --rows ROW, else the first
+    row"""
+    generator: str | None = None
+    """the generator's weights; without them --tokenizer evaluates reconstruction alone"""
+    num_samples: int | None = None
+    """samples, and test images at most, to evaluate (default: all test images, and as many samples as the scale says:
+    50,000 at full)"""
+    micro_batch: int = 0
+    """largest batch of a GPU at a time while training, the rest by gradient accumulation (0: all at once)"""
+    activation_checkpointing: bool = False
+    """recompute activations in the backward pass: less memory, about a third more work"""
+    compile: bool = False
+    """torch.compile the models while training"""
     list: bool = False
     """list the rows and exit"""
     dry_run: bool = False
     """show what would be done and exit"""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """One row with one seed, and which of its stages are finished already."""
+def main(table: str, title: str, rows: Rows, mini: Scale | None = None) -> None:
+    """Entry point of a script; exits with 0, 1 (a row failed), 2 (bad input) or 130 (interrupted).
 
-    job: Job
-    recipe: Recipe
-    order: int
-    tokenizer_shared: bool
-    tokenizer_done: bool
-    generator_done: bool
-    recorded: bool
-
-
-def main(table: str, title: str, rows: Rows) -> None:
-    """Entry point of a script; exits with 0, 1 (a row failed), 2 (bad input) or 130 (interrupted)."""
+    Args:
+        mini: budget of the table's rows at scale mini, where it has its own.
+    """
     options = tyro.cli(Options, prog=f"{table}.py", description=f"{title}. {Options.__doc__}")
     try:
-        sys.exit(run(table, title, rows, options))
+        sys.exit(run(table, title, rows, options, SCALES | ({} if mini is None else {"mini": mini})))
     except (InputError, RecordError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -100,59 +91,126 @@ def main(table: str, title: str, rows: Rows) -> None:
         sys.exit(130)
 
 
-def run(table: str, title: str, rows: Rows, options: Options) -> int:
-    """Do what the options say; returns the exit code for finished (0) or failed (1) rows."""
+def run(table: str, title: str, rows: Rows, options: Options, scales: dict[str, Scale] = SCALES) -> int:
+    """Do what the options say; returns the exit code for finished (0) or failed (1) rows.
+
+    Started by torchrun, all processes work on one stage after the other.
+    """
     name = options.scale or ("small" if options.data else "mini")
-    if name not in SCALES:
-        raise InputError(f"unknown scale {name!r}; known: {', '.join(SCALES)}")
-    chosen = _choose(rows(name, 1), options.rows)
+    if name not in scales:
+        raise InputError(f"unknown scale {name!r}; known: {', '.join(scales)}")
+    chosen = _choose(rows(name, 1), options)
     if options.list:
-        _print_rows(title, rows(name, 1))
+        print_rows(title, rows(name, 1))
         return 0
-    splits = load_data(name, options, TOKENIZERS[chosen[0].tokenizer.name].image_size)
-    every = rows(name, len(splits.classes))
-    scale = on_this_machine(SCALES[name])
-    plans = _plan(table, every, {recipe.row for recipe in chosen}, splits, scale, options)
-    _print_plan(title, plans, options.output)
+    join_processes()
+    plans = make_plans(table, rows, chosen, scales[name], options)
+    if is_main():
+        print_plan(title, plans, options.output)
     if options.dry_run:
         return 0
-    _require_writable(options.output)
-    if options.fresh:
-        for plan in plans:
-            _remove(plan.job, plan.recipe)
+    if is_main():
+        _require_writable(options.output)
+        if options.fresh:
+            for row in plans:
+                _remove(row.job, row.recipe)
+    barrier()
     failed = _run_plans(plans)
-    records = read_records(options.output / "records")
-    paths = build_report(options.output, records, REPORTED_CSV)
-    _print_results(table, name, options.output)
-    console.print(f"report: {paths[0]}")
-    for row, reason in failed.items():
-        print(f"error: {row}: {reason}", file=sys.stderr)
+    if is_main():
+        paths = build_report(options.output, read_records(options.output / "records"), REPORTED_CSV)
+        print_results(table, name, options.output)
+        console.print(f"report: {paths[0]}")
+        for row, reason in failed.items():
+            print(f"error: {row}: {reason}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def load_data(scale: str, options: Options, image_size: int) -> DataSplits:
-    """The images of a scale: the digits at mini, a folder otherwise."""
-    if scale == "mini":
-        if options.data is not None:
-            raise InputError("scale mini has its own embedded data; use --scale small with --data")
-        return digits(image_size)
-    if options.data is None:
-        raise InputError(f"scale {scale} needs --data DIR, an image folder with one folder per class")
-    splits = image_folder(options.data, image_size, options.skip_corrupt)
+def make_plans(table: str, rows: Rows, chosen: list[str], scale: Scale, options: Options) -> list[Plan]:
+    """The chosen rows with every seed, and what is left to do for each."""
+    if options.num_samples is not None:
+        if options.num_samples < MIN_TEST_IMAGES:
+            raise InputError(f"--num-samples must be at least {MIN_TEST_IMAGES}, not {options.num_samples}")
+        scale = replace(scale, samples=options.num_samples)
+    source = data_source(scale.name, options)
+    read_splits.cache_clear()  # images may have changed since an earlier run in this process
+    if is_main():
+        read_splits(source)  # checks images that were not checked before; the others then find them in the index
+    barrier()
+    splits = read_splits(source)
     if len(splits.test) < MIN_TEST_IMAGES:
         raise InputError(
-            f"{options.data}: {len(splits.test)} test images are too few for any metric, which needs at least "
+            f"{source.path}: {len(splits.test)} test images are too few for any metric, which needs at least "
             f"{MIN_TEST_IMAGES} (a fifth of every class, or the images of val/)"
         )
-    return splits
+    dataset = Dataset(
+        name=splits.name,
+        sha256=splits.sha256,
+        n_train=len(splits.train),
+        n_test=len(splits.test),
+        classes=len(splits.classes),
+        image_size=splits.image_size,
+    )
+    every = rows(scale.name, dataset.classes)
+    users = [recipe.tokenizer.name for recipe in every]
+    plans = []
+    for seed in options.seeds or (options.seed,):
+        job = Job(
+            table,
+            options.output,
+            on_this_machine(scale),
+            source,
+            dataset,
+            seed,
+            shlex.join(["python", *sys.argv]),
+            Execution(options.micro_batch, options.activation_checkpointing, options.compile),
+            options.tokenizer,
+            options.generator,
+            options.num_samples,
+        )
+        for order, recipe in enumerate(every):
+            if recipe.row in chosen:
+                shared = users.count(recipe.tokenizer.name) > 1
+                plans.append(plan(job, _given(recipe, options), order, shared, options.fresh))
+    return plans
 
 
-def _choose(rows: list[Recipe], names: tuple[str, ...]) -> list[Recipe]:
-    unknown = [name for name in names if name not in {recipe.row for recipe in rows}]
+def data_source(scale: str, options: Options) -> Source:
+    """Where the images of a scale come from: the digits at mini, a folder otherwise."""
+    image_size = SYSTEMS[scale].tokenizer.image_size
+    if scale == "mini":
+        if options.data is not None:
+            raise InputError("scale mini has its own embedded data; use --scale small or full with --data")
+        return Source(None, image_size)
+    if options.data is None:
+        raise InputError(f"scale {scale} needs --data DIR, images with one folder per class")
+    return Source(options.data.resolve(), image_size, options.skip_corrupt, options.output / "data-index")
+
+
+def _choose(rows: list[Recipe], options: Options) -> list[str]:
+    """Names of the rows to run."""
+    known = [recipe.row for recipe in rows]
+    unknown = [name for name in options.rows if name not in known]
     if unknown:
-        known = ", ".join(recipe.row for recipe in rows)
-        raise InputError(f"unknown row(s) {', '.join(unknown)}; known: {known}")
-    return [recipe for recipe in rows if not names or recipe.row in names]
+        raise InputError(f"unknown row(s) {', '.join(unknown)}; known: {', '.join(known)}")
+    if options.tokenizer is None:
+        if options.generator is not None:
+            raise InputError("--generator needs --tokenizer, the weights of the tokenizer whose tokens it predicts")
+        return [name for name in known if not options.rows or name in options.rows]
+    if len(options.rows) > 1:
+        raise InputError("--tokenizer gives the weights of one row; name one with --rows")
+    return list(options.rows) or known[:1]
+
+
+def _given(recipe: Recipe, options: Options) -> Recipe:
+    """The row as it is, or with given weights instead of trained ones: a row of its own."""
+    if options.tokenizer is None:
+        return recipe
+    weights = [path for path in (options.tokenizer, options.generator) if path is not None]
+    note = f"given weights, not trained here: {', '.join(weights)}"
+    generator = recipe.generator if options.generator is not None else None
+    measures = tuple(m for m in recipe.measures if m != "generation" or generator is not None)
+    row, label = f"{recipe.row}-given", f"{recipe.label} (given weights)"
+    return replace(recipe, row=row, label=label, note=note, generator=generator, measures=measures)
 
 
 def _require_writable(output: Path) -> None:
@@ -167,117 +225,35 @@ def _require_writable(output: Path) -> None:
         ) from None
 
 
-def _plan(
-    table: str, every: list[Recipe], chosen: set[str], splits: DataSplits, scale: Scale, options: Options
-) -> list[Plan]:
-    command = shlex.join(["python", *sys.argv])
-    users = [recipe.tokenizer.name for recipe in every]
-    plans = []
-    for seed in options.seeds or (options.seed,):
-        job = Job(table, options.output, scale, splits, seed, command)
-        for order, recipe in enumerate(every):
-            if recipe.row not in chosen:
-                continue
-            keep = not options.fresh
-            tokenizer = keep and is_done(job.tokenizer(recipe), tokenizer_settings(job, recipe))
-            generator = tokenizer and is_done(job.generator(recipe), generator_settings(job, recipe))
-            recorded = generator and has_record(job, recipe)
-            shared = users.count(recipe.tokenizer.name) > 1
-            plans.append(Plan(job, recipe, order, shared, tokenizer, generator, recorded))
-    return plans
-
-
 def _remove(job: Job, recipe: Recipe) -> None:
     """Forget a row's own stages and record (the proxies stay: they are what makes numbers comparable)."""
-    for folder in (job.tokenizer(recipe), job.generator(recipe)):
-        shutil.rmtree(folder, ignore_errors=True)
-    (job.output / "records" / f"{record_name(job, recipe)}.json").unlink(missing_ok=True)
+    shutil.rmtree(job.tokenizer(recipe), ignore_errors=True)
+    if recipe.generator is not None:
+        shutil.rmtree(job.generator(recipe), ignore_errors=True)
+    job.record(recipe).unlink(missing_ok=True)
 
 
 def _run_plans(plans: list[Plan]) -> dict[str, str]:
     """Run what is not finished; returns the reason of every failed row and writes its record."""
-    tasks: dict[str, Task] = {}
-    for plan in plans:
-        if plan.recorded:
-            continue
-        job, recipe = plan.job, plan.recipe
-        needs = []
-        if not is_proxy_done(job.extractor, job):
-            tasks.setdefault("extractor", Task("extractor", train_extractor, (job,)))
-            needs.append("extractor")
-        if not plan.tokenizer_done:
-            before = []
-            if recipe.tokenizer.semantic != "none" and not job.scale.pretrained:
-                name = f"teacher of {recipe.tokenizer.name}"
-                if not is_proxy_done(job.teacher(recipe), job):
-                    tasks.setdefault(name, Task(name, train_teacher, (job, recipe)))
-                    before.append(name)
-            name = f"tokenizer {recipe.tokenizer.name} seed {job.seed}"
-            tasks.setdefault(name, Task(name, run_tokenizer, (job, recipe), tuple(before)))
-            needs.append(name)
-        arguments = (job, recipe, plan.order, plan.tokenizer_shared)
-        tasks[_name(plan)] = Task(_name(plan), run_generator, arguments, tuple(needs))
+    possible = []
+    for row in plans:
+        missing = missing_weights(row.job, row.recipe)
+        if missing is None:
+            possible.append(row)
+        elif is_main():
+            write_unfinished(row.job, row.recipe, row.order, "not run", missing)
+            console.print(f"{row.name}: not run: {missing}")
+    tasks = graph(possible)
     if not tasks:
         return {}
     threads = plans[0].job.scale.threads
-    jobs = min(len(tasks), (os.cpu_count() or 1) // threads) if threads else 1
-    # What later tasks wait for starts first: proxies and tokenizers before rows
-    order = sorted(tasks.values(), key=lambda task: (bool(task.after), task.function is run_generator))
-    failed = run_tasks(order, max(jobs, 1), threads)
-    reasons = {}
-    for plan in plans:
-        if _name(plan) in failed:
-            reasons[_name(plan)] = failed[_name(plan)]
-            write_failure(plan.job, plan.recipe, plan.order, failed[_name(plan)])
+    if is_distributed():
+        failed = run_here(tasks)
+    else:
+        jobs = min(len(tasks), (os.cpu_count() or 1) // threads) if threads else 1
+        failed = run_tasks(tasks, max(jobs, 1), threads)
+    reasons = {row.name: failed[row.name] for row in possible if row.name in failed}
+    for row in possible:
+        if row.name in failed and is_main():
+            write_unfinished(row.job, row.recipe, row.order, "failed", failed[row.name])
     return reasons
-
-
-def _name(plan: Plan) -> str:
-    return f"{plan.recipe.row} seed {plan.job.seed}"
-
-
-def _print_rows(title: str, rows: list[Recipe]) -> None:
-    table = Table(title=title, title_justify="left")
-    for column in ("row", "system", "what it is"):
-        table.add_column(column)
-    for recipe in rows:
-        models = f"{recipe.tokenizer.name}, {recipe.generator.name}"
-        table.add_row(recipe.row, recipe.label, f"{recipe.note} ({models})")
-    console.print(table)
-
-
-def _print_plan(title: str, plans: list[Plan], output: Path) -> None:
-    job = plans[0].job
-    splits, scale = job.splits, job.scale
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
-    console.print(
-        f"{title}, scale {scale.name}, on {device}\n"
-        f"data {splits.name}: {len(splits.train)} training and {len(splits.test)} test images, "
-        f"{len(splits.classes)} classes, {splits.image_size} px; output {output}"
-    )
-    if scale.threads is None and not torch.cuda.is_available():
-        console.print("no GPU found: a scale meant for one will take very long on this machine")
-    table = Table()
-    for column in ("row", "seed", "tokenizer", "generator", "evaluation"):
-        table.add_column(column)
-    for plan in plans:
-        states = (plan.tokenizer_done, plan.generator_done, plan.recorded)
-        steps = (f"train {scale.tokenizer_training.steps} steps", f"train {scale.generator_training.steps} steps")
-        cells = [
-            "done" if done else text for done, text in zip(states, (*steps, f"{scale.samples} samples"), strict=True)
-        ]
-        table.add_row(plan.recipe.row, str(plan.job.seed), *cells)
-    console.print(table)
-
-
-def _print_results(table: str, scale: str, output: Path) -> None:
-    """The main numbers of the table on the terminal; the report has all of them."""
-    records = [r for r in read_records(output / "records") if (r.table, r.scale) == (table, scale)]
-    shown = Table(box=None, pad_edge=False)
-    columns = ("proxy-rFID", "PSNR", "proxy-gFID", "proxy-IS", "class accuracy", "positions")
-    for column in ("row", "seeds", *columns):
-        shown.add_column(column, justify="left" if column == "row" else "right", no_wrap=column.startswith("proxy"))
-    for _, row in measured_frame(records).iterrows():
-        values = [f"{row[column]:.4g}" if column in row and row[column] == row[column] else "-" for column in columns]
-        shown.add_row(row["row"], str(row["n_seeds"]), *values)
-    console.print(shown)

@@ -91,6 +91,16 @@ def run_tasks(tasks: list[Task], jobs: int, threads: int | None) -> dict[str, st
     return failed
 
 
+def run_here(tasks: list[Task]) -> dict[str, str]:
+    """Run all tasks in this process, one after the other, together with the other processes of torchrun.
+
+    A failure ends the run: the other processes would wait for this one for ever.
+    """
+    for task in tasks:
+        task.function(*task.arguments)
+    return {}
+
+
 def _start_worker(events: Any, threads: int | None) -> None:
     import torch
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from imagefolder.checkpoints.authors import load_authors_state, read_state
 from imagefolder.checkpoints.hub import locate
-from imagefolder.checkpoints.native import load_weights
+from imagefolder.checkpoints.native import WEIGHTS, load_weights
 from imagefolder.config import GeneratorConfig, TokenizerConfig
 from imagefolder.environment import fast_dtype
 from imagefolder.errors import InputError
@@ -43,7 +43,8 @@ def load_tokenizer(
     """
     config = _override(find(TOKENIZERS, name), overrides)
     model = Tokenizer(config)
-    _load(weights, model, config)
+    if weights is not None:
+        load_into(model, weights, config)
     model = model.to(device=device, dtype=_dtype(dtype, device)).eval()
     model.quantizer.float()
     return model
@@ -64,19 +65,20 @@ def load_generator(
     tokens = {field: getattr(tokenizer.config, field) for field in TOKEN_FIELDS}
     config = _override(find(GENERATORS, name), tokens | overrides)
     model = Generator(config, tokenizer)
-    _load(weights, model.transformer, config)
+    if weights is not None:
+        load_into(model.transformer, weights, config)
     model.transformer.to(device=device, dtype=_dtype(dtype, device))
     return model.eval()
 
 
-def _load(weights: str | Path | None, model: nn.Module, config: TokenizerConfig | GeneratorConfig) -> None:
-    if weights is None:
-        return
+def load_into(model: nn.Module, weights: str | Path, config: TokenizerConfig | GeneratorConfig) -> Path:
+    """Load weights from wherever they are into a model built from `config`; returns the local file they came from."""
     path = locate(weights)
     if path.is_dir():
         load_weights(path, model, config)
-    else:
-        load_authors_state(model, read_state(path, type(config)), str(path))
+        return path / WEIGHTS
+    load_authors_state(model, read_state(path, type(config)), str(path))
+    return path
 
 
 def _dtype(dtype: torch.dtype | str, device: str | torch.device) -> torch.dtype:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+import reproductions.job as job
 import reproductions.runner as runner
 from imagefolder.config import SamplingConfig
 from imagefolder.data.digits import digits
@@ -28,6 +29,7 @@ def cpu_with_one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     AcceleratorState._reset_state(reset_partial_state=True)
+    job.read_splits.cache_clear()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -61,7 +63,7 @@ def tiny_mini(monkeypatch: pytest.MonkeyPatch) -> Scale:
 
     scale = miniature(SCALES["mini"])
     monkeypatch.setitem(SCALES, "mini", scale)
-    monkeypatch.setattr(runner, "digits", few)
+    monkeypatch.setattr(job, "digits", few)
     return scale
 
 

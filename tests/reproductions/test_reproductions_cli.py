@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import reproductions.runner as runner
-from imagefolder.data.images import DataSplits
 from reproductions import table2
+from reproductions.recipe import SCALES
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,7 +82,7 @@ def test_help(call: Call) -> None:
         assert option in result.out
 
 
-@pytest.mark.parametrize("scale", ["mini", "small"])
+@pytest.mark.parametrize("scale", ["mini", "small", "full"])
 def test_list_shows_every_row(call: Call, scale: str) -> None:
     result = call("--list", "--scale", scale)
     assert result.code == 0
@@ -137,8 +137,8 @@ def test_dry_run_shows_the_plan_and_makes_nothing(call: Call, tmp_path: Path, ar
 
 
 def test_dry_run_with_fresh_removes_nothing(call: Call, tmp_path: Path) -> None:
-    made: DataSplits = runner.digits(32)
-    folder = tmp_path / f"mini-digits-{made.sha256[:8]}" / "seed0" / "tokenizers" / "mini-VQ-256"
+    (row,) = runner.make_plans("table2", table2.rows, ["vq"], SCALES["mini"], runner.Options(output=tmp_path))
+    folder = row.job.tokenizer(row.recipe)
     folder.mkdir(parents=True)
     (folder / "state.pt").touch()
     assert call("--rows", "vq", "--dry-run", "--fresh", "--output", tmp_path).code == 0

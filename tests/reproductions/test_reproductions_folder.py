@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagefolder.zoo import GENERATORS, TOKENIZERS
-from reproductions import table2
 from reproductions.recipe import SCALES, Scale
+from reproductions.systems import SYSTEMS
 
 
 @pytest.fixture
@@ -33,11 +31,8 @@ def shapes(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tiny_small(monkeypatch: pytest.MonkeyPatch, shrink: Callable[..., Scale]) -> None:
-    """Scale small with the shape of scale mini's models and next to no training; the discriminator stays on."""
-    for large, little in zip(table2.NAMES["small"][:3], table2.NAMES["mini"][:3], strict=True):
-        monkeypatch.setitem(TOKENIZERS, large, replace(TOKENIZERS[little], name=large))
-    for name in [name for name in GENERATORS if "-small-" in name]:
-        monkeypatch.setitem(GENERATORS, name, replace(GENERATORS[name], depth=1, width=32, heads=2, drop_path=0.0))
+    """Scale small with the systems of scale mini and next to no training; the discriminator stays on."""
+    monkeypatch.setitem(SYSTEMS, "small", SYSTEMS["mini"])
     scale = shrink(SCALES["small"], threads=1)
     assert scale.loss.adversarial > 0
     monkeypatch.setitem(SCALES, "small", scale)
@@ -61,7 +56,7 @@ def test_image_folder_from_files_to_records(
         dataset = record["dataset"]
         assert (dataset["name"], dataset["n_train"], dataset["n_test"], dataset["classes"]) == ("shapes", 48, 12, 2)
         assert {m["protocol"]["reference"] for m in record["metrics"]} == {"shapes/train", "shapes/test"}
-    (curve,) = output.glob("small-shapes-*/seed0/tokenizers/small-MSVR8P2-1024/curve.jsonl")
+    (curve,) = output.glob("small-shapes-*/seed0/tokenizers/mini-MSVR3P2-256-*/curve.jsonl")
     assert {"adversarial", "adaptive_weight", "discriminator", "semantic"} <= set(last_point(curve))
     assert (output / "report.html").exists()
 

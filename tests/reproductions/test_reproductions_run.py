@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+import reproductions.job as job
 import reproductions.runner as runner
-from imagefolder.errors import InputError
+from imagefolder.data.digits import digits
 from imagefolder.files import file_sha256
-from reproductions import table2
+from reproductions import folding, table2
 from reproductions.recipe import SCALES, Recipe, Scale
+from reproductions.runner import Options
 from reproductions.scheduler import run_tasks
 
 Table = Callable[..., int]
@@ -29,20 +31,31 @@ def without_cost(record: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in ("cost", "run")}
 
 
+@pytest.fixture
+def whole_mini(tiny_mini: Scale, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All digits, as worker processes read them themselves."""
+    monkeypatch.setattr(job, "digits", digits)
+
+
 def test_equal_seeds_give_equal_records(
-    tmp_path: Path, table: Table, records: Records, executed: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    table: Table,
+    records: Records,
+    executed: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    whole_mini: None,
 ) -> None:
-    """Two rows in this process, then in worker processes and into another folder: equal but for cost and run."""
+    """A row in this process, then in worker processes and into another folder: equal but for cost and run."""
     here, there = tmp_path / "here", tmp_path / "there"
-    assert table(here, "imagefolder", "vq") == 0
-    assert set(executed) == {
-        "extractor", "teacher of mini-MSVR3P2-256", "tokenizer mini-MSVR3P2-256 seed 0", "tokenizer mini-VQ-256 seed 0",
-        "imagefolder seed 0", "vq seed 0",
-    }  # fmt: skip
+    assert table(here, "unfolded") == 0
+    assert [name.rsplit("-", 1)[0] for name in executed] == [
+        "extractor", "teacher teacher-vit_tiny_patch16_224", "tokenizer mini-MSVR3P2-256", "tokens mini-MSVR3P2-256",
+        "generator VAR-mini-MSVR3P2-256-unfolded", "unfolded seed 0",
+    ]  # fmt: skip
     monkeypatch.setattr(runner, "run_tasks", run_tasks)
-    assert table(there, "imagefolder", "vq") == 0
+    assert table(there, "unfolded") == 0
     made, again = records(here), records(there)
-    assert made.keys() == again.keys() == {"imagefolder", "vq"}
+    assert made.keys() == again.keys() == {"unfolded"}
     for row in made:
         assert without_cost(made[row]) == without_cost(again[row])
     assert weights(here).keys() == weights(there).keys()
@@ -108,32 +121,45 @@ def test_other_seed_makes_other_models_with_the_same_extractor(
 ) -> None:
     before = weights(finished)
     assert table(finished, "vq", seed=1) == 0
-    assert executed == ["tokenizer mini-VQ-256 seed 1", "vq seed 1"]
+    assert [name.split("-")[0] for name in executed] == ["tokenizer mini", "tokens mini", "generator AR", "vq seed 1"]
+    assert all(name.endswith("seed 1") for name in executed)
     after = weights(finished)
     assert before.items() <= after.items()
     assert len(after) == 5
 
 
 @pytest.mark.parametrize("part", ["tokenizer_training", "generator_training"])
-def test_changed_setting_is_refused_until_fresh(
+def test_changed_setting_trains_what_it_concerns_and_keeps_the_rest(
     finished: Path, table: Table, executed: list[str], monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     scale: Scale = SCALES["mini"]
     changed = replace(scale, **{part: replace(getattr(scale, part), learning_rate=1e-4)})
     monkeypatch.setitem(SCALES, "mini", changed)
     before = weights(finished)
-    with pytest.raises(InputError, match="--fresh") as caught:
-        table(finished, "vq")
-    folder = "tokenizers/mini-VQ-256" if part == "tokenizer_training" else "generators/table2-vq"
-    assert folder in str(caught.value)
-    assert executed == []
-    assert weights(finished) == before
+    assert table(finished, "vq") == 0
+    kinds = [name.split()[0] for name in executed]
+    assert kinds == (["tokenizer", "tokens"] if part == "tokenizer_training" else ["tokens"]) + ["generator", "vq"]
+    assert before.items() <= weights(finished).items()
 
+
+def test_fresh_trains_again_and_keeps_the_proxies(finished: Path, table: Table, executed: list[str]) -> None:
+    before = weights(finished)
     assert table(finished, "vq", fresh=True) == 0
-    assert executed == ["tokenizer mini-VQ-256 seed 0", "vq seed 0"]
+    assert [name.split()[0] for name in executed] == ["tokenizer", "tokens", "generator", "vq"]
     assert {name for name, time in weights(finished).items() if time == before[name]} == {
         name for name in before if "proxies" in name
     }
+
+
+def test_rows_of_other_tables_use_the_same_models(finished: Path, table: Table, executed: list[str]) -> None:
+    """The folded row of the folding table is table 2's ImageFolder."""
+    assert table(finished, "imagefolder") == 0
+    before = weights(finished)
+    executed.clear()
+    options = Options(rows=("folded",), output=finished)
+    assert runner.run("folding", "Folding", folding.rows, options) == 0
+    assert executed == ["folded seed 0"]
+    assert weights(finished) == before
 
 
 def breaking(scale: str, classes: int) -> list[Recipe]:
@@ -159,4 +185,4 @@ def test_row_that_diverges_is_recorded_as_failed_and_others_finish(
 
     executed.clear()  # the failed row is tried again, the finished one is not
     assert table(tmp_path, "var", "vq", recipes=breaking) == 1
-    assert executed == ["tokenizer broken seed 0", "vq seed 0"]
+    assert [name.split()[0] for name in executed] == ["tokenizer", "tokens", "generator", "vq"]

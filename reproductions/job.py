@@ -1,0 +1,193 @@
+"""One row's work with one seed: on which images, where its files lie, and when they are of these very settings.
+
+Folders below the output folder:
+
+    SCALE-DATASET-HASH/proxies/                  semantic teacher and proxy extractor, shared by all rows and seeds
+    SCALE-DATASET-HASH/seedN/tokenizers/NAME-HASH/    weights; tokens/ holds the token cache
+    SCALE-DATASET-HASH/seedN/generators/NAME-HASH/
+    records/, pictures/                          results
+
+The hash of a model's folder is that of everything that decides its weights, so that rows of all tables which need the
+same model share it, and no model is ever taken for another.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from imagefolder.checkpoints.native import CONFIG, WEIGHTS
+from imagefolder.config import Execution, config_hash, to_dict
+from imagefolder.data.digits import digits
+from imagefolder.data.folder import read_data
+from imagefolder.data.images import DataSplits, SomeImages
+from imagefolder.errors import InputError
+from imagefolder.files import write_atomically
+from leaderboard.record import Dataset
+from leaderboard.store import read_record
+from reproductions.recipe import Recipe, Scale, loss_of, resolved
+
+SETTINGS = "settings.json"
+REPORTED_CSV = Path(__file__).parent / "reported" / "imagenet256.csv"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where images come from: read anew in every process, as a data set may be large and its description is small.
+
+    `path` None: the embedded digits.
+    """
+
+    path: Path | None
+    image_size: int
+    skip_corrupt: bool = False
+    index: Path | None = None
+
+
+@functools.lru_cache(maxsize=1)
+def read_splits(source: Source) -> DataSplits:
+    """The images of a source, read once per process."""
+    if source.path is None:
+        return digits(source.image_size)
+    return read_data(source.path, source.image_size, source.skip_corrupt, source.index)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row's surroundings. Small and picklable: stages run in worker processes and on other machines."""
+
+    table: str
+    output: Path
+    scale: Scale
+    source: Source
+    dataset: Dataset
+    seed: int
+    command: str
+    execution: Execution = field(default_factory=Execution)
+    tokenizer_weights: str | None = None
+    """weights to evaluate instead of trained ones"""
+    generator_weights: str | None = None
+    test_images: int | None = None
+    """test images to evaluate, spread evenly over all of them; None: all"""
+
+    @property
+    def splits(self) -> DataSplits:
+        """The images; `InputError` if they are no longer those the row was planned with."""
+        splits = read_splits(self.source)
+        if splits.sha256 != self.dataset.sha256:
+            raise InputError(f"{self.source.path}: the images have changed since the run began; start it anew")
+        return splits
+
+    @property
+    def evaluated(self) -> DataSplits:
+        """The images, of the test split those to evaluate."""
+        splits, number = self.splits, len(self.splits.test)
+        if self.test_images is None or self.test_images >= number:
+            return splits
+        places = [i * number // self.test_images for i in range(self.test_images)]
+        return replace(splits, test=SomeImages(splits.test, places))
+
+    @property
+    def shared(self) -> Path:
+        return self.output / f"{self.scale.name}-{self.dataset.name}-{self.dataset.sha256[:8]}"
+
+    @property
+    def folder(self) -> Path:
+        return self.shared / f"seed{self.seed}"
+
+    @property
+    def extractor(self) -> Path:
+        return self.shared / "proxies" / "extractor.safetensors"
+
+    def teacher(self, recipe: Recipe) -> Path:
+        """The semantic teacher of a row, or the frozen features of its discriminator, at scales with proxies."""
+        config = recipe.tokenizer
+        return self.shared / "proxies" / f"teacher-{config.backbone}-{config_hash(_shape(config))[:8]}.safetensors"
+
+    def tokenizer(self, recipe: Recipe) -> Path:
+        settings = self.tokenizer_settings(recipe)
+        return self.folder / "tokenizers" / f"{recipe.tokenizer.name}-{config_hash(settings)[:8]}"
+
+    def tokens(self, recipe: Recipe) -> Path:
+        return self.tokenizer(recipe) / "tokens"
+
+    def generator(self, recipe: Recipe) -> Path:
+        settings = self.generator_settings(recipe)
+        return self.folder / "generators" / f"{recipe.generator.name}-{config_hash(settings)[:8]}"
+
+    def record(self, recipe: Recipe) -> Path:
+        data = f"{self.dataset.name}-{self.dataset.sha256[:8]}"
+        stem = f"{self.table}-{recipe.row}-{self.scale.name}-{data}-seed{self.seed}"
+        return self.output / "records" / f"{stem}.json"
+
+    def title(self, text: str) -> str:
+        return f"seed {self.seed} {text}"
+
+    def tokenizer_settings(self, recipe: Recipe) -> dict[str, Any]:
+        """What decides a tokenizer's weights, as JSON types."""
+        return {
+            "tokenizer": _nameless(recipe.tokenizer),
+            "training": to_dict(self.scale.tokenizer_training),
+            "loss": to_dict(loss_of(recipe, self.scale)),
+            "seed": self.seed,
+            "dataset_sha256": self.dataset.sha256,
+            "published": self.scale.published,
+            "proxy_steps": self.scale.proxy_steps,
+        }
+
+    def generator_settings(self, recipe: Recipe) -> dict[str, Any]:
+        """What decides a generator's weights, as JSON types."""
+        return {
+            "generator": _nameless(recipe.generator),
+            "training": to_dict(self.scale.generator_training),
+            "views": self.scale.views,
+            "tokenizer_settings": self.tokenizer_settings(recipe),
+        }
+
+
+def needs_teacher(job: Job, recipe: Recipe) -> bool:
+    """Whether a row trains against features of a frozen network."""
+    loss = loss_of(recipe, job.scale)
+    return recipe.tokenizer.semantic != "none" or (bool(loss.adversarial) and loss.discriminator == "dino")
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether a model's training is finished."""
+    return (folder / CONFIG).exists() and (folder / WEIGHTS).exists()
+
+
+def is_proxy_done(path: Path, job: Job) -> bool:
+    """Whether a teacher or extractor is trained, with this scale's number of steps."""
+    about = path.with_suffix(".json")
+    return path.exists() and about.exists() and json.loads(about.read_text())["steps"] == job.scale.proxy_steps
+
+
+def has_record(job: Job, recipe: Recipe) -> bool:
+    """Whether the row's finished record of these very settings exists."""
+    path = job.record(recipe)
+    if not path.exists():
+        return False
+    record = read_record(path)
+    same = record.config_sha256 == config_hash(resolved(recipe, job.scale))
+    return record.status == "finished" and same and record.dataset.sha256 == job.dataset.sha256
+
+
+def write_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Note beside a model what it is trained with."""
+    text = json.dumps(settings, indent=1)
+    write_atomically(folder / SETTINGS, lambda temporary: temporary.write_text(text))
+
+
+def _nameless(config: Any) -> dict[str, Any]:
+    """A configuration without its name, which decides nothing."""
+    values = to_dict(config)
+    del values["name"]
+    return values
+
+
+def _shape(config: Any) -> dict[str, Any]:
+    """What a teacher takes over from a tokenizer: the vision transformer's shape."""
+    return {name: getattr(config, name) for name in ("image_size", "patch_size", "width", "depth", "heads")}

@@ -1,0 +1,169 @@
+"""Scale full: the whole path at 256 px with the released shapes and random weights, and a machine without weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from PIL import Image
+from safetensors.torch import save_file
+from torch_fidelity import feature_extractor_inceptionv3 as published
+
+import imagefolder.evaluation.protocols as protocols
+import imagefolder.tokenizer.losses as losses
+from imagefolder import weights
+from imagefolder.environment import peak_memory_mib, reset_peak_memory
+from imagefolder.files import file_sha256
+from imagefolder.training.tokenizer import DINO
+from imagefolder.zoo import TOKENIZERS
+from reproductions import runner, table2
+from reproductions.recipe import SCALES, Recipe, Scale
+from reproductions.runner import Options
+
+Records = Callable[[Path], dict[str, dict[str, Any]]]
+IMAGES = 10
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Noise of two classes, ten pictures to evaluate."""
+    rng = np.random.default_rng(0)
+    for split, number in (("train", 4), ("val", IMAGES // 2)):
+        for name in ("one", "two"):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for i in range(number):
+                Image.fromarray(rng.integers(0, 256, (280, 300, 3), np.uint8)).save(folder / f"{i}.png")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGEFOLDER_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+
+
+def run(output: Path, *rows: str, recipes: Callable[..., list] = table2.rows, **options: Any) -> int:
+    return runner.run("table2", "Table 2", recipes, Options(rows=rows, scale="full", output=output, **options))
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_without_weights_rows_are_not_run_and_say_what_is_needed(
+    tmp_path: Path, images: Path, records: Records, executed: list[str]
+) -> None:
+    assert run(tmp_path / "out", "imagefolder", "vq", data=images) == 0
+    assert executed == []
+    found = records(tmp_path / "out")
+    assert {record["status"] for record in found.values()} == {"not run"}
+    reason = found["imagefolder"]["reason"]
+    assert reason.startswith("weights absent: ")
+    for name in (
+        weights.INCEPTION,
+        weights.ADM_REFERENCE,
+        losses.VGG16_FILE,
+        DINO,
+        TOKENIZERS["MSVR10P2-4096"].backbone,
+    ):
+        assert name in reason
+    assert weights.FILES[weights.INCEPTION].sha256 in reason
+    assert "95,628,359" in reason
+    assert "not run: weights absent" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_given_weights_need_those_of_the_metrics_alone(
+    tmp_path: Path, images: Path, records: Records, executed: list[str]
+) -> None:
+    assert run(tmp_path / "out", data=images, tokenizer=str(tmp_path / "best_ckpt.pt")) == 0
+    (record,) = records(tmp_path / "out").values()
+    assert record["row"] == "imagefolder-given"
+    assert weights.INCEPTION in record["reason"]
+    assert losses.VGG16_FILE not in record["reason"]
+    assert weights.ADM_REFERENCE not in record["reason"]  # no generator, no samples
+
+
+def write_random_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file the scale asks for, with random content that is accepted in this test."""
+    folder.mkdir()
+    monkeypatch.setenv("IMAGEFOLDER_WEIGHTS", str(folder))
+    for name in (DINO, TOKENIZERS["MSVR10P2-4096"].backbone):
+        save_file(timm.create_model(name, pretrained=False, num_classes=0).state_dict(), folder / f"{name}.safetensors")
+    torch.save(torchvision.models.vgg16().state_dict(), folder / losses.VGG16_FILE)
+    monkeypatch.setattr(losses, "VGG16_SHA256", file_sha256(folder / losses.VGG16_FILE))
+
+    class Blank(published.FeatureExtractorInceptionV3):
+        def load_state_dict(self, *_: object, **__: object) -> None:
+            """Stays as it is initialised."""
+
+    with monkeypatch.context() as patch:
+        patch.setattr(published, "load_state_dict_from_url", lambda *_, **__: {})
+        torch.save(Blank("blank", ["2048"]).state_dict(), folder / weights.INCEPTION)
+    rng = np.random.default_rng(1)
+    statistics = {}
+    for suffix, width in (("", 2048), ("_s", 2023)):
+        statistics[f"mu{suffix}"] = rng.random(width)
+        statistics[f"sigma{suffix}"] = np.diag(rng.random(width))
+    pictures = rng.integers(0, 256, (IMAGES, 256, 256, 3), np.uint8)
+    np.savez(folder / weights.ADM_REFERENCE, arr_0=pictures, **statistics)
+    for name in (weights.INCEPTION, weights.ADM_REFERENCE, losses.VGG16_FILE):
+        monkeypatch.setitem(weights.FILES, name, replace(weights.FILES[name], sha256=file_sha256(folder / name)))
+
+
+def without_perturbation(scale: str, classes: int) -> list[Recipe]:
+    """The rows of table 2 without pFID, which reconstructs everything fifteen times."""
+    return [replace(recipe, measures=("reconstruction", "generation")) for recipe in table2.rows(scale, classes)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 20 * 2**30, reason="needs 20 GiB")
+def test_whole_path_with_random_weights_in_24_gib(
+    tmp_path: Path, images: Path, records: Records, executed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step of each model, the tokenizer's with its discriminator, then ten images of evaluation."""
+    full: Scale = SCALES["full"]
+    short = {"steps": 1, "batch_size": 2}
+    scale = replace(
+        full,
+        tokenizer_training=replace(full.tokenizer_training, **short),
+        generator_training=replace(full.generator_training, **short),
+        loss=replace(full.loss, adversarial_start=0.0),
+        views=1,
+    )
+    monkeypatch.setitem(SCALES, "full", scale)
+    monkeypatch.setattr(protocols, "IMAGENET_CLASSES", 2)
+    write_random_weights(tmp_path / "weights", monkeypatch)
+    torch.set_num_threads(os.cpu_count())
+    reset_peak_memory()
+    options = {"data": images, "num_samples": IMAGES, "micro_batch": 1, "activation_checkpointing": True}
+    assert run(tmp_path / "out", "imagefolder", recipes=without_perturbation, **options) == 0
+    print(f"peak memory {peak_memory_mib():.0f} MiB")
+    assert peak_memory_mib() < 24 * 1024
+    record = records(tmp_path / "out")["imagefolder"]
+    assert record["status"] == "finished", record["reason"]
+    values = {metric["protocol"]["name"]: metric for metric in record["metrics"]}
+    assert {"rFID", "gFID", "sFID", "IS", "precision", "recall", "PSNR", "SSIM", "LPIPS"} <= values.keys()
+    assert {metric["n_generated"] for metric in values.values()} == {IMAGES}
+    assert "rFID of the test images" in record["checkpoints"][0]["selection"]
+    (curve,) = (tmp_path / "out").glob("full-images-*/seed0/tokenizers/*/curve.jsonl")
+    assert {"adversarial", "discriminator", "perceptual", "semantic", "evaluation"} <= set(last_point(curve))
+
+    # The weights just made, evaluated as given ones: another row, the same numbers
+    models = {c["role"]: str((tmp_path / "out" / c["path"]).parent) for c in record["checkpoints"]}
+    given = {"tokenizer": models["tokenizer"], "generator": models["generator"], "data": images, "num_samples": IMAGES}
+    assert run(tmp_path / "out", recipes=without_perturbation, **given) == 0
+    again = records(tmp_path / "out")["imagefolder-given"]
+    assert again["metrics"] == record["metrics"]
+    assert "tokenizer_training" not in again["config"]
+
+
+def last_point(curve: Path) -> dict[str, float]:
+    return json.loads(curve.read_text().splitlines()[-1])
