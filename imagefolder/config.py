@@ -183,8 +183,8 @@ class TrainingConfig:
 class Execution:
     """How a training is carried out on the machines at hand: speed and memory, not what is trained.
 
-    Numbers change in rounding only, but for `micro_batch`: batch norms and contrastive losses see one piece of the
-    batch at a time.
+    Numbers change in rounding only, but for `micro_batch`: batch norms, contrastive losses, quantizer dropout and the
+    adaptive weight see one piece of the batch at a time.
     """
 
     micro_batch: int = 0

@@ -181,6 +181,12 @@ def write_settings(folder: Path, settings: dict[str, Any]) -> None:
     write_atomically(folder / SETTINGS, lambda temporary: temporary.write_text(text))
 
 
+def read_settings(folder: Path) -> dict[str, Any] | None:
+    """What `write_settings` noted; None if there is nothing."""
+    path = folder / SETTINGS
+    return json.loads(path.read_text()) if path.exists() else None
+
+
 def _nameless(config: Any) -> dict[str, Any]:
     """A configuration without its name, which decides nothing."""
     values = to_dict(config)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from imagefolder.checkpoints.native import load_weights, read_about
+from imagefolder.checkpoints.native import load_weights
 from imagefolder.data.tokens import build_token_cache, open_token_cache
 from imagefolder.distributed import barrier, is_main
 from imagefolder.evaluation.extractor import FEATURES, ProxyNet, default_device
@@ -23,7 +23,7 @@ from imagefolder.training.classifier import accuracy, finish_classifier, save_cl
 from imagefolder.training.generator import train_generator
 from imagefolder.training.tokenizer import DINO, train_tokenizer
 from reproductions.evaluation import validation
-from reproductions.job import Job, is_trained, needs_teacher, write_settings
+from reproductions.job import Job, is_trained, needs_teacher, read_settings, write_settings
 from reproductions.recipe import Recipe, loss_of
 
 EXTRACTOR_SEED, TEACHER_SEED = 0, 1
@@ -115,14 +115,15 @@ def run_generator(job: Job, recipe: Recipe) -> None:
     """Train the generator of a row on the cached tokens."""
     folder = job.generator(recipe)
     tokenizer, sha256 = load_tokenizer(job, recipe)
-    if is_trained(folder) and read_about(folder).get("tokenizer_sha256") == sha256:
+    settings = {**job.generator_settings(recipe), "tokenizer_sha256": sha256}
+    current = read_settings(folder) == settings
+    if current and is_trained(folder):
         return
-    barrier()  # before the folder of another tokenizer's generator goes
-    settings = job.generator_settings(recipe)
-    if is_main():
-        if is_trained(folder):
-            shutil.rmtree(folder)
+    barrier()  # all have looked, before what another training of the tokenizer left goes
+    if is_main() and not current:
+        shutil.rmtree(folder, ignore_errors=True)
         write_settings(folder, settings)
+    barrier()
     tokens = open_token_cache(job.tokens(recipe), sha256, job.splits.train.augmented("generator"), job.scale.views)
     train_generator(
         recipe.generator,
@@ -132,7 +133,7 @@ def run_generator(job: Job, recipe: Recipe) -> None:
         folder,
         job.seed,
         job.title(f"{recipe.generator.name}: training generator"),
-        {**settings, "tokenizer_sha256": sha256},
+        settings,
         execution=job.execution,
     )
 

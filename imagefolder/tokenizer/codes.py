@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imagefolder.config import TokenizerConfig
+from imagefolder.distributed import mean_over_processes, mean_with_gradient
 
 USED_SHARE = 0.08  # a code counts as used when hit at least this share of its fair part (released code)
 ROWS = 1024  # codes compared with all others at a time
@@ -148,14 +149,15 @@ class BinaryCodes(Codes):
         """
         x = 4 * self.magnitude(scale) * self.on_sphere(z).flatten(2).mT  # (B, n, C): log odds of each bit
         weight = x.new_ones(len(x)) if use is None else use
-        share = (weight / (weight.sum() * x.shape[1]).clamp(min=1e-6))[:, None].expand(x.shape[:2])
+        total = mean_over_processes(weight.sum())
+        share = (weight / (total * x.shape[1]).clamp(min=1e-6))[:, None].expand(x.shape[:2])
         per_bit = F.softplus(x) - x * torch.sigmoid(x)
         per_sample = (per_bit.sum(-1) * share).sum()
         # The mean over samples of a product of bit probabilities, as one matrix product of two halves of the bits
         low, high = (
             self._probabilities(part) for part in x.flatten(0, 1).split([self.dim // 2, -(-self.dim // 2)], -1)
         )
-        mean = (low * share.reshape(-1, 1)).T @ high
+        mean = mean_with_gradient((low * share.reshape(-1, 1)).T @ high)
         return per_sample + torch.special.xlogy(mean, mean).sum()
 
     def _probabilities(self, x: Tensor) -> Tensor:

@@ -106,7 +106,11 @@ def write_random_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr(published, "load_state_dict_from_url", lambda *_, **__: {})
-        torch.save(Blank("blank", ["2048"]).state_dict(), folder / weights.INCEPTION)
+        inception = Blank("blank", ["2048"])
+    for module in inception.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight)  # else all images would look the same to it
+    torch.save(inception.state_dict(), folder / weights.INCEPTION)
     rng = np.random.default_rng(1)
     statistics = {}
     for suffix, width in (("", 2048), ("_s", 2023)):
@@ -152,6 +156,7 @@ def test_whole_path_with_random_weights_in_24_gib(
     values = {metric["protocol"]["name"]: metric for metric in record["metrics"]}
     assert {"rFID", "gFID", "sFID", "IS", "precision", "recall", "PSNR", "SSIM", "LPIPS"} <= values.keys()
     assert {metric["n_generated"] for metric in values.values()} == {IMAGES}
+    assert values["rFID"]["value"] > 1e-6
     assert "rFID of the test images" in record["checkpoints"][0]["selection"]
     (curve,) = (tmp_path / "out").glob("full-images-*/seed0/tokenizers/*/curve.jsonl")
     assert {"adversarial", "discriminator", "perceptual", "semantic", "evaluation"} <= set(last_point(curve))

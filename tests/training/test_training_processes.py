@@ -16,7 +16,6 @@ from torch import Tensor
 
 import imagefolder.training.loop
 from imagefolder.config import Execution, GeneratorConfig, LossConfig, TokenizerConfig, TrainingConfig
-from imagefolder.data.digits import digits
 from imagefolder.data.images import ArrayImages
 from imagefolder.distributed import gather_objects, join_processes, rank
 from imagefolder.tokenizer.model import Tokenizer
@@ -96,7 +95,6 @@ def train(case: Case, folder: Path, processes: int, steps_before_stop: int | Non
     """Train a case into `folder`; the last process is asked to stop in the step after `steps_before_stop`."""
     torch.manual_seed(11)
     execution = Execution(micro_batch=case.micro_batch * PROCESSES // processes)
-    images = digits(32).train
     arguments = (folder, 3, case.name, {}, *([] if isinstance(case.model, GeneratorConfig) else [False, None]))
     if isinstance(case.model, GeneratorConfig):
         draws = torch.Generator().manual_seed(0)
@@ -106,7 +104,7 @@ def train(case: Case, folder: Path, processes: int, steps_before_stop: int | Non
             data = StoppingTokens(data.tokens, data.labels, steps_before_stop, processes)
         train_generator(GENERATOR, TRAINING, Tokenizer(TOKENIZER), data, *arguments, execution, evaluate)
     else:
-        images = ArrayImages(images.images[:50], images.labels[:50])
+        images = ArrayImages(torch.randint(256, (50, 3, 32, 32), dtype=torch.uint8), torch.zeros(50))
         teacher = blank_teacher(TOKENIZER)
         train_tokenizer(case.model, TRAINING, case.loss, images, teacher, *arguments, execution, evaluate)
 
