@@ -14,30 +14,12 @@ from torch.utils.data import Dataset
 
 from imagefolder.checkpoints.native import save_checkpoint
 from imagefolder.config import Execution, GeneratorConfig, TrainingConfig, to_dict
-from imagefolder.data.images import Images, Key, to_float
-from imagefolder.data.order import ordered_batches
+from imagefolder.data.images import to_float
 from imagefolder.distributed import barrier, is_main, own_samples, world_size
 from imagefolder.generator.model import Generator
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.training.loop import DEFAULT_EXECUTION, WHOLE, Piece, Task, adamw, fit, optimizer_step
-from imagefolder.training.progress import Phase
 from imagefolder.training.state import remove_state
-
-
-class TokenImages(Dataset):
-    """Tokens int64 (N, P, L) and labels of encoded images, fetched like images."""
-
-    workers = 0
-
-    def __init__(self, tokens: Tensor, labels: Tensor) -> None:
-        self.tokens, self.labels = tokens, labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]:
-        index = torch.tensor([i for _, i in keys])
-        return self.tokens[index], self.labels[index]
 
 
 class GeneratorTask(Task):
@@ -77,17 +59,6 @@ class GeneratorTask(Task):
         with torch.no_grad():
             accuracy = (logits.argmax(-1) == tokens).float().mean()
         return {"cross_entropy": loss.detach(), "accuracy": accuracy}
-
-
-def encode_images(tokenizer: Tokenizer, images: Images, batch_size: int, title: str) -> TokenImages:
-    """Tokens of all images of a split, without augmentation."""
-    tokens, done = [], 0
-    with Phase(title, len(images)) as phase:
-        for batch, labels in ordered_batches(images.plain(), batch_size):
-            tokens.append(tokenizer.encode(to_float(batch)).cpu())
-            done += len(labels)
-            phase.update(done)
-    return TokenImages(torch.cat(tokens), images.labels)
 
 
 def train_generator(

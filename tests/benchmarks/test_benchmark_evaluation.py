@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -13,8 +15,8 @@ from imagefolder.data.digits import digits
 from imagefolder.data.folder import image_folder
 from imagefolder.data.images import to_float
 from imagefolder.data.order import ordered_batches
+from imagefolder.data.tokens import build_token_cache
 from imagefolder.evaluation.extractor import ProxyNet
-from imagefolder.training.generator import encode_images
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +38,12 @@ def test_load_images(measure, photographs):
     assert sum(seen) == 20
 
 
-def test_tokenize_a_data_set(measure):
+def test_tokenize_a_data_set(measure, tmp_path):
     images, tokenizer = digits(32).train, tokenizer_of("mini-MSVR3P2-256", "cpu", "float32")
+    folders = (tmp_path / str(number) for number in itertools.count())  # a cache is made once
     out = measure(
-        lambda: encode_images(tokenizer, images, 100, "encoding"), "tokenize data set", len(images),
+        lambda: build_token_cache(tokenizer, "0" * 64, images, 1, next(folders), "encoding"),
+        "tokenize data set", len(images),
         model="mini-MSVR3P2-256", tokens=len(images) * 28,
     )  # fmt: skip
     assert len(out) == len(images)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from encoding import encoded
 from safetensors.torch import load_file
 from timm.models.vision_transformer import Block
 from torch import nn
@@ -19,7 +20,7 @@ from imagefolder.data.images import ArrayImages
 from imagefolder.generator.transformer import Layer
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.tokenizer.semantic import Teacher
-from imagefolder.training.generator import encode_images, train_generator
+from imagefolder.training.generator import train_generator
 from imagefolder.training.loop import Piece
 from imagefolder.training.tokenizer import TokenizerTask, new_tokenizer, train_tokenizer
 
@@ -51,7 +52,7 @@ def test_generator_in_pieces_trains_as_on_the_whole_batch(
     images: ArrayImages,
 ) -> None:
     config = replace(generator_config, drop_path=0.0, class_dropout=0.0)
-    tokens = encode_images(tokenizer, images, 48, "encoding")
+    tokens = encoded(tokenizer, images)
     for name, micro_batch in (("whole", 0), ("halves", 4), ("threes", 3)):
         settings = replace(training, batch_size=9) if name == "threes" else training
         execution = Execution(micro_batch=micro_batch)
@@ -126,7 +127,7 @@ def test_recomputed_activations_train_the_generator_bit_identically(
     images: ArrayImages,
 ) -> None:
     config, runs = replace(generator_config, depth=2, drop_path=0.5), []
-    training, tokens = replace(training, steps=4), encode_images(tokenizer, images, 48, "encoding")
+    training, tokens = replace(training, steps=4), encoded(tokenizer, images)
     for name, recompute in (("plain", False), ("recomputed", True)):
         execution = Execution(activation_checkpointing=recompute)
         with Counted(Layer) as counted:
@@ -149,7 +150,7 @@ def test_compiled_models_train_the_same(
     images: ArrayImages,
 ) -> None:
     """Without stochastic depth, which a compiler draws in its own way. The names of the weights stay as well."""
-    tokens = encode_images(tokenizer, images, 48, "encoding")
+    tokens = encoded(tokenizer, images)
     config, shape = replace(tokenizer_config, depth=2, drop_path=0.0), replace(generator_config, drop_path=0.0)
     for name, compiled in (("plain", False), ("compiled", True)):
         execution = Execution(compile=compiled, activation_checkpointing=True)
@@ -170,7 +171,7 @@ def test_images_are_encoded_on_the_fly(
     tokenizer: Tokenizer,
     images: ArrayImages,
 ) -> None:
-    tokens = encode_images(tokenizer, images, 48, "encoding")
+    tokens = encoded(tokenizer, images)
     for name, data in (("tokens", tokens), ("images", images)):
         train_generator(generator_config, training, tokenizer, data, tmp_path / name, 3, name, {})
     ours, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("images", "tokens"))

@@ -10,23 +10,24 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from encoding import encoded
 from torch import Tensor, nn
 
 from imagefolder.config import GeneratorConfig, TrainingConfig
 from imagefolder.data.images import ArrayImages, to_float
 from imagefolder.generator.model import Generator
 from imagefolder.tokenizer.model import Tokenizer
-from imagefolder.training.generator import GeneratorTask, TokenImages, encode_images, train_generator
+from imagefolder.training.generator import GeneratorTask, train_generator
 
 
 @pytest.fixture
-def tokens(tokenizer: Tokenizer, train_digits: ArrayImages) -> TokenImages:
+def tokens(tokenizer: Tokenizer, train_digits: ArrayImages) -> ArrayImages:
     images = ArrayImages(train_digits.images[:300], train_digits.labels[:300])
-    return encode_images(tokenizer, images, 128, "encoding")
+    return encoded(tokenizer, images)
 
 
 def test_encoding_gives_the_tokens_of_every_image_in_order(
-    tokens: TokenImages, tokenizer: Tokenizer, train_digits: ArrayImages
+    tokens: ArrayImages, tokenizer: Tokenizer, train_digits: ArrayImages
 ) -> None:
     assert tokens.tokens.shape == (300, 2, 14)
     assert torch.equal(tokens.labels, train_digits.labels[:300])
@@ -38,7 +39,7 @@ def test_encoding_gives_the_tokens_of_every_image_in_order(
 
 
 def test_training_lowers_the_cross_entropy(
-    tmp_path: Path, generator_config: GeneratorConfig, tokenizer: Tokenizer, tokens: TokenImages
+    tmp_path: Path, generator_config: GeneratorConfig, tokenizer: Tokenizer, tokens: ArrayImages
 ) -> None:
     training = TrainingConfig(steps=60, batch_size=32, learning_rate=3e-3, schedule="linear", warmup=0.1, clip=2.0)
     before = {name: value.clone() for name, value in tokenizer.state_dict().items()}
@@ -68,7 +69,7 @@ class _Spy(nn.Module):
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_class_is_dropped_for_a_share_of_the_images(
-    generator_config: GeneratorConfig, tokenizer: Tokenizer, tokens: TokenImages, share: float
+    generator_config: GeneratorConfig, tokenizer: Tokenizer, tokens: ArrayImages, share: float
 ) -> None:
     config = replace(generator_config, class_dropout=share)
     task = GeneratorTask(Generator(config, tokenizer), TrainingConfig(steps=1, batch_size=300))
@@ -82,7 +83,7 @@ def test_class_is_dropped_for_a_share_of_the_images(
 
 
 def test_training_task_minimises_the_loss_of_the_public_forward_pass(
-    generator_config: GeneratorConfig, tokenizer: Tokenizer, tokens: TokenImages
+    generator_config: GeneratorConfig, tokenizer: Tokenizer, tokens: ArrayImages
 ) -> None:
     config = replace(generator_config, class_dropout=0.0, drop_path=0.0)
     generator = Generator(config, tokenizer)

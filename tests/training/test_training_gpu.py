@@ -17,7 +17,7 @@ from imagefolder.config import Execution, GeneratorConfig, LossConfig, Tokenizer
 from imagefolder.data.images import ArrayImages, Key
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.tokenizer.semantic import Teacher
-from imagefolder.training.generator import TokenImages, train_generator
+from imagefolder.training.generator import train_generator
 from imagefolder.training.interruption import Stopped, clear_stop, request_stop
 from imagefolder.training.tokenizer import train_tokenizer
 
@@ -33,7 +33,7 @@ def cpu_with_one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-class Stopping(TokenImages):
+class Stopping(ArrayImages):
     """Asks for a stop while it fetches the fifth batch."""
 
     fetched = 0
@@ -56,17 +56,17 @@ def test_fp16_scales_its_loss_and_continues_with_the_scale(
     data = torch.randint(64, (50, 2, 14), generator=draws), torch.randint(10, (50,), generator=draws)
     half, tokenizer = replace(training, precision="fp16"), tokenizer.cuda()
 
-    def train(name: str, config: TrainingConfig, tokens: TokenImages) -> list[dict[str, float]]:
+    def train(name: str, config: TrainingConfig, tokens: ArrayImages) -> list[dict[str, float]]:
         train_generator(generator_config, config, tokenizer, tokens, tmp_path / name, 3, "tiny", {})
         return curve(tmp_path / name)
 
-    whole, full = train("whole", half, TokenImages(*data)), train("full", training, TokenImages(*data))
+    whole, full = train("whole", half, ArrayImages(*data)), train("full", training, ArrayImages(*data))
     with pytest.raises(Stopped):
         train("stopped", half, Stopping(*data))
     clear_stop()
     state = torch.load(tmp_path / "stopped" / "state.pt", weights_only=True)
     assert state["scaler"]["scale"] >= 1
-    for points in (train("stopped", half, TokenImages(*data)), full):
+    for points in (train("stopped", half, ArrayImages(*data)), full):
         for point, other in zip(points, whole, strict=True):
             assert point["cross_entropy"] == pytest.approx(other["cross_entropy"], rel=2e-2)
 

@@ -20,7 +20,7 @@ from imagefolder.data.images import ArrayImages
 from imagefolder.distributed import gather_objects, join_processes, rank
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.tokenizer.semantic import blank_teacher
-from imagefolder.training.generator import TokenImages, train_generator
+from imagefolder.training.generator import train_generator
 from imagefolder.training.interruption import Stopped, clear_stop, request_stop
 from imagefolder.training.tokenizer import train_tokenizer
 
@@ -99,7 +99,7 @@ def train(case: Case, folder: Path, processes: int, steps_before_stop: int | Non
     if isinstance(case.model, GeneratorConfig):
         draws = torch.Generator().manual_seed(0)
         tokens = torch.randint(64, (50, 2, 14), generator=draws)
-        data = TokenImages(tokens, torch.randint(10, (50,), generator=draws))
+        data = ArrayImages(tokens, torch.randint(10, (50,), generator=draws))
         if steps_before_stop is not None:
             data = StoppingTokens(data.tokens, data.labels, steps_before_stop, processes)
         train_generator(GENERATOR, TRAINING, Tokenizer(TOKENIZER), data, *arguments, execution, evaluate)
@@ -109,7 +109,7 @@ def train(case: Case, folder: Path, processes: int, steps_before_stop: int | Non
         train_tokenizer(case.model, TRAINING, case.loss, images, teacher, *arguments, execution, evaluate)
 
 
-class StoppingTokens(TokenImages):
+class StoppingTokens(ArrayImages):
     """Asks its process, the last one, to stop while it fetches the batch of a step."""
 
     def __init__(self, tokens: Tensor, labels: Tensor, steps: int, processes: int) -> None:

@@ -17,7 +17,7 @@ from imagefolder.data.images import ArrayImages
 from imagefolder.data.order import Shard
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.tokenizer.semantic import Teacher
-from imagefolder.training.generator import TokenImages, train_generator
+from imagefolder.training.generator import train_generator
 from imagefolder.training.tokenizer import train_tokenizer
 
 
@@ -101,7 +101,7 @@ def test_continued_generator_is_bit_identical(
     tokenizer: Tokenizer,
 ) -> None:
     generator = torch.Generator().manual_seed(0)
-    tokens = TokenImages(
+    tokens = ArrayImages(
         torch.randint(64, (50, 2, 14), generator=generator), torch.randint(10, (50,), generator=generator)
     )
     config = replace(training, weight_decay=0.05, schedule="linear")

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from imagefolder.config import GeneratorConfig, TrainingConfig
+from imagefolder.data.images import ArrayImages
 from imagefolder.generator.model import Generator
 from imagefolder.tokenizer.model import Tokenizer
-from imagefolder.training.generator import TokenImages, train_generator
+from imagefolder.training.generator import train_generator
 from imagefolder.training.loop import TrainingFailed
 
 Evaluate = Callable[[Generator], float] | None
@@ -25,7 +26,7 @@ Train = Callable[[Path, Evaluate], dict[str, torch.Tensor]]
 def train(generator_config: GeneratorConfig, training: TrainingConfig, tokenizer: Tokenizer) -> Train:
     """Train for 8 steps, evaluated every 2, into a folder; the weights written."""
     draws = torch.Generator().manual_seed(0)
-    tokens = TokenImages(torch.randint(64, (50, 2, 14), generator=draws), torch.randint(10, (50,), generator=draws))
+    tokens = ArrayImages(torch.randint(64, (50, 2, 14), generator=draws), torch.randint(10, (50,), generator=draws))
     config = replace(training, evaluate_every=2)
 
     def run(folder: Path, evaluate: Evaluate) -> dict[str, torch.Tensor]:
@@ -102,7 +103,7 @@ def test_an_evaluation_that_is_not_finite_stops_the_training(tmp_path: Path, tra
 def test_without_an_interval_only_the_last_weights_are_evaluated(
     tmp_path: Path, generator_config: GeneratorConfig, training: TrainingConfig, tokenizer: Tokenizer
 ) -> None:
-    tokens = TokenImages(torch.zeros(8, 2, 14, dtype=torch.int64), torch.zeros(8, dtype=torch.int64))
+    tokens = ArrayImages(torch.zeros(8, 2, 14, dtype=torch.int64), torch.zeros(8, dtype=torch.int64))
     values = Values(5.0)
     train_generator(generator_config, training, tokenizer, tokens, tmp_path, 3, "tiny", {}, evaluate=values)
     assert (about(tmp_path)["selected_step"], about(tmp_path)["selected_value"]) == (8, 5.0)

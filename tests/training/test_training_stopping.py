@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from imagefolder.config import GeneratorConfig, TrainingConfig
-from imagefolder.data.images import Key
+from imagefolder.data.images import ArrayImages, Key
 from imagefolder.tokenizer.model import Tokenizer
-from imagefolder.training.generator import TokenImages, train_generator
+from imagefolder.training.generator import train_generator
 from imagefolder.training.interruption import Stopped, clear_stop, request_stop, stop_requested
 
 
@@ -26,7 +26,7 @@ def no_request_left() -> Iterator[None]:
     clear_stop()
 
 
-class Signalling(TokenImages):
+class Signalling(ArrayImages):
     """Sends its own process SIGUSR1 while it fetches the batch of a step."""
 
     def __init__(self, tokens: Tensor, labels: Tensor, step: int) -> None:
@@ -55,7 +55,7 @@ def test_a_signal_stops_at_the_next_step_and_the_same_call_continues(
     draws = torch.Generator().manual_seed(0)
     data = torch.randint(64, (50, 2, 14), generator=draws), torch.randint(10, (50,), generator=draws)
 
-    def train(folder: Path, tokens: TokenImages) -> None:
+    def train(folder: Path, tokens: ArrayImages) -> None:
         train_generator(generator_config, training, tokenizer, tokens, folder, 3, "tiny", {})
 
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
@@ -65,8 +65,8 @@ def test_a_signal_stops_at_the_next_step_and_the_same_call_continues(
     assert torch.load(stopped / "state.pt", weights_only=True)["step"] == 5
     assert not (stopped / "config.json").exists()
     clear_stop()
-    train(stopped, TokenImages(*data))
-    train(whole, TokenImages(*data))
+    train(stopped, ArrayImages(*data))
+    train(whole, ArrayImages(*data))
     weights, expected = (load_file(folder / "model.safetensors") for folder in (stopped, whole))
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     assert (stopped / "curve.jsonl").read_text() == (whole / "curve.jsonl").read_text()
@@ -75,7 +75,7 @@ def test_a_signal_stops_at_the_next_step_and_the_same_call_continues(
 def test_a_request_in_the_last_step_does_not_keep_a_training_from_ending(
     tmp_path: Path, generator_config: GeneratorConfig, training: TrainingConfig, tokenizer: Tokenizer
 ) -> None:
-    tokens = TokenImages(torch.zeros(8, 2, 14, dtype=torch.int64), torch.zeros(8, dtype=torch.int64))
+    tokens = ArrayImages(torch.zeros(8, 2, 14, dtype=torch.int64), torch.zeros(8, dtype=torch.int64))
 
     def evaluate(model: torch.nn.Module) -> float:
         request_stop()  # the only evaluation is that of the last step
