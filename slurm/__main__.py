@@ -1,0 +1,130 @@
+"""`python -m slurm`: how the jobs of a run stand, what they print, ending them, and doing again what failed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from slurm.journal import Journal
+from slurm.launch import resubmit
+from slurm.stage import SlurmError
+from slurm.status import LIVE, WRONG, StageStatus, read_status, table
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point. Returns 0, 1 (a stage failed), 2 (bad input) or 130 (interrupted)."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except (SlurmError, OSError, subprocess.TimeoutExpired) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m slurm", description="The jobs of a submitted run.")
+    commands = parser.add_subparsers(required=True)
+    run = {"type": Path, "nargs": "?", "default": Path("runs"), "help": "folder of the run (default: runs)"}
+
+    status = commands.add_parser("status", help="the graph with state, node, progress; exit code 1 if a stage failed")
+    status.add_argument("run", **run)
+    status.set_defaults(command=_status)
+
+    cancel = commands.add_parser("cancel", help="end what waits or runs")
+    cancel.add_argument("run", **run)
+    cancel.add_argument("--stages", nargs="+", metavar="STAGE", help="these only")
+    cancel.set_defaults(command=_cancel)
+
+    logs = commands.add_parser("logs", help="what a stage's job has printed")
+    logs.add_argument("stage")
+    logs.add_argument("run", **run)
+    logs.add_argument("--follow", action="store_true", help="go on until the job ends")
+    logs.set_defaults(command=_logs)
+
+    again = commands.add_parser("resubmit", help="submit what failed, and what depends on it")
+    again.add_argument("run", **run)
+    again.add_argument("--profile", help="another profile (default: that of the submission)")
+    again.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="e.g. training.memory=96G")
+    again.add_argument("--dry-run", action="store_true", help="only show what would be submitted")
+    again.set_defaults(command=_resubmit)
+    return parser
+
+
+def _status(options: argparse.Namespace) -> int:
+    journal = Journal(options.run)
+    statuses = read_status(journal, strict=False)
+    print(table(journal, statuses))
+    return int(any(status.state in WRONG for status in statuses.values()))
+
+
+def _cancel(options: argparse.Namespace) -> int:
+    journal = Journal(options.run)
+    statuses = read_status(journal, options.stages)
+    for name in options.stages or ():
+        _known(statuses, name, journal)
+    live = [status for status in statuses.values() if status.state in LIVE]
+    slurm = [status.job for status in live if status.cluster == "slurm"]
+    if slurm:
+        subprocess.run(["scancel", *slurm], check=False, timeout=60)
+    holder = journal.holder()
+    if holder is not None and holder[1] != platform.node():
+        raise SlurmError(f"the run belongs to process {holder[0]} on {holder[1]}: cancel it there")
+    if holder is not None and not options.stages:
+        os.kill(holder[0], signal.SIGTERM)  # which ends its stages
+    else:
+        for status in live:
+            if status.cluster == "local":
+                os.kill(int(status.job), signal.SIGTERM)
+    for status in live:
+        print(f"{status.name}: cancelled, job {status.job}")
+    if not live:
+        print("nothing waits or runs")
+    return 0
+
+
+def _logs(options: argparse.Namespace) -> int:
+    journal = Journal(options.run)
+    status = _known(read_status(journal), options.stage, journal)
+    if not status.job:
+        raise SlurmError(f"stage {options.stage!r} has not been submitted")
+    path, shown = journal.log(status.job), 0
+    while True:
+        live = status.state in LIVE
+        if path.exists():
+            with path.open(errors="replace") as file:
+                file.seek(shown)
+                sys.stdout.write(file.read())
+                sys.stdout.flush()
+                shown = file.tell()
+        if not options.follow or not live:
+            break
+        time.sleep(1)
+        status = read_status(journal)[options.stage]
+    if shown == 0:
+        print(f"{path}: nothing yet ({status.state}{': ' if status.reason else ''}{status.reason})", file=sys.stderr)
+    for other in sorted(journal.jobs.glob(f"{status.job}_[1-9]*_log.out")):
+        print(f"another process of this stage: {other}", file=sys.stderr)
+    return 0
+
+
+def _resubmit(options: argparse.Namespace) -> int:
+    return int(bool(resubmit(options.run, options.profile, options.set, options.dry_run)))
+
+
+def _known(statuses: dict[str, StageStatus], name: str, journal: Journal) -> StageStatus:
+    if name not in statuses:
+        known = ", ".join(journal.graph()["stages"]) or "none"
+        raise SlurmError(f"{journal.run} has no stage {name!r}; it has: {known}")
+    return statuses[name]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""A real Slurm for the tests, and waiting with a limit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from waiting import HERE, START, command
+
+from slurm.journal import Journal
+
+OWN_CLUSTER = Path("/run/slurm-ci/etc/slurm.conf")
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A Slurm with two nodes: the one that answers, or, as root with SLURM_CI=1, one started here."""
+    answers = shutil.which("sinfo") and subprocess.run(["sinfo"], capture_output=True, timeout=20).returncode == 0
+    if answers:
+        yield
+    elif os.environ.get("SLURM_CI") != "1":
+        pytest.skip("no Slurm answers; SLURM_CI=1 (as root) starts one")
+    elif os.getuid() != 0:
+        pytest.fail("SLURM_CI=1 needs root to start a Slurm")
+    else:
+        command(str(START), "start", seconds=300)
+        os.environ["SLURM_CONF"] = str(OWN_CLUSTER)
+        yield
+        command(str(START), "stop", seconds=60)
+        del os.environ["SLURM_CONF"]
+
+
+@pytest.fixture
+def overrides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Overrides with which jobs find the stages of the tests; no profile of the user's takes part."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return [f"environment.PYTHONPATH={HERE}:{HERE.parents[1]}"]
+
+
+@pytest.fixture
+def run(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A run folder; its jobs are cancelled at the end."""
+    folder = tmp_path / "run"
+    yield folder
+    journal = Journal(folder)
+    jobs = {line["job"] for line in journal.lines() if line.get("cluster") == "slurm"}
+    if jobs:
+        subprocess.run(["scancel", *jobs], timeout=20, check=False)

@@ -1,0 +1,50 @@
+"""Commands and waiting, each with a limit."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from slurm.journal import Journal
+from slurm.status import StageStatus, read_status, table
+
+Statuses = dict[str, StageStatus]
+
+HERE = Path(__file__).parent
+START = HERE / "start-slurm.sh"
+
+
+def command(*words: str, seconds: float = 20) -> str:
+    """Output of a command; an error says what it printed."""
+    result = subprocess.run(words, capture_output=True, text=True, timeout=seconds)
+    assert result.returncode == 0, f"{' '.join(words)}: {result.stdout}{result.stderr}"
+    return result.stdout
+
+
+def wait_until(journal: Journal, done: Callable[[Statuses], bool], seconds: float) -> Statuses:
+    """Statuses once `done` holds for them; a failure tells all there is to tell."""
+    end = time.monotonic() + seconds
+    while True:
+        statuses = read_status(journal)
+        if done(statuses):
+            return statuses
+        if time.monotonic() > end:
+            logs = [f"== {path}\n{path.read_text(errors='replace')[-2000:]}" for path in journal.jobs.glob("*_log.out")]
+            queue = subprocess.run(["squeue", "--states=all"], capture_output=True, text=True, timeout=20).stdout
+            daemons = subprocess.run([START, "logs"], capture_output=True, text=True, timeout=20).stdout
+            pytest.fail("\n".join([f"waited {seconds} s", table(journal, statuses), queue, *logs, daemons]))
+        time.sleep(0.2)
+
+
+def wait_for(journal: Journal, states: dict[str, str], seconds: float = 40) -> Statuses:
+    """Statuses once these stages have these states."""
+    return wait_until(journal, lambda s: all(s[name].state == state for name, state in states.items()), seconds)
+
+
+def wait_for_step(journal: Journal, stage: str, step: int, seconds: float = 40) -> StageStatus:
+    """Status of a stage once its curve has reached a step."""
+    return wait_until(journal, lambda s: (s[stage].step or 0) >= step, seconds)[stage]
