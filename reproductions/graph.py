@@ -29,6 +29,11 @@ class Plan:
     def name(self) -> str:
         return f"{self.recipe.row} seed {self.job.seed}"
 
+    @property
+    def task(self) -> str:
+        """Name of the stage that ends the row: no other table, scale or data set has it."""
+        return f"{self.job.table} {self.job.shared.name} {self.name}"
+
 
 def plan(job: Job, recipe: Recipe, order: int, shared: bool, fresh: bool) -> Plan:
     """What is left to do for a row; everything if `fresh`."""
@@ -59,15 +64,15 @@ def _add_row(tasks: dict[str, Task], row: Plan) -> None:
 
     needs = []
     if not job.scale.published and not is_proxy_done(job.extractor, job):
-        needs.append(add("extractor", train_extractor, (job,), []))
+        needs.append(add(f"extractor {job.shared.name}", train_extractor, (job,), []))
     if not row.tokenizer_done:
         before = []
         if not job.scale.published and needs_teacher(job, recipe) and not is_proxy_done(job.teacher(recipe), job):
-            before.append(add(f"teacher {job.teacher(recipe).stem}", train_teacher, (job, recipe), []))
+            before.append(add(f"{job.teacher(recipe).stem} {job.shared.name}", train_teacher, (job, recipe), []))
         name = f"tokenizer {job.tokenizer(recipe).name} {seed}"
         needs.append(add(name, run_tokenizer, (job, recipe), before))
     if not row.generator_done:
         waiting = [need for need in needs if need.startswith("tokenizer")]
         name = add(f"tokens {job.tokenizer(recipe).name} {seed}", run_tokens, (job, recipe), waiting)
         needs.append(add(f"generator {job.generator(recipe).name} {seed}", run_generator, (job, recipe), [name]))
-    add(row.name, evaluate_row, (job, recipe, row.order, row.shared), needs)
+    add(row.task, evaluate_row, (job, recipe, row.order, row.shared), needs)

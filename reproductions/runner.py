@@ -20,6 +20,7 @@ from imagefolder.training.progress import console
 from leaderboard.record import Dataset
 from leaderboard.report import build_report
 from leaderboard.store import RecordError, read_records
+from reproductions.cluster import submit_rows
 from reproductions.evaluation import missing_weights, write_unfinished
 from reproductions.graph import Plan, graph, plan
 from reproductions.job import REPORTED_CSV, Job, Source, read_splits
@@ -27,6 +28,7 @@ from reproductions.recipe import SCALES, Recipe, Scale, on_this_machine
 from reproductions.scheduler import run_here, run_tasks
 from reproductions.systems import SYSTEMS
 from reproductions.tables import print_plan, print_results, print_rows
+from slurm import SlurmError
 
 MIN_TEST_IMAGES = 10  # the inception score alone takes ten splits
 
@@ -68,10 +70,16 @@ class Options:
     """recompute activations in the backward pass: less memory, about a third more work"""
     compile: bool = False
     """torch.compile the models while training"""
+    submit: bool = False
+    """hand the rows to a cluster, stage by stage (slurm/README.md)"""
+    profile: str | None = None
+    """with --submit: name or file of the cluster's profile (default: your own, else Slurm if it answers, else local)"""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
+    """with --submit: values of the profile, e.g. partition=gpu training.nodes=2"""
     list: bool = False
     """list the rows and exit"""
     dry_run: bool = False
-    """show what would be done and exit"""
+    """show what would be done, with --submit every job's text, and exit"""
 
 
 def main(table: str, title: str, rows: Rows, mini: Scale | None = None) -> None:
@@ -83,7 +91,7 @@ def main(table: str, title: str, rows: Rows, mini: Scale | None = None) -> None:
     options = tyro.cli(Options, prog=f"{table}.py", description=f"{title}. {Options.__doc__}")
     try:
         sys.exit(run(table, title, rows, options, SCALES | ({} if mini is None else {"mini": mini})))
-    except (InputError, RecordError, OSError) as error:
+    except (InputError, RecordError, SlurmError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -103,19 +111,33 @@ def run(table: str, title: str, rows: Rows, options: Options, scales: dict[str, 
     if options.list:
         print_rows(title, rows(name, 1))
         return 0
+    if not options.submit and (options.profile or options.set):
+        raise InputError("--profile and --set say how jobs are submitted; add --submit")
+    if options.submit:
+        options = replace(options, output=options.output.resolve())  # jobs may start in another folder
     join_processes()
     plans = make_plans(table, rows, chosen, scales[name], options)
     if is_main():
         print_plan(title, plans, options.output)
+    missing = {row.name: reason for row in plans if (reason := missing_weights(row.job, row.recipe)) is not None}
+    possible = [row for row in plans if row.name not in missing]
     if options.dry_run:
+        if options.submit:
+            submit_rows(table, possible, options.profile, options.set, dry_run=True)
         return 0
     if is_main():
         _require_writable(options.output)
         if options.fresh:
             for row in plans:
                 _remove(row.job, row.recipe)
+        for row in plans:
+            if row.name in missing:
+                write_unfinished(row.job, row.recipe, row.order, "not run", missing[row.name])
+                console.print(f"{row.name}: not run: {missing[row.name]}")
     barrier()
-    failed = _run_plans(plans)
+    if options.submit and graph(possible):
+        return 1 if submit_rows(table, possible, options.profile, options.set) else 0
+    failed = _run_plans(possible)
     if is_main():
         paths = build_report(options.output, read_records(options.output / "records"), REPORTED_CSV)
         print_results(table, name, options.output)
@@ -235,15 +257,7 @@ def _remove(job: Job, recipe: Recipe) -> None:
 
 def _run_plans(plans: list[Plan]) -> dict[str, str]:
     """Run what is not finished; returns the reason of every failed row and writes its record."""
-    possible = []
-    for row in plans:
-        missing = missing_weights(row.job, row.recipe)
-        if missing is None:
-            possible.append(row)
-        elif is_main():
-            write_unfinished(row.job, row.recipe, row.order, "not run", missing)
-            console.print(f"{row.name}: not run: {missing}")
-    tasks = graph(possible)
+    tasks = graph(plans)
     if not tasks:
         return {}
     threads = plans[0].job.scale.threads
@@ -252,8 +266,8 @@ def _run_plans(plans: list[Plan]) -> dict[str, str]:
     else:
         jobs = min(len(tasks), (os.cpu_count() or 1) // threads) if threads else 1
         failed = run_tasks(tasks, max(jobs, 1), threads)
-    reasons = {row.name: failed[row.name] for row in possible if row.name in failed}
-    for row in possible:
-        if row.name in failed and is_main():
-            write_unfinished(row.job, row.recipe, row.order, "failed", failed[row.name])
+    reasons = {row.name: failed[row.task] for row in plans if row.task in failed}
+    for row in plans:
+        if row.name in reasons:
+            write_unfinished(row.job, row.recipe, row.order, "failed", reasons[row.name])
     return reasons

@@ -94,7 +94,7 @@ def run_tokenizer(job: Job, recipe: Recipe) -> None:
         _teacher(job, recipe),
         folder,
         job.seed,
-        job.title(f"{recipe.tokenizer.name}: training tokenizer"),
+        job.title(f"{folder.name}: training tokenizer"),
         {**settings, **about},
         job.scale.published,
         features=_discriminator_features(job, recipe),
@@ -107,7 +107,7 @@ def run_tokens(job: Job, recipe: Recipe) -> None:
     """Encode the training images once for all generators on a tokenizer."""
     tokenizer, sha256 = load_tokenizer(job, recipe)
     images = job.splits.train.augmented("generator")
-    title = job.title(f"{recipe.tokenizer.name}: encoding training images")
+    title = job.title(f"{job.tokenizer(recipe).name}: encoding training images")
     build_token_cache(tokenizer, sha256, images, job.scale.views, job.tokens(recipe), title)
 
 
@@ -132,7 +132,7 @@ def run_generator(job: Job, recipe: Recipe) -> None:
         tokens,
         folder,
         job.seed,
-        job.title(f"{recipe.generator.name}: training generator"),
+        job.title(f"{folder.name}: training generator"),
         settings,
         execution=job.execution,
     )

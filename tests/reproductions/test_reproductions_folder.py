@@ -73,7 +73,7 @@ def test_changed_images_are_another_data_set(
     executed.clear()
     Image.new("RGB", (40, 40), (200, 10, 10)).save(shapes / "bars" / "0.png")
     assert table(tmp_path / "out", "vq", data=shapes) == 0
-    assert "extractor" in executed
+    assert executed[0].startswith("extractor")
     assert len(list((tmp_path / "out").glob("small-shapes-*"))) == 2
 
 

@@ -14,7 +14,7 @@ from encoding import encoded
 from torch import Tensor, nn
 
 from imagefolder.config import GeneratorConfig, TrainingConfig
-from imagefolder.data.images import ArrayImages, to_float
+from imagefolder.data.images import ArrayImages
 from imagefolder.generator.model import Generator
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.training.generator import GeneratorTask, train_generator
@@ -24,18 +24,6 @@ from imagefolder.training.generator import GeneratorTask, train_generator
 def tokens(tokenizer: Tokenizer, train_digits: ArrayImages) -> ArrayImages:
     images = ArrayImages(train_digits.images[:300], train_digits.labels[:300])
     return encoded(tokenizer, images)
-
-
-def test_encoding_gives_the_tokens_of_every_image_in_order(
-    tokens: ArrayImages, tokenizer: Tokenizer, train_digits: ArrayImages
-) -> None:
-    assert tokens.tokens.shape == (300, 2, 14)
-    assert torch.equal(tokens.labels, train_digits.labels[:300])
-    chosen = [299, 0, 150]
-    assert torch.equal(tokens.tokens[chosen], tokenizer.encode(to_float(train_digits.images[chosen])))
-    fetched, labels = tokens.__getitems__([(7, i) for i in chosen])
-    assert torch.equal(fetched, tokens.tokens[chosen])
-    assert torch.equal(labels, tokens.labels[chosen])
 
 
 def test_training_lowers_the_cross_entropy(
@@ -75,7 +63,7 @@ def test_class_is_dropped_for_a_share_of_the_images(
     task = GeneratorTask(Generator(config, tokenizer), TrainingConfig(steps=1, batch_size=300))
     task.model = spy = _Spy(torch.zeros(1, 2, 14, 64))
     torch.manual_seed(0)
-    losses = task.step((tokens.tokens, tokens.labels), 0.0, Accelerator())
+    losses = task.step((tokens.images, tokens.labels), 0.0, Accelerator())
     dropped = spy.labels[0] == 10
     assert float(dropped.float().mean()) == pytest.approx(share, abs=0.08)
     assert torch.equal(spy.labels[0][~dropped], tokens.labels[~dropped])
@@ -88,8 +76,8 @@ def test_training_task_minimises_the_loss_of_the_public_forward_pass(
     config = replace(generator_config, class_dropout=0.0, drop_path=0.0)
     generator = Generator(config, tokenizer)
     with torch.no_grad():
-        logits = generator(tokens.labels, tokens.tokens)
-        expected = nn.functional.cross_entropy(logits.movedim(-1, 1), tokens.tokens)
+        logits = generator(tokens.labels, tokens.images)
+        expected = nn.functional.cross_entropy(logits.movedim(-1, 1), tokens.images)
     task = GeneratorTask(generator, TrainingConfig(steps=1, batch_size=300))
-    losses = task.step((tokens.tokens, tokens.labels), 0.0, Accelerator())
+    losses = task.step((tokens.images, tokens.labels), 0.0, Accelerator())
     assert float(losses["cross_entropy"]) == pytest.approx(float(expected), rel=1e-5)
