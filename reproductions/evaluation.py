@@ -54,8 +54,9 @@ def evaluate_row(job: Job, recipe: Recipe, order: int, tokenizer_shared: bool) -
     results = [_measure(job, recipe, extractor, tokenizer, generator, measure) for measure in recipe.measures]
     if not is_main():
         return
-    for note in (note for result in results for note in result.notes):
-        console.print(f"{recipe.row}: {note}")
+    if job.scale.published:  # at the other scales nobody expects what published weights are needed for
+        for note in (note for result in results for note in result.notes):
+            console.print(f"{recipe.row}: {note}")
     config = resolved(recipe, job.scale)
     if job.tokenizer_weights is not None:  # how they were trained is not known
         trained = ("tokenizer_training", "generator_training", "loss", "views", "proxy_steps")

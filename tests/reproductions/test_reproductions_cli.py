@@ -78,6 +78,7 @@ def test_help(call: Call) -> None:
         "--fresh",
         "--skip-corrupt",
         "--dry-run",
+        "--submit",
     ):
         assert option in result.out
 
@@ -134,6 +135,28 @@ def test_dry_run_shows_the_plan_and_makes_nothing(call: Call, tmp_path: Path, ar
     assert ("imagefolder" in result.out) == (arguments[:1] != ["--rows"])
     assert not list(tmp_path.rglob("*.safetensors"))
     assert not (tmp_path / "out" / "records").exists()
+
+
+def test_dry_run_of_a_submission_shows_every_job_and_makes_nothing(call: Call, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    settings = ("--profile", "slurm", "--set", "partition=gpu", "small.time=90")
+    result = call("--submit", "--dry-run", "--rows", "imagefolder", "unfolded", "--output", output, *settings)
+    assert result.code == 0, result.err
+    assert result.out.count("==> ") >= 6  # proxies, tokenizer, tokens, two generators, two rows, report
+    assert result.out.count("#SBATCH --partition=gpu") == result.out.count("#SBATCH --time=90")
+    assert "afterok" in result.out
+    assert "afterany" in result.out
+    (line,) = (line for line in result.out.splitlines() if line.startswith("report table2"))
+    assert line.count("tokenizer mini-MSVR3P2-256") == 1  # once for both rows
+    assert not output.exists()
+
+
+def test_settings_of_a_submission_need_one(call: Call, tmp_path: Path) -> None:
+    assert_one_line(call("--set", "partition=gpu", "--output", tmp_path), "--submit")
+
+
+def test_unknown_setting_of_a_submission_is_one_line(call: Call, tmp_path: Path) -> None:
+    assert_one_line(call("--submit", "--set", "partitoin=gpu", "--output", tmp_path / "out"), "partitoin", "partition")
 
 
 def test_dry_run_with_fresh_removes_nothing(call: Call, tmp_path: Path) -> None:
