@@ -38,7 +38,7 @@ class ClaimTable:
 
 
 def claim_tables(findings: list[Finding]) -> list[ClaimTable]:
-    """One table for every scale and data set, in the order of the findings."""
+    """One table for every scale and data set, in the order of the findings, those that were not run last."""
     places: dict[tuple[str, str, str], list[Finding]] = {}
     for finding in findings:
         places.setdefault((finding.scale, finding.dataset, finding.dataset_sha256), []).append(finding)
@@ -47,6 +47,7 @@ def claim_tables(findings: list[Finding]) -> list[ClaimTable]:
     for (scale, dataset, content), members in places.items():
         # Equal names with other images inside are other data sets.
         suffix = f" (images {content[:8]})" if names.count((scale, dataset)) > 1 else ""
+        members = sorted(members, key=lambda finding: finding.verdict == "not run")
         verdicts = [finding.verdict for finding in members]
         counts = ", ".join(f"{v}: {verdicts.count(v)}" for v in VERDICTS if v in verdicts)
         tables.append(ClaimTable(f"{scale} · {dataset}{suffix}", counts, [_row(finding) for finding in members]))

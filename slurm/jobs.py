@@ -100,6 +100,8 @@ class StageJob:
                 raise RuntimeError(reason) from error
             raise
         journal.finish(self.name, job, environment.global_rank, self.processes)
+        for number in (USER_SIGNAL, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # one that comes while Python shuts down would make the job fail
 
     def checkpoint(self) -> DelayedSubmission:
         """The job's next life: the same again, the stage itself finds what it has saved."""

@@ -51,7 +51,7 @@ def generation_metrics(
         add(f"{kind}recall", f"k = {NEIGHBOURS}, {what}", recall, n_real, True)
         if n < FEW:
             mean, spread = kernel_distance(statistics.features, reference.features)
-            add(f"{kind}KID", f"kernel distance of {what}", mean, n_real, False, spread)
+            add(f"{kind}{distance.replace('FID', 'KID')}", f"kernel distance of {what}", mean, n_real, False, spread)
     if labels is not None and extractor.is_proxy:
         right = float((statistics.classes == labels).float().mean())
         add("class accuracy", "share of samples the extractor assigns to their class", right, 0, True)

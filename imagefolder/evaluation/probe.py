@@ -126,5 +126,5 @@ def evaluate_probe(
         protocol = Protocol(
             f"linear probe accuracy ({where})", 1, text, reference, "imagefolder", None, None, higher_is_better=True
         )
-        result.measurements.append(Measurement(protocol, probe_accuracy(probe, *test), n, 0))
+        result.measurements.append(Measurement(protocol, probe_accuracy(probe, *test), n, n))
     return result

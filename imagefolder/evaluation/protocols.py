@@ -92,7 +92,7 @@ def evaluate_reconstruction(tokenizer: Tokenizer, splits: DataSplits, extractor:
         distance = frechet(*(side.over_processes().pooled.statistics() for side in (generated, real)))
         measured.append(Measurement(protocol, distance, n, n))
         if generated.keep:
-            protocol = feature_protocol(f"{e.prefix}KID", f"kernel distance of {what}", reference, e, False)
+            protocol = feature_protocol(f"{e.prefix}rKID", f"kernel distance of {what}", reference, e, False)
             mean, spread = kernel_distance(generated.features, real.features)
             measured.append(Measurement(protocol, mean, n, n, spread))
     values = pairs.over_processes()

@@ -24,7 +24,7 @@ class Curve:
         self._file = self._writer = None
         if is_main():
             _trim(folder / CURVE, start)
-            self._file = (folder / CURVE).open("a")
+            self._file = (folder / CURVE).open("a", buffering=1)  # line by line: others watch it
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
 
     def __enter__(self) -> Curve:

@@ -193,7 +193,7 @@ def test_published_metrics_of_samples(
     measured = values(result)
     assert {name: numbers[1:] for name, numbers in measured.items()} == {
         "gFID": (1_281_167, 10), "sFID": (1_281_167, 10), "IS": (0, 10), "precision": (10, 10), "recall": (10, 10),
-        "KID": (10, 10),
+        "gKID": (10, 10),
     }  # fmt: skip
     samples, real = inception(result.picture), inception(images)  # the stored statistics are of these images
     assert measured["gFID"][0] == pytest.approx(frechet_of_few(samples.pooled, real.pooled), rel=1e-4)
@@ -246,7 +246,7 @@ def test_reconstruction_with_inception_and_clean_fid(
     accept(tmp_path / weights.CLEAN_INCEPTION)
     result = evaluate_reconstruction(generator.tokenizer, few, inception, "reconstructing")
     measured = values(result)
-    assert set(measured) == {"rFID", "KID", "clean-rFID", "PSNR", "SSIM"}
+    assert set(measured) == {"rFID", "rKID", "clean-rFID", "PSNR", "SSIM"}
     assert {numbers[1:] for numbers in measured.values()} == {(10, 10)}
     originals, images = result.picture[0::2], result.picture[1::2]
     expected = frechet_of_few(inception(images).pooled, inception(originals).pooled)

@@ -71,9 +71,9 @@ def test_proxy_values_carry_the_extractors_hash_and_the_evaluators_version(
     reconstruction: Result, generation: Result, extractor: Path
 ) -> None:
     measured = by_name(reconstruction) | by_name(generation)
-    assert set(by_name(reconstruction)) == {"proxy-rFID", "proxy-KID", "PSNR", "SSIM"}
+    assert set(by_name(reconstruction)) == {"proxy-rFID", "proxy-rKID", "PSNR", "SSIM"}
     assert set(by_name(generation)) == {
-        "proxy-gFID", "proxy-KID", "proxy-IS", "proxy-precision", "proxy-recall", "class accuracy",
+        "proxy-gFID", "proxy-gKID", "proxy-IS", "proxy-precision", "proxy-recall", "class accuracy",
     }  # fmt: skip
     for name, measurement in measured.items():
         protocol = measurement.protocol
