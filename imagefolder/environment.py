@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 
 PACKAGES = (
     "accelerate",
@@ -81,6 +82,12 @@ def peak_memory_mib() -> float:
     except (OSError, StopIteration):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / 2**20 if sys.platform == "darwin" else peak / 1024
+
+
+def use_threads(number: int) -> None:
+    """Let torch, and the libraries below numpy and scipy, work with so many threads: rounding depends on it."""
+    torch.set_num_threads(number)
+    threadpool_limits(number)
 
 
 def keep_freed_memory() -> bool:

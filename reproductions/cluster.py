@@ -7,9 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from imagefolder.distributed import barrier, join_processes
+from imagefolder.environment import use_threads
 from imagefolder.training.interruption import request_stop
 from leaderboard.report import build_report
 from leaderboard.store import read_records
@@ -45,7 +44,7 @@ def submit_rows(
 def run_stage(function: Callable[..., None], arguments: tuple[Any, ...], threads: int | None) -> None:
     """What a job does: a stage, in as many processes as the job has, with the threads its scale asks for."""
     if threads is not None:
-        torch.set_num_threads(threads)
+        use_threads(threads)
     join_processes()
     function(*arguments)
     barrier()  # none leaves while another still needs it

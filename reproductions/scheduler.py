@@ -102,13 +102,13 @@ def run_here(tasks: list[Task]) -> dict[str, str]:
 
 
 def _start_worker(events: Any, threads: int | None) -> None:
-    import torch
+    from imagefolder.environment import use_threads
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     threading.Thread(target=_end_with_parent, daemon=True).start()
     send_to(events.put)
     if threads is not None:
-        torch.set_num_threads(threads)
+        use_threads(threads)
 
 
 def _end_with_parent() -> None:

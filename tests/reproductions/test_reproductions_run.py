@@ -162,6 +162,22 @@ def test_rows_of_other_tables_use_the_same_models(finished: Path, table: Table, 
     assert weights(finished) == before
 
 
+def test_given_weights_are_evaluated_as_a_row_of_their_own(
+    finished: Path, table: Table, records: Records, executed: list[str]
+) -> None:
+    made = records(finished)["vq"]
+    models = {c["role"]: str((finished / c["path"]).parent) for c in made["checkpoints"]}
+    assert table(finished, "vq", tokenizer=models["tokenizer"], generator=models["generator"], num_samples=40) == 0
+    assert [name.split()[0] for name in executed] == ["table2"]
+    given = records(finished)["vq-given"]
+    same = {"proxy-gFID", "proxy-IS", "class accuracy"}  # as many samples; test images are fewer
+    picked = [{m["protocol"]["name"]: m for m in r["metrics"] if m["protocol"]["name"] in same} for r in (made, given)]
+    assert picked[0] == picked[1]
+    assert {m["n_generated"] for m in given["metrics"]} == {40}
+    assert {c["selection"] for c in given["checkpoints"] if c["role"] != "extractor"} == {"given, not selected here"}
+    assert "tokenizer_training" not in given["config"]
+
+
 def breaking(scale: str, classes: int) -> list[Recipe]:
     """Table 2 with a commitment that is infinite in the raster row's tokenizer."""
     recipes = table2.rows(scale, classes)
