@@ -11,7 +11,7 @@ import pytest
 from waiting import command, wait_for, wait_for_step
 
 from imagefolder.config import SamplingConfig
-from reproductions import runner, table2
+from reproductions import linear_probe, runner, table2
 from reproductions.recipe import SCALES, Recipe
 from reproductions.runner import Options
 from slurm.journal import Journal
@@ -46,44 +46,44 @@ def stage(journal: Journal, kind: str) -> str:
     return name
 
 
-def test_signalled_and_requeued_trainings_end_in_the_numbers_of_a_local_run(
-    run: Path, overrides: list[str], tmp_path: Path
-) -> None:
-    submitted = {"submit": True, "profile": PROFILE, "set": tuple(overrides)}
-    assert run_rows(run, "unfolded", **submitted) == 0
-    journal = Journal(run)
-    tokenizer, generator = stage(journal, "tokenizer"), stage(journal, "generator")
-    command("scancel", "--signal=USR2", wait_for_step(journal, tokenizer, 20, 120).job)
-    assert run_rows(run, "unfolded", **submitted) == 0  # nothing is started twice
-    command("scontrol", "requeue", wait_for_step(journal, generator, 20, 240).job)
-    report = stage(journal, "report")
-    statuses = wait_for(journal, {report: "finished"}, 240)
-    assert {status.state for status in statuses.values()} == {"finished"}
-    assert (statuses[tokenizer].restarts, statuses[generator].restarts) == (1, 1)
-    submissions = [line["stage"] for line in journal.lines() if line["event"] == "submitted"]
-    assert len(submissions) == len(set(submissions))
-    assert (run / "report.html").exists()
-
-    assert run_rows(tmp_path / "local", "unfolded") == 0
-    assert records(run) == records(tmp_path / "local")
-
-
 def breaking(scale: str, classes: int) -> list[Recipe]:
     """Table 2 with a commitment that is infinite in the raster row's tokenizer."""
     recipes = table2.rows(scale, classes)
     return [*recipes[:3], replace(recipes[3], tokenizer=replace(recipes[3].tokenizer, commitment=1e300))]
 
 
-def test_failed_row_is_named_and_the_others_finish(run: Path, overrides: list[str]) -> None:
-    """The one that is left trains on two nodes."""
-    settings = (*overrides, "small.nodes=2")
-    assert run_rows(run, "unfolded", "vq", recipes=breaking, submit=True, profile=PROFILE, set=settings) == 0
+def test_row_survives_signal_and_requeue_with_the_numbers_of_a_local_run_and_another_fails_by_name(
+    run: Path, overrides: list[str], tmp_path: Path
+) -> None:
+    submitted = {"recipes": breaking, "submit": True, "profile": PROFILE, "set": tuple(overrides)}
+    assert run_rows(run, "unfolded", "vq", **submitted) == 0
     journal = Journal(run)
-    wait_for(journal, {stage(journal, "report"): "finished"}, 400)
-    found = records(run)
-    assert found["unfolded"]["status"] == "finished"
-    assert found["vq"]["status"] == "failed"
-    assert "commitment not finite" in found["vq"]["reason"]
-    assert "log: " in found["vq"]["reason"]
-    (document,) = (run / "records").glob("table2-unfolded-*.json")
-    assert json.loads(document.read_text())["run"]["processes"] == 2
+    tokenizer, generator = stage(journal, "tokenizer mini-MSVR"), stage(journal, "generator VAR")
+    command("scancel", "--signal=USR2", wait_for_step(journal, tokenizer, 20, 120).job)
+    assert run_rows(run, "unfolded", "vq", **submitted) == 0  # what is alive or done is not started twice
+    command("scontrol", "requeue", wait_for_step(journal, generator, 20, 240).job)
+    statuses = wait_for(journal, {stage(journal, "report"): "finished"}, 240)
+    assert (statuses[tokenizer].restarts, statuses[generator].restarts) == (1, 1)
+    submissions = [line["stage"] for line in journal.lines() if line["event"] == "submitted"]
+    assert submissions.count(tokenizer) == submissions.count(generator) == 1
+    assert (run / "report.html").exists()
+    failed = records(run)["vq"]
+    assert failed["status"] == "failed"
+    assert "commitment not finite" in failed["reason"]
+    assert "log: " in failed["reason"]
+
+    assert run_rows(tmp_path / "local", "unfolded") == 0
+    assert records(run)["unfolded"] == records(tmp_path / "local")["unfolded"]
+
+
+def test_two_nodes_train_together(run: Path, overrides: list[str]) -> None:
+    chosen = Options(rows=("step4",), output=run, submit=True, profile=PROFILE, set=(*overrides, "small.nodes=2"))
+    assert runner.run("linear_probe", "Probe", linear_probe.rows, chosen, SCALES | {"mini": SHORT}) == 0
+    journal = Journal(run)
+    wait_for(journal, {stage(journal, "report"): "finished"}, 240)
+    (document,) = (run / "records").glob("linear_probe-step4-*.json")
+    record = json.loads(document.read_text())
+    assert record["status"] == "finished"
+    assert record["run"]["processes"] == 2
+    lives = [line for line in journal.lines() if line["event"] == "started" and line["stage"].startswith("tokenizer")]
+    assert [line["nodes"] for line in lives] == ["n[1-2]"]
