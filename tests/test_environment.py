@@ -18,7 +18,7 @@ from leaderboard.record import Run
 
 def test_describe_fills_a_records_run_but_for_the_caller_s_part() -> None:
     described = environment.describe()
-    assert set(described) == set(Run.model_fields) - {"started", "finished", "command"}
+    assert set(described) == set(Run.model_fields) - {"started", "finished", "command", "processes", "execution"}
     run = Run(started="a", finished="b", command="c", **described)
     assert run.packages["torch"] == metadata.version("torch")
     assert run.packages["torch-fidelity"] == metadata.version("torch-fidelity")

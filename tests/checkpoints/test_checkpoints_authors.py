@@ -229,6 +229,7 @@ def test_a_file_without_such_weights_says_what_it_holds(tmp_path, generator_stat
         load(tmp_path / "ar.pth")
 
 
+@pytest.mark.slow
 def test_inspect_says_what_fits_and_convert_asks_where_several_do(state, tmp_path):
     torch.save({"ema": state, "steps": 5}, tmp_path / "authors.pt")
     result = run("inspect", tmp_path / "authors.pt")

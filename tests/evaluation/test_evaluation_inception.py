@@ -183,6 +183,7 @@ def values(result: Result) -> dict[str, tuple[float, int, int]]:
     return {m.protocol.name: (m.value, m.n_real, m.n_generated) for m in result.measurements}
 
 
+@pytest.mark.slow
 def test_published_metrics_of_samples(
     adm: Path, inception: Extractor, images: Tensor, generator: Generator, splits: DataSplits
 ) -> None:
@@ -230,6 +231,7 @@ def write_clean_inception(path: Path) -> None:
     torch.jit.save(torch.jit.script(Base()), path)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit")
 def test_reconstruction_with_inception_and_clean_fid(
     tmp_path: Path,

@@ -212,6 +212,7 @@ def _other_process(folder: Path, path: Path, train: ArrayImages, test: ArrayImag
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_measure_as_one(tmp_path: Path, few: DataSplits, extractor: Path, proxy: Extractor) -> None:
     """All protocols, in this process and another one; starting it takes seconds."""
     if not (dist.is_available() and dist.is_gloo_available()):

@@ -88,6 +88,7 @@ def test_dead_worker_is_reported_and_what_does_not_need_it_goes_on(tmp_path: Pat
     assert log_of(tmp_path) == ["other"]
 
 
+@pytest.mark.slow
 def test_workers_end_when_their_parent_is_killed(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(

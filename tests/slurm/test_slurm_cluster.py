@@ -118,7 +118,7 @@ def test_failure_stops_what_depends_on_it_and_resubmit_does_only_that(
 
 def test_requeued_jobs_resume_at_the_exact_step_and_idle_ones_are_given_up(run: Path, overrides: list[str]) -> None:
     names = ("signalled", "preempted", "requeued")
-    graph = [counting(name, run / name, 15) for name in names]
+    graph = [counting(name, run / name, 15, seconds=0.5) for name in names]
     graph.append(Stage("after", work.note, (run / "after",), after=("signalled",)))
     graph.append(Stage("idle", work.never_gets_on, (run / "idle",), progress=run / "idle"))
     submit(run, graph, PROFILE, [*overrides, "small.lives_without_progress=2"])

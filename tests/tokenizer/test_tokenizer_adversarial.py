@@ -177,6 +177,7 @@ def of_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Ten
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_on_the_whole_batch(of_processes):
     expected = _losses_and_gradients(*_case())
     for results in of_processes:

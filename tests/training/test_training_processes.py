@@ -69,6 +69,9 @@ LOSS = LossConfig(
 )
 
 
+pytestmark = pytest.mark.slow  # two processes, which import torch
+
+
 @dataclass(frozen=True)
 class Case:
     """One training; `micro_batch` is that of two processes, a single one takes pieces twice as large."""
@@ -101,7 +104,7 @@ def train(case: Case, folder: Path, processes: int, steps_before_stop: int | Non
         tokens = torch.randint(64, (50, 2, 14), generator=draws)
         data = ArrayImages(tokens, torch.randint(10, (50,), generator=draws))
         if steps_before_stop is not None:
-            data = StoppingTokens(data.tokens, data.labels, steps_before_stop, processes)
+            data = StoppingTokens(data.images, data.labels, steps_before_stop, processes)
         train_generator(GENERATOR, TRAINING, Tokenizer(TOKENIZER), data, *arguments, execution, evaluate)
     else:
         images = ArrayImages(torch.randint(256, (50, 3, 32, 32), dtype=torch.uint8), torch.zeros(50))
