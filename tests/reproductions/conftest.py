@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from threadpoolctl import threadpool_limits
 
 import reproductions.job as job
 import reproductions.runner as runner
@@ -32,7 +33,8 @@ def cpu_with_one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     job.read_splits.cache_clear()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with threadpool_limits(1):
+        yield
     torch.set_num_threads(threads)
     AcceleratorState._reset_state(reset_partial_state=True)
 
