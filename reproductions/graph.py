@@ -39,8 +39,8 @@ def plan(job: Job, recipe: Recipe, order: int, shared: bool, fresh: bool) -> Pla
     """What is left to do for a row; everything if `fresh`."""
     given = job.tokenizer_weights is not None
     tokenizer = given or (not fresh and is_trained(job.tokenizer(recipe)))
-    generator = given or (tokenizer and (recipe.generator is None or is_trained(job.generator(recipe))))
-    recorded = generator and not given and not fresh and has_record(job, recipe)
+    generator = given or recipe.generator is None or (tokenizer and is_trained(job.generator(recipe)))
+    recorded = tokenizer and generator and not given and not fresh and has_record(job, recipe)
     return Plan(job, recipe, order, shared, tokenizer, generator, recorded)
 
 

@@ -13,7 +13,7 @@ import reproductions.job as job
 import reproductions.runner as runner
 from imagefolder.data.digits import digits
 from imagefolder.files import file_sha256
-from reproductions import folding, table2
+from reproductions import folding, linear_probe, table2
 from reproductions.recipe import SCALES, Recipe, Scale
 from reproductions.runner import Options
 from reproductions.scheduler import run_tasks
@@ -158,6 +158,16 @@ def test_rows_of_other_tables_use_the_same_models(finished: Path, table: Table, 
     assert runner.run("folding", "Folding", folding.rows, options) == 0
     assert [name.split()[0] for name in executed] == ["folding"]
     assert weights(finished) == before
+
+
+def test_row_without_a_generator_trains_its_tokenizer_alone(
+    tmp_path: Path, records: Records, executed: list[str]
+) -> None:
+    options = Options(rows=("step4",), output=tmp_path)
+    assert runner.run("linear_probe", "Probe", linear_probe.rows, options) == 0
+    assert [name.split()[0] for name in executed] == ["extractor", "tokenizer", "linear_probe"]
+    names = {metric["protocol"]["name"] for metric in records(tmp_path)["step4"]["metrics"]}
+    assert {"linear probe accuracy (continuous)", "linear probe accuracy (quantized)", "proxy-rFID"} <= names
 
 
 def test_given_weights_are_evaluated_as_a_row_of_their_own(
