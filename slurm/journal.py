@@ -14,6 +14,7 @@ import json
 import os
 import pickle
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -147,7 +148,9 @@ class Journal:
         """How a stage's job ended, None if it has not, or died without a word."""
         failed = _read(self.jobs / f"{job}_failed.json")
         if failed is not None and failed.get("stage", stage) == stage:  # process ids come again
-            return Outcome(False, failed.get("reason", "its reason cannot be read"), _seconds_of(failed))
+            free = shutil.disk_usage(self.jobs).free
+            lost = f"its reason could not be written to {self.jobs}, where {free:,} bytes are free"
+            return Outcome(False, failed.get("reason", lost), _seconds_of(failed))
         first = _read(self.jobs / f"{job}_0_finished.json") or {"stage": None}
         if first["stage"] != stage:
             return None

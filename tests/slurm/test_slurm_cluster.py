@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import work
-from waiting import command, wait_for, wait_for_step, wait_until
+from waiting import command, process_of, wait_for, wait_for_step, wait_until
 
 from slurm import SlurmError, Stage
 from slurm.__main__ import main
@@ -171,7 +170,7 @@ def test_killed_process_ends_the_job_and_status_says_why(run: Path, overrides: l
     submit(run, [counting("training", run / "training", 1000)], PROFILE, settings)
     journal = Journal(run)
     wait_for_step(journal, "training", 2)
-    command("kill", "-9", process_of(journal, 1))
+    command("kill", "-9", process_of(journal, "training", 1))
     status = wait_for(journal, {"training": "failed"})["training"]
     assert "task 1: Killed" in status.reason, status.reason
 
@@ -180,17 +179,9 @@ def test_job_killed_without_a_word_is_explained(run: Path, overrides: list[str])
     submit(run, [counting("training", run / "training", 1000)], PROFILE, overrides)
     journal = Journal(run)
     wait_for_step(journal, "training", 2)
-    command("kill", "-9", process_of(journal, 0))
+    command("kill", "-9", process_of(journal, "training", 0))
     status = wait_for(journal, {"training": "failed"})["training"]
     assert "SIGKILL" in status.reason, status.reason
-
-
-def process_of(journal: Journal, rank: int) -> str:
-    """Process id of a rank of the only job of this run."""
-    pattern = f"^{sys.executable} -u -m submitit.core._submit {journal.jobs}"
-    pids = command("pgrep", "-f", pattern).split()
-    [pid] = [pid for pid in pids if f"SLURM_PROCID={rank}" in Path(f"/proc/{pid}/environ").read_text().split("\0")]
-    return pid
 
 
 def test_cancel_saves_the_state_and_does_not_come_back(run: Path, overrides: list[str]) -> None:

@@ -80,7 +80,8 @@ def test_local_processes_know_each_other_and_requeue(run: Path, overrides: list[
 def test_interrupted_run_saves_and_continues(how: str, run: Path, overrides: list[str]) -> None:
     folder = run / "training"
     script = (
-        "import work; from pathlib import Path; from slurm import Stage; from slurm.launch import submit\n"
+        "import signal, work; from pathlib import Path; from slurm import Stage; from slurm.launch import submit\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a test run in the background ignores it
         f"folder = Path({str(folder)!r})\n"
         "stage = Stage('training', work.count, (folder, 40, 0.1), request_stop=work.request_stop, progress=folder)\n"
         f"print(submit({str(run)!r}, [stage], 'local', {overrides!r}))\n"

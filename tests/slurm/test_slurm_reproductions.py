@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from waiting import command, wait_for, wait_for_step
+from waiting import command, process_of, wait_for, wait_for_step
 
 from imagefolder.config import SamplingConfig
 from reproductions import linear_probe, runner, table2
 from reproductions.recipe import SCALES, Recipe
 from reproductions.runner import Options
 from slurm.journal import Journal
+from slurm.launch import resubmit
+from slurm.status import read_status
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 PROFILE = "test-cluster"
@@ -41,6 +45,14 @@ def records(output: Path) -> dict[str, dict[str, Any]]:
     return {r["row"]: {name: value for name, value in r.items() if name not in ("cost", "run")} for r in found}
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The record of a run of the unfolded row on this machine, without Slurm."""
+    output = tmp_path_factory.mktemp("local")
+    assert run_rows(output, "unfolded") == 0
+    return records(output)["unfolded"]
+
+
 def stage(journal: Journal, kind: str) -> str:
     (name,) = (name for name in journal.graph()["stages"] if name.startswith(kind))
     return name
@@ -53,7 +65,7 @@ def breaking(scale: str, classes: int) -> list[Recipe]:
 
 
 def test_row_survives_signal_and_requeue_with_the_numbers_of_a_local_run_and_another_fails_by_name(
-    run: Path, overrides: list[str], tmp_path: Path
+    run: Path, overrides: list[str], undisturbed: dict[str, Any]
 ) -> None:
     submitted = {"recipes": breaking, "submit": True, "profile": PROFILE, "set": tuple(overrides)}
     assert run_rows(run, "unfolded", "vq", **submitted) == 0
@@ -72,8 +84,66 @@ def test_row_survives_signal_and_requeue_with_the_numbers_of_a_local_run_and_ano
     assert "commitment not finite" in failed["reason"]
     assert "log: " in failed["reason"]
 
-    assert run_rows(tmp_path / "local", "unfolded") == 0
-    assert records(run)["unfolded"] == records(tmp_path / "local")["unfolded"]
+    assert records(run)["unfolded"] == undisturbed
+
+
+def test_row_survives_its_node_and_its_time_limit(run: Path, overrides: list[str], undisturbed: dict[str, Any]) -> None:
+    # A minute is Slurm's shortest limit: asked to leave after some seconds of each, the trainings take several lives
+    limits = ("small.time=1", "small.signal_delay=55", "small.lives_without_progress=10")
+    assert run_rows(run, "unfolded", submit=True, profile=PROFILE, set=(*overrides, *limits)) == 0
+    journal = Journal(run)
+    tokenizer, generator = stage(journal, "tokenizer mini-MSVR"), stage(journal, "generator VAR")
+    node = wait_for_step(journal, tokenizer, 20, 120).nodes
+    command("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    try:
+        wait_for(journal, {stage(journal, "report"): "finished"}, 540)
+    finally:
+        # where ReturnToService says so the node has come back by itself, and this is refused
+        subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], timeout=20, check=False)
+    statuses = read_status(journal)
+    assert statuses[tokenizer].restarts >= 1
+    assert statuses[generator].restarts >= 1
+    assert records(run)["unfolded"] == undisturbed
+
+
+def test_killed_training_fails_its_row_alone_and_resubmit_ends_it_with_the_same_numbers(
+    run: Path, overrides: list[str], undisturbed: dict[str, Any]
+) -> None:
+    assert run_rows(run, "unfolded", "var", submit=True, profile=PROFILE, set=tuple(overrides)) == 0
+    journal = Journal(run)
+    generator = stage(journal, "generator VAR-mini-MSVR3P2-256-unfolded")
+    wait_for_step(journal, generator, 20, 240)
+    command("kill", "-9", process_of(journal, generator))
+    wait_for(journal, {generator: "failed", stage(journal, "report"): "finished"}, 240)
+    found = records(run)
+    assert found["var"]["status"] == "finished"
+    assert found["unfolded"]["status"] == "failed"
+    assert "SIGKILL" in found["unfolded"]["reason"]
+    assert found["unfolded"]["reason"] in (run / "report.md").read_text()
+
+    resubmit(run, None, [], dry_run=False)
+    wait_for(journal, {generator: "finished", stage(journal, "report"): "finished"}, 240)
+    assert records(run)["unfolded"] == undisturbed
+
+
+@pytest.fixture
+def small_disk(run: Path) -> Iterator[Path]:
+    """The run's folder on a disk of four megabytes."""
+    run.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(run)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield run
+    subprocess.run(["umount", "--lazy", str(run)], check=True)
+
+
+def test_full_disk_is_the_reason(small_disk: Path, overrides: list[str]) -> None:
+    assert run_rows(small_disk, "unfolded", submit=True, profile=PROFILE, set=tuple(overrides)) == 0
+    journal = Journal(small_disk)
+    tokenizer = stage(journal, "tokenizer mini-MSVR")
+    reason = wait_for(journal, {tokenizer: "failed"}, 120)[tokenizer].reason
+    assert "No space left on device" in reason
+    assert "\n" not in reason
 
 
 def test_two_nodes_train_together(run: Path, overrides: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -48,3 +49,15 @@ def wait_for(journal: Journal, states: dict[str, str], seconds: float = 40) -> S
 def wait_for_step(journal: Journal, stage: str, step: int, seconds: float = 40) -> StageStatus:
     """Status of a stage once its curve has reached a step."""
     return wait_until(journal, lambda s: (s[stage].step or 0) >= step, seconds)[stage]
+
+
+def process_of(journal: Journal, stage: str, rank: int = 0) -> str:
+    """Process id of a rank of a stage that runs."""
+    number, _, element = read_status(journal)[stage].job.partition("_")
+    wanted = {f"SLURM_PROCID={rank}"}
+    wanted |= (
+        {f"SLURM_ARRAY_JOB_ID={number}", f"SLURM_ARRAY_TASK_ID={element}"} if element else {f"SLURM_JOB_ID={number}"}
+    )
+    pids = command("pgrep", "-f", f"^{sys.executable} -u -m submitit.core._submit {journal.jobs}").split()
+    [pid] = [pid for pid in pids if wanted <= set(Path(f"/proc/{pid}/environ").read_text().split("\0"))]
+    return pid
