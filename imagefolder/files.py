@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 
 def file_sha256(path: Path) -> str:
@@ -21,7 +23,8 @@ def file_sha256(path: Path) -> str:
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Call `write(temporary path)` and move the result to `path`, so that no half-written file is ever seen.
 
-    What has been written survives a power failure too.
+    What has been written survives a power failure too. Raises `OSError`, with the path and the space left, if it cannot
+    be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp")
@@ -31,6 +34,9 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is the last two to torch and safetensors
+        free = shutil.disk_usage(path.parent).free
+        raise OSError(f"{path} cannot be written: {error} ({free:,} bytes are free on its disk)") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -19,6 +21,7 @@ def collected(*arguments: str) -> list[str]:
     return [line for line in run("--collect-only", *arguments).stdout.splitlines() if "::" in line]
 
 
+@pytest.mark.slow
 def test_selection():
     assert collected() == []
     plain = collected("--benchmark-only")

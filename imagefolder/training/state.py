@@ -23,10 +23,7 @@ class StateFile:
     def write(self, content: dict[str, Any]) -> None:
         """Replace the content, atomically; `OSError` if there is no room for it."""
         state = {"settings_hash": self.settings_hash, **content}
-        try:
-            write_atomically(self.path, lambda temporary: torch.save(state, temporary))
-        except RuntimeError as error:  # how torch says that a write was cut short
-            raise OSError(f"{self.path} cannot be written, the disk is probably full ({error})") from None
+        write_atomically(self.path, lambda temporary: torch.save(state, temporary))
 
     def read(self) -> dict[str, Any] | None:
         """The content, on the CPU, or None if there is none.

@@ -79,6 +79,7 @@ print(equal(tokenizer, again), equal(tokenizer, by_location), equal(generator, s
     assert result.stdout.strip() == "loaded", result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
 def test_a_download_that_does_not_match_its_hash_is_refused_and_removed(hub, published, tmp_path, file):
     hub.corrupt.add(f"me/tok/{file}")
@@ -93,6 +94,7 @@ for attempt in range(2):
     assert all(f"{file}: the download does not match its hash" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_what_is_not_there_is_named(hub, published, tmp_path):
     code = f"""
 for weights in ("hf://me/none", "hf://me/tok/other.pt", "hf://tok"):
@@ -105,6 +107,7 @@ for weights in ("hf://me/none", "hf://me/tok/other.pt", "hf://tok"):
     assert "hf://tok: expected hf://owner/repo" in lines[2]
 
 
+@pytest.mark.slow
 def test_authors_files_load_from_a_hub(hub, published, tmp_path):
     content = io.BytesIO()
     torch.save({"ema": published.state_dict()}, content)
@@ -115,6 +118,7 @@ def test_authors_files_load_from_a_hub(hub, published, tmp_path):
     assert float(result.stdout) == float(published.quant_conv.bias[3].detach()), result.stderr
 
 
+@pytest.mark.slow
 def test_without_network_it_fails_at_once_with_one_line(tmp_path):
     code = f"""
 import time

@@ -233,7 +233,9 @@ def test_impossible_request_is_one_line_and_nothing_stays(run: Path, overrides: 
         submit(run, graph, PROFILE, [*overrides, "training.gpus_per_node=3"])
     assert "\n" not in str(error.value)
     [job] = [line["job"] for line in Journal(run).lines()]
-    assert "CANCELLED" in command("squeue", "--states=all", "--noheader", "--format=%T", "--jobs", job)
+    wait_until(
+        Journal(run), lambda _: job_states([job])[job].state == "CANCELLED", 20
+    )  # which it may be slow to become
 
 
 def test_gpus_are_given(run: Path, overrides: list[str]) -> None:

@@ -119,7 +119,7 @@ def test_killed_training_fails_its_row_alone_and_resubmit_ends_it_with_the_same_
     assert found["var"]["status"] == "finished"
     assert found["unfolded"]["status"] == "failed"
     assert "SIGKILL" in found["unfolded"]["reason"]
-    assert found["unfolded"]["reason"] in (run / "report.md").read_text()
+    assert "ended by SIGKILL" in (run / "report.md").read_text()
 
     resubmit(run, None, [], dry_run=False)
     wait_for(journal, {generator: "finished", stage(journal, "report"): "finished"}, 240)
@@ -139,10 +139,9 @@ def small_disk(run: Path) -> Iterator[Path]:
 
 def test_full_disk_is_the_reason(small_disk: Path, overrides: list[str]) -> None:
     assert run_rows(small_disk, "unfolded", submit=True, profile=PROFILE, set=tuple(overrides)) == 0
-    journal = Journal(small_disk)
-    tokenizer = stage(journal, "tokenizer mini-MSVR")
-    reason = wait_for(journal, {tokenizer: "failed"}, 120)[tokenizer].reason
-    assert "No space left on device" in reason
+    wait_for(Journal(small_disk), {stage(Journal(small_disk), "report"): "finished"}, 240)
+    reason = records(small_disk)["unfolded"]["reason"]
+    assert "No space left on device" in reason or "bytes are free on its disk" in reason  # what finds it first
     assert "\n" not in reason
 
 
