@@ -66,7 +66,8 @@ def print_results(table: str, scale: str, output: Path) -> None:
     columns = [name for name in proxy if name in frame and frame[name].notna().any()]
     shown = Table(box=None, pad_edge=False)
     for column in ("row", "seeds", *columns):
-        shown.add_column(column, justify="left" if column == "row" else "right", no_wrap=column.startswith("proxy"))
+        whole = column.startswith(("row", "proxy"))
+        shown.add_column(column, justify="left" if column == "row" else "right", no_wrap=whole)
     for _, row in frame.iterrows():
         values = [f"{row[column]:.4g}" if row[column] == row[column] else "-" for column in columns]
         shown.add_row(row["row"], str(row["n_seeds"]), *values)

@@ -82,7 +82,8 @@ class Display:
         started, printed, first = self._plain[event.title]
         if event.ended is not None:
             del self._plain[event.title]
-            console.print(_ending(event, now - started))
+            if not event.ended or now - started >= 1:  # the next line tells of what is over at once
+                console.print(_ending(event, now - started))
         elif now - printed >= PLAIN_SECONDS and event.done > first:
             self._plain[event.title] = (started, now, first)
             left = (now - started) / (event.done - first) * (event.total - event.done)
