@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, NonNegativeInt, Pos
 from slurm.stage import SlurmError
 from slurm.states import slurm_answers
 
+ANNOUNCED_EARLY = 60  # seconds, as sbatch's manual says of --signal
 PACKAGED = Path(__file__).parent / "profiles"
 OWN_OPTIONS = ("array", "dependency", "error", "job-name", "kill-on-invalid-dep", "open-mode", "output", "signal")
 
@@ -97,9 +98,10 @@ class Profile(Settings):
         for option in settings.sbatch:
             if option.lstrip("-") in OWN_OPTIONS:
                 raise SlurmError(f"kinds.{kind}: sbatch.{option} is set by the launcher and cannot be changed")
-        if settings.signal_delay >= settings.time * 60:
+        if settings.signal_delay + ANNOUNCED_EARLY >= settings.time * 60:
             raise SlurmError(
-                f"kinds.{kind}: signal_delay {settings.signal_delay} s leaves nothing of time {settings.time} min"
+                f"kinds.{kind}: signal_delay {settings.signal_delay} s leaves nothing of time {settings.time} min, "
+                f"for Slurm may give its signal up to {ANNOUNCED_EARLY} s early"
             )
         return settings
 

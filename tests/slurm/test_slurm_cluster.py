@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import work
-from waiting import command, process_of, wait_for, wait_for_step, wait_until
+from waiting import command, lives, process_of, shorten_limit, wait_for, wait_for_step, wait_until
 
 from slurm import SlurmError, Stage
 from slurm.__main__ import main
@@ -32,10 +32,6 @@ def counting(name: str, folder: Path, steps: int, seconds: float = 0.2, **more: 
         steps=steps,
         **{"kind": "training", **more},
     )
-
-
-def lives(journal: Journal, stage: str) -> list[dict]:
-    return [line for line in journal.lines() if line["event"] == "started" and line["stage"] == stage]
 
 
 def trace(folder: Path) -> list[int]:
@@ -224,7 +220,7 @@ def test_node_set_down_and_preemption(run: Path, overrides: list[str]) -> None:
 
 def wait_until_life(journal: Journal, number: int) -> None:
 
-    wait_until(journal, lambda _: len(lives(journal, "training")) == number, 40)
+    wait_until(journal, lambda _: len(lives(journal, "training")) == number, 120)
 
 
 def test_impossible_request_is_one_line_and_nothing_stays(run: Path, overrides: list[str]) -> None:
@@ -283,10 +279,14 @@ def test_unwritable_output_fails_the_stage(run: Path, overrides: list[str]) -> N
 @pytest.mark.slow  # Slurm looks at limits every 30 s, and none is shorter than a minute
 def test_time_limit(run: Path, overrides: list[str]) -> None:
     deaf = Stage("deaf", work.stuck, (600,), request_stop=work.request_stop)
-    submit(run, [counting("training", run / "training", 200), deaf], PROFILE, [*overrides, "time=1", "signal_delay=50"])
-    statuses = wait_for(Journal(run), {"training": "finished", "deaf": "failed"}, 200)
+    graph = [counting("training", run / "training", 300), deaf]
+    submit(run, graph, PROFILE, [*overrides, "signal_delay=15"])  # given 15 to 45 s after the start
+    journal = Journal(run)
+    for status in wait_for(journal, dict.fromkeys(("training", "deaf"), "running")).values():
+        shorten_limit(status)
+    statuses = wait_for(journal, {"training": "finished", "deaf": "failed"}, 200)
     assert statuses["training"].restarts >= 1
-    assert trace(run / "training") == list(range(1, 201))
+    assert trace(run / "training") == list(range(1, 301))
     assert "time limit" in statuses["deaf"].reason
 
 

@@ -76,6 +76,7 @@ def test_overrides(override: str, kind: str, key: str, value: object) -> None:
         ("nodes", r"'nodes' is not KEY=VALUE"),
         ("sbatch.dependency=afterok:1", r"sbatch\.dependency is set by the launcher"),
         ("time=1", r"signal_delay 120 s leaves nothing of time 1 min"),
+        ("time=3", r"signal_delay 120 s leaves nothing of time 3 min, .* up to 60 s early"),
     ],
 )
 def test_bad_values_are_one_line(override: str, message: str) -> None:

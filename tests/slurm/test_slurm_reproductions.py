@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from waiting import command, process_of, wait_for, wait_for_step
+from waiting import command, hold, process_of, shorten_limit, wait_for, wait_for_life
 
 from imagefolder.config import SamplingConfig
 from reproductions import linear_probe, runner, table2
@@ -18,7 +19,6 @@ from reproductions.recipe import SCALES, Recipe
 from reproductions.runner import Options
 from slurm.journal import Journal
 from slurm.launch import resubmit
-from slurm.status import read_status
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 PROFILE = "test-cluster"
@@ -46,11 +46,11 @@ def records(output: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The record of a run of the unfolded row on this machine, without Slurm."""
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the unfolded row on this machine, without Slurm."""
     output = tmp_path_factory.mktemp("local")
     assert run_rows(output, "unfolded") == 0
-    return records(output)["unfolded"]
+    return output
 
 
 def stage(journal: Journal, kind: str) -> str:
@@ -64,66 +64,61 @@ def breaking(scale: str, classes: int) -> list[Recipe]:
     return [*recipes[:3], replace(recipes[3], tokenizer=replace(recipes[3].tokenizer, commitment=1e300))]
 
 
-def test_row_survives_signal_and_requeue_with_the_numbers_of_a_local_run_and_another_fails_by_name(
-    run: Path, overrides: list[str], undisturbed: dict[str, Any]
+def test_row_has_the_numbers_of_a_local_run_whatever_happens_and_another_fails_by_name(
+    run: Path, overrides: list[str], undisturbed: Path
 ) -> None:
-    submitted = {"recipes": breaking, "submit": True, "profile": PROFILE, "set": tuple(overrides)}
+    settings = (*overrides, "signal_delay=15", "lives_without_progress=10")
+    submitted = {"recipes": breaking, "submit": True, "profile": PROFILE, "set": settings}
     assert run_rows(run, "unfolded", "vq", **submitted) == 0
     journal = Journal(run)
     tokenizer, generator = stage(journal, "tokenizer mini-MSVR"), stage(journal, "generator VAR")
-    command("scancel", "--signal=USR2", wait_for_step(journal, tokenizer, 20, 120).job)
+    command("scancel", "--signal=USR2", wait_for_life(journal, tokenizer, 1).job)
     assert run_rows(run, "unfolded", "vq", **submitted) == 0  # what is alive or done is not started twice
-    command("scontrol", "requeue", wait_for_step(journal, generator, 20, 240).job)
+    shorten_limit(wait_for_life(journal, tokenizer, 2))
+    hold(process_of(journal, tokenizer))  # in the middle of training, until the end of its time is announced
+    node = wait_for_life(journal, generator, 1, 240).nodes
+    command("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    try:
+        again = wait_for_life(journal, generator, 2).job
+    finally:
+        # where ReturnToService says so the node has come back by itself, and this is refused
+        subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], timeout=20, check=False)
+    command("scontrol", "requeue", again)
     statuses = wait_for(journal, {stage(journal, "report"): "finished"}, 240)
-    assert (statuses[tokenizer].restarts, statuses[generator].restarts) == (1, 1)
+
+    assert statuses[tokenizer].restarts >= 2
+    assert statuses[generator].restarts >= 2
     submissions = [line["stage"] for line in journal.lines() if line["event"] == "submitted"]
     assert submissions.count(tokenizer) == submissions.count(generator) == 1
     assert (run / "report.html").exists()
+    assert records(run)["unfolded"] == records(undisturbed)["unfolded"]
     failed = records(run)["vq"]
     assert failed["status"] == "failed"
     assert "commitment not finite" in failed["reason"]
     assert "log: " in failed["reason"]
 
-    assert records(run)["unfolded"] == undisturbed
 
-
-def test_row_survives_its_node_and_its_time_limit(run: Path, overrides: list[str], undisturbed: dict[str, Any]) -> None:
-    # A minute is Slurm's shortest limit: asked to leave after some seconds of each, the trainings take several lives
-    limits = ("small.time=1", "small.signal_delay=55", "small.lives_without_progress=10")
-    assert run_rows(run, "unfolded", submit=True, profile=PROFILE, set=(*overrides, *limits)) == 0
-    journal = Journal(run)
-    tokenizer, generator = stage(journal, "tokenizer mini-MSVR"), stage(journal, "generator VAR")
-    node = wait_for_step(journal, tokenizer, 20, 120).nodes
-    command("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-    try:
-        wait_for(journal, {stage(journal, "report"): "finished"}, 540)
-    finally:
-        # where ReturnToService says so the node has come back by itself, and this is refused
-        subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], timeout=20, check=False)
-    statuses = read_status(journal)
-    assert statuses[tokenizer].restarts >= 1
-    assert statuses[generator].restarts >= 1
-    assert records(run)["unfolded"] == undisturbed
-
-
-def test_killed_training_fails_its_row_alone_and_resubmit_ends_it_with_the_same_numbers(
-    run: Path, overrides: list[str], undisturbed: dict[str, Any]
+def test_killed_training_fails_its_row_and_resubmit_ends_it_with_the_same_numbers(
+    run: Path, overrides: list[str], undisturbed: Path
 ) -> None:
-    assert run_rows(run, "unfolded", "var", submit=True, profile=PROFILE, set=tuple(overrides)) == 0
+    shutil.copytree(undisturbed, run)  # all but what comes from the generator on
+    (generators,) = run.glob("*/seed0/generators")
+    for results in (generators, run / "records"):
+        shutil.rmtree(results)
+    assert run_rows(run, "unfolded", submit=True, profile=PROFILE, set=tuple(overrides)) == 0
     journal = Journal(run)
-    generator = stage(journal, "generator VAR-mini-MSVR3P2-256-unfolded")
-    wait_for_step(journal, generator, 20, 240)
+    generator, report = stage(journal, "generator VAR"), stage(journal, "report")
+    wait_for_life(journal, generator, 1)
     command("kill", "-9", process_of(journal, generator))
-    wait_for(journal, {generator: "failed", stage(journal, "report"): "finished"}, 240)
-    found = records(run)
-    assert found["var"]["status"] == "finished"
-    assert found["unfolded"]["status"] == "failed"
-    assert "SIGKILL" in found["unfolded"]["reason"]
+    wait_for(journal, {generator: "failed", report: "finished"})
+    found = records(run)["unfolded"]
+    assert found["status"] == "failed"
+    assert "SIGKILL" in found["reason"]
     assert "ended by SIGKILL" in (run / "report.md").read_text()
 
     resubmit(run, None, [], dry_run=False)
-    wait_for(journal, {generator: "finished", stage(journal, "report"): "finished"}, 240)
-    assert records(run)["unfolded"] == undisturbed
+    wait_for(journal, {generator: "finished", report: "finished"}, 240)
+    assert records(run)["unfolded"] == records(undisturbed)["unfolded"]
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,14 +42,39 @@ def wait_until(journal: Journal, done: Callable[[Statuses], bool], seconds: floa
         time.sleep(0.2)
 
 
-def wait_for(journal: Journal, states: dict[str, str], seconds: float = 40) -> Statuses:
+def wait_for(journal: Journal, states: dict[str, str], seconds: float = 120) -> Statuses:
     """Statuses once these stages have these states."""
     return wait_until(journal, lambda s: all(s[name].state == state for name, state in states.items()), seconds)
 
 
-def wait_for_step(journal: Journal, stage: str, step: int, seconds: float = 40) -> StageStatus:
+def wait_for_step(journal: Journal, stage: str, step: int, seconds: float = 120) -> StageStatus:
     """Status of a stage once its curve has reached a step."""
     return wait_until(journal, lambda s: (s[stage].step or 0) >= step, seconds)[stage]
+
+
+def lives(journal: Journal, stage: str) -> list[dict[str, Any]]:
+    """What the journal says of each life of a stage."""
+    return [line for line in journal.lines() if line["event"] == "started" and line["stage"] == stage]
+
+
+def wait_for_life(journal: Journal, stage: str, number: int, seconds: float = 120) -> StageStatus:
+    """Status of a stage in its life of this number, counted from 1, once it has got on in it."""
+
+    def gets_on(statuses: Statuses) -> bool:
+        found = lives(journal, stage)
+        return len(found) == number and (statuses[stage].step or 0) > found[-1]["step"]
+
+    return wait_until(journal, gets_on, seconds)[stage]
+
+
+def shorten_limit(stage: StageStatus) -> None:
+    """Slurm's shortest limit, a minute from its start, for a stage that runs."""
+    command("scontrol", "update", f"jobid={stage.job}", "timelimit=1")
+
+
+def hold(pid: str) -> None:
+    """Stop a process where it is; what Slurm sends it next lets it go on, for Slurm sends SIGCONT too."""
+    command("kill", "-STOP", pid)
 
 
 def process_of(journal: Journal, stage: str, rank: int = 0) -> str:
