@@ -124,7 +124,7 @@ def test_requeued_jobs_resume_at_the_exact_step_and_idle_ones_are_given_up(run: 
     command("scancel", "--signal=TERM", jobs["preempted"])  # both signals come, one after the other
     command("scancel", "--signal=USR2", jobs["preempted"])
     command("scontrol", "requeue", jobs["requeued"])
-    statuses = wait_for(journal, dict.fromkeys((*names, "after"), "finished") | {"idle": "failed"}, 60)
+    statuses = wait_for(journal, dict.fromkeys((*names, "after"), "finished") | {"idle": "failed"})
     for name in names:
         assert statuses[name].job == jobs[name]
         assert statuses[name].restarts == 1
@@ -154,7 +154,7 @@ def test_processes_on_two_nodes_know_each_other_and_leave_together(run: Path, ov
     assert seen[0]["MASTER_PORT"] == seen[1]["MASTER_PORT"]
 
     command("scancel", "--signal=USR2", wait_for_step(journal, "training", 3).job)
-    status = wait_for(journal, {"training": "finished"}, 60)["training"]
+    status = wait_for(journal, {"training": "finished"})["training"]
     assert status.restarts == 1
     assert trace(run / "training") == list(range(1, 16))
     other = [int(step) for step in (run / "training" / "trace1").read_text().split()]
@@ -210,7 +210,7 @@ def test_node_set_down_and_preemption(run: Path, overrides: list[str]) -> None:
     settings = [*overrides, "partition=urgent", "nodes=2", "cpus_per_task=2"]
     submit(urgent.run, [Stage("urgent", work.sleep, (1,))], PROFILE, settings)
     wait_for(urgent, {"urgent": "finished"})
-    wait_for(journal, {"training": "finished"}, 60)
+    wait_for(journal, {"training": "finished"})
     assert (folder / "result").read_text() == str(sum(range(31)))
     third = lives(journal, "training")[2]
     assert third["step"] >= step
