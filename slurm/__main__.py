@@ -40,11 +40,12 @@ def _parser() -> argparse.ArgumentParser:
 
     cancel = commands.add_parser("cancel", help="end what waits or runs")
     cancel.add_argument("run", **run)
-    cancel.add_argument("--stages", nargs="+", metavar="STAGE", help="these only")
+    stage = "name, job number, or a part of the name that only one has"
+    cancel.add_argument("--stages", nargs="+", metavar="STAGE", help=f"these only; each: {stage}")
     cancel.set_defaults(command=_cancel)
 
     logs = commands.add_parser("logs", help="what a stage's job has printed")
-    logs.add_argument("stage")
+    logs.add_argument("stage", help=stage)
     logs.add_argument("run", **run)
     logs.add_argument("--follow", action="store_true", help="go on until the job ends")
     logs.set_defaults(command=_logs)
@@ -67,9 +68,9 @@ def _status(options: argparse.Namespace) -> int:
 
 def _cancel(options: argparse.Namespace) -> int:
     journal = Journal(options.run)
-    statuses = read_status(journal, options.stages)
-    for name in options.stages or ():
-        _known(statuses, name, journal)
+    statuses = read_status(journal)
+    if options.stages:
+        statuses = {status.name: status for status in (_find(statuses, text, journal) for text in options.stages)}
     live = [status for status in statuses.values() if status.state in LIVE]
     slurm = [status.job for status in live if status.cluster == "slurm"]
     if slurm:
@@ -92,9 +93,9 @@ def _cancel(options: argparse.Namespace) -> int:
 
 def _logs(options: argparse.Namespace) -> int:
     journal = Journal(options.run)
-    status = _known(read_status(journal), options.stage, journal)
+    status = _find(read_status(journal, strict=False), options.stage, journal)
     if not status.job:
-        raise SlurmError(f"stage {options.stage!r} has not been submitted")
+        raise SlurmError(f"stage {status.name!r} has not been submitted")
     path, shown = journal.log(status.job), 0
     while True:
         live = status.state in LIVE
@@ -107,7 +108,7 @@ def _logs(options: argparse.Namespace) -> int:
         if not options.follow or not live:
             break
         time.sleep(1)
-        status = read_status(journal)[options.stage]
+        status = read_status(journal)[status.name]
     if shown == 0:
         print(f"{path}: nothing yet ({status.state}{': ' if status.reason else ''}{status.reason})", file=sys.stderr)
     for other in sorted(journal.jobs.glob(f"{status.job}_[1-9]*_log.out")):
@@ -119,11 +120,15 @@ def _resubmit(options: argparse.Namespace) -> int:
     return int(bool(resubmit(options.run, options.profile, options.set, options.dry_run)))
 
 
-def _known(statuses: dict[str, StageStatus], name: str, journal: Journal) -> StageStatus:
-    if name not in statuses:
-        known = ", ".join(journal.graph()["stages"]) or "none"
-        raise SlurmError(f"{journal.run} has no stage {name!r}; it has: {known}")
-    return statuses[name]
+def _find(statuses: dict[str, StageStatus], text: str, journal: Journal) -> StageStatus:
+    """The stage of that name or job, or the one whose name has the text in it."""
+    named = [status for status in statuses.values() if text in (status.name, status.job)]
+    named = named or [status for status in statuses.values() if text and text in status.name]
+    if len(named) == 1:
+        return named[0]
+    if named:
+        raise SlurmError(f"{text!r} can be any of: {', '.join(status.name for status in named)}; give more of the name")
+    raise SlurmError(f"{journal.run} has no stage {text!r}; it has: {', '.join(statuses) or 'none'}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from slurm import SlurmError, Stage
 from slurm.__main__ import main
 from slurm.journal import Journal
 from slurm.launch import submit
+from slurm.status import read_status
 
 
 def graph(run: Path) -> list[Stage]:
@@ -171,3 +172,17 @@ def test_logs_are_followed(run: Path, overrides: list[str], capsys: pytest.Captu
     assert shown.index("first") < shown.index("second")
     assert main(["logs", "speeker", str(run)]) == 2
     assert "it has: speaker" in capsys.readouterr().err
+
+
+def test_a_stage_is_named_by_its_name_its_job_or_a_part_of_the_name(
+    run: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = [Stage(name, work.speak, ([word], 0.0)) for name, word in (("a", "one"), ("ab", "two"), ("cb", "three"))]
+    assert submit(run, stages, "local", overrides) == {}
+    capsys.readouterr()
+    for text, word in (("a", "one"), ("ab", "two"), ("c", "three"), (read_status(Journal(run))["cb"].job, "three")):
+        assert main(["logs", text, str(run)]) == 0
+        assert word in capsys.readouterr().out
+    for wrong in (["logs", "b", str(run)], ["cancel", str(run), "--stages", "a", "b"]):
+        assert main(wrong) == 2
+        assert "'b' can be any of: ab, cb" in capsys.readouterr().err
