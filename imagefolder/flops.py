@@ -6,11 +6,14 @@ used), and a sample counts its key-value cache. The formulas are held to torch's
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Size, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from imagefolder.generator.model import Generator
 from imagefolder.generator.sequence import Block
@@ -18,6 +21,12 @@ from imagefolder.generator.transformer import Transformer
 from imagefolder.tokenizer.model import Tokenizer
 
 BACKWARD = 2  # a backward pass is two products where the forward pass is one
+
+# Names of operators that multiply matrices, without those that only sound so (lgamma, cummax, upsample_linear1d)
+_PRODUCT = re.compile(
+    r"^(?!.*(?:gamma|cumm|hamming|dummy|convert|upsample))"
+    r".*(?:mm|mv|dot|conv|attention|cdist|gemm|rnn|lstm|gru|einsum|linear)"
+)
 
 
 def vit_flops(vit: nn.Module, tokens: int, kept: int) -> float:
@@ -39,10 +48,42 @@ def features_flops(vit: nn.Module) -> float:
 
 
 def counted_flops(run: Callable[[], object]) -> float:
-    """Operations of whatever `run` computes, by torch's counter."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    """Operations of whatever `run` computes, by torch's counter.
+
+    Raises:
+        NotImplementedError: `run` multiplies matrices by an operator that this version of torch's counter has no
+            formula for, and would count as nothing.
+    """
+    counter = FlopCounterMode(display=False, custom_mapping=_formulas())
+    with _KnownProducts(counter), counter, torch.no_grad():
         run()
     return float(counter.get_total_flops())
+
+
+def _formulas() -> dict[Any, Callable[..., int]]:
+    """Operators that some versions of the counter lack: attention on a CPU."""
+    operator = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+    return {} if operator is None else {operator: _attention_flops}
+
+
+def _attention_flops(query: Size, key: Size, value: Size, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+class _KnownProducts(TorchDispatchMode):
+    """Refuses matrix products that `counter` has no formula for; entered before it, so that it sees what it runs."""
+
+    def __init__(self, counter: FlopCounterMode) -> None:
+        super().__init__()
+        self.counter = counter
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name()
+        if func.overloadpacket not in self.counter.flop_registry and _PRODUCT.search(name):
+            raise NotImplementedError(
+                f"torch {torch.__version__} counts no operations of {name}; add its formula to {__name__}._formulas"
+            )
+        return func(*args, **(kwargs or {}))
 
 
 def encode_flops(tokenizer: Tokenizer) -> float:

@@ -82,3 +82,20 @@ def test_the_released_models_by_hand():
     outside = 2 * 256 * 768 * width + 2 * latents * width * 32
     search, phi = 2 * 2 * 286 * 4096 * 32, 2 * 9 * 2 * 121 * 9 * 32 * 32
     assert encode_flops(tokenizer) == linear + attention + outside + search + phi
+
+
+def test_attention_is_counted_on_every_version_of_torch():
+    q, k, v = torch.zeros(2, 3, 5, 8), torch.zeros(2, 3, 7, 8), torch.zeros(2, 3, 7, 8)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    assert counted_flops(lambda: attention(q, k, v)) == 2 * 3 * 2 * 2 * 5 * 7 * 8
+
+
+def test_a_product_without_a_formula_is_an_error_and_not_zero():
+    with pytest.raises(NotImplementedError, match=r"aten::mv"):
+        counted_flops(lambda: torch.mv(torch.zeros(3, 3), torch.zeros(3)))
+
+
+def test_what_multiplies_no_matrices_counts_nothing():
+    image = torch.zeros(1, 1, 4, 4)
+    resized = torch.nn.functional.interpolate
+    assert counted_flops(lambda: torch.lgamma(resized(image, (8, 8), mode="bilinear")).cummax(0)) == 0
