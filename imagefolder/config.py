@@ -1,6 +1,7 @@
 """Configurations: frozen dataclasses, checked on construction, stored as JSON beside every weight file.
 
-The defaults are the released ImageFolder models (MSVR10P2-4096 and VAR-d17) and their training.
+The defaults are the released ImageFolder models (MSVR10P2-4096 and VAR-d17) and their training; docs/method.md says
+what every field stands for.
 """
 
 from __future__ import annotations
@@ -35,10 +36,12 @@ class TokenizerConfig:
     depth: int | None = None
     heads: int | None = None
     drop_path: float = 0.1
+    """stochastic depth of the last block while training; it grows linearly from 0 in the first"""
     branches: int = 2
     scales: tuple[int, ...] = RELEASED_SCALES
     quantizer: Literal["vq", "bsq", "lfq"] = "vq"
-    """vq: learned codes; bsq: signs of the normalised input / sqrt(code_dim); lfq: signs (both: 2^code_dim codes)"""
+    """vq: learned codes; bsq: signs / sqrt(code_dim) of an input on the unit sphere; lfq: signs of the input as it is
+    (both have 2^code_dim codes)"""
     codebook_size: int = 4096
     code_dim: int = 32
     cosine: bool = True
@@ -49,20 +52,24 @@ class TokenizerConfig:
     """convolutions phi shared over the scales: n partially shared, 1 one for all, 0 one per scale"""
     phi_ratio: float = 0.5
     commitment: float = 0.25
+    commitment_over_scales: Literal["mean", "sum"] = "mean"
+    """vq: ImageFolder's own release averages the commitment loss over the scales, the later XQ-GAN release sums it;
+    binary quantizers average it in both"""
     quantizer_dropout: float = 0.1
-    """share of a batch whose last scales are dropped while training"""
+    """share of a batch whose last scales are dropped while training, and which the contrastive losses leave out; a
+    single-scale tokenizer has no scale to drop, and leaves that share out all the same (VP2)"""
     dropout_start: int = 3
     """smallest number of scales kept by quantizer dropout"""
     semantic: Literal["none", "last", "all"] = "last"
     """branch regularised towards the teacher: none, the last one, or all jointly"""
-    detail_width: int = 0
-    """width of the class feature of a second teacher (CLIP), towards which the first branch is regularised; 0: none"""
+    detail: bool = False
+    """regularise the first branch towards the patch features of a second teacher (detail guidance)"""
     perturbed_images: float = 0.0
     """share of a batch whose codes are perturbed while training (beta of RobustTok; single-scale vq)"""
     perturbed_codes: float = 1.0
-    """share of such an image's codes that are replaced (alpha)"""
+    """share of such an image's codes that are drawn anew (alpha)"""
     perturbation_depth: int = 100
-    """replaced by one of this many nearest codes (delta)"""
+    """from this many codes nearest to the encoder's output (delta)"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(self.scales))
@@ -81,6 +88,10 @@ class TokenizerConfig:
         _require(self.shared_phi >= 0, f"shared_phi must be 0 (one per scale) or more, not {self.shared_phi}")
         _require(self.branches >= 1, f"branches must be at least 1, not {self.branches}")
         _require(self.semantic in ("none", "last", "all"), f"semantic {self.semantic!r} is not none, last or all")
+        _require(
+            self.commitment_over_scales in ("mean", "sum"),
+            f"commitment_over_scales {self.commitment_over_scales!r} is not mean or sum",
+        )
         if len(self.scales) > 1 and self.quantizer_dropout > 0:
             _require(
                 1 <= self.dropout_start <= len(self.scales),
@@ -91,8 +102,8 @@ class TokenizerConfig:
             "latent perturbation (perturbed_images) is defined for single-scale vector quantizers",
         )
         _require(
-            0 < self.perturbation_depth < self.codebook_size or self.perturbed_images == 0,
-            f"perturbation_depth {self.perturbation_depth} is not within 1..{self.codebook_size - 1}",
+            0 < self.perturbation_depth <= self.codebook_size or self.perturbed_images == 0,
+            f"perturbation_depth {self.perturbation_depth} is not within 1..{self.codebook_size}",
         )
 
     @property
@@ -126,7 +137,9 @@ class GeneratorConfig:
     qk_norm: bool = True
     class_dropout: float = 0.1
     drop_path: float | None = None
-    """None: 0.1 x depth / 24"""
+    """stochastic depth of the last layer while training, rising linearly from 0 in the first; None: 0.1 x depth / 24"""
+    gamma_init: float = 1e-4
+    """factor on the initial weights of the gammas, which weigh every layer's two branches"""
     branches: int = 2
     scales: tuple[int, ...] = RELEASED_SCALES
     codebook_size: int = 4096
@@ -163,28 +176,34 @@ class TrainingConfig:
     initial_rate: float = 0.005
     """learning rate of the first step, as a share of the peak"""
     final_rate: float = 0.01
-    """learning rate of the last step, as a share of the peak"""
+    """learning rate towards which the schedule falls, as a share of the peak"""
+    epoch_steps: int = 1
+    """steps during which the learning rates and all that is annealed stay as they were at the first of them"""
     clip: float = 0.0
     """largest gradient norm; 0: no clipping"""
     ema: float = 0.9999
+    """decay of the averaged weights, from the first step on"""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """fp16 is the released generator's; it needs a GPU"""
     checkpoint_every: int = 1000
     """steps between saved states, from which an interrupted training continues"""
     evaluate_every: int = 0
-    """steps between evaluations that choose the best weights; 0: those of the last step are taken"""
+    """steps between evaluations that choose the best averaged weights; 0: those of the last step are taken"""
+    select_by: Literal["averaged", "raw"] = "averaged"
+    """evaluated for that; the release keeps the averaged weights of the step with the best raw ones"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
         _require(self.steps > 0 and self.batch_size > 0, "steps and batch_size must be positive")
+        _require(self.epoch_steps > 0, f"epoch_steps must be positive, not {self.epoch_steps}")
 
 
 @dataclass(frozen=True)
 class Execution:
     """How a training is carried out on the machines at hand: speed and memory, not what is trained.
 
-    Numbers change in rounding only, but for `micro_batch`: batch norms, contrastive losses, quantizer dropout and the
-    adaptive weight see one piece of the batch at a time.
+    Numbers change in rounding only. What a discriminator normalises together is the exception: see
+    `imagefolder.tokenizer.discriminator.images_normalised_together`.
     """
 
     micro_batch: int = 0
@@ -194,10 +213,16 @@ class Execution:
     compile: bool = False
     """torch.compile the trained model"""
 
+    def __post_init__(self) -> None:
+        _require(
+            self.micro_batch >= 0, f"micro_batch must be 0 (a process's whole share) or more, not {self.micro_batch}"
+        )
+
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the tokenizer's training objective (architecture: reconstruction losses). 0 switches a term off."""
+    """The tokenizer's training objective (docs/method.md, "The tokenizer's objective"). A weight of 0 switches a term
+    off."""
 
     reconstruction: float = 1.0
     codebook: float = 1.0
@@ -207,25 +232,33 @@ class LossConfig:
     semantic_normalise: bool = False
     """both sides of the contrastive losses on the unit sphere (binary models)"""
     semantic_scale: tuple[float, float] = (1.0, 1.0)
-    """logit scale at the start and at the end of the training, geometric in between (binary models: 1 to 100)"""
+    """logit scale at the start and at the end of the training, linear in between (binary models: 1 to 100)"""
     detail: float = 0.1
-    """contrastive loss of the first branch, where `TokenizerConfig.detail_width` asks for it"""
+    """contrastive loss of the first branch, where `TokenizerConfig.detail` asks for it"""
     entropy: float = 0.1
     """binary quantizers"""
     adversarial: float = 0.5
     adversarial_kind: Literal["hinge", "vanilla", "non-saturating"] = "hinge"
     adversarial_start: float = 0.28
     """share of the steps after which the adversarial term sets in (released: epoch 56 of 200)"""
-    discriminator: Literal["patch", "dino"] = "patch"
+    discriminator: Literal["patch", "dino"] = "dino"
     """PatchGAN (ablation rows 1 to 6), or heads on a frozen DINO ViT-S/16 (rows 7 and 8, released models)"""
     patch_width: int = 64
     patch_layers: int = 3
     """shape of the PatchGAN"""
     lecam: float = 0.001
     discriminator_rate: float = 8e-4
+    """peak learning rate of the discriminator, whose schedule (a cosine) begins with the adversarial term"""
+    discriminator_warmup: float = 4 / 144
+    """share of the steps from there on over which its learning rate rises"""
+    discriminator_initial_rate: float = 1e-5 / 8e-4
+    """before and at its start, as a share of the peak"""
+    discriminator_final_rate: float = 5e-5 / 8e-4
+    """at its end, as a share of the peak"""
     discriminator_weight_decay: float = 5e-4
     perturbation_anneal: tuple[float, float] = (0.2, 0.6)
-    """shares of the training between which the share of perturbed images falls to half (RobustTok: epochs 40 to 120)"""
+    """shares of the training between which alpha and delta of the perturbation fall to half (RobustTok: epochs 40 to
+    120 of 200)"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "semantic_scale", tuple(self.semantic_scale))
@@ -241,6 +274,7 @@ class SamplingConfig:
     top_k: int = 750
     """0: all tokens"""
     top_p: float = 0.95
+    """0 or 1: all tokens"""
     batch_size: int = 100
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
-from imagefolder.config import GeneratorConfig, TokenizerConfig
+from imagefolder.config import GeneratorConfig, TokenizerConfig, TrainingConfig
 from imagefolder.errors import InputError
 
 _Config = TypeVar("_Config", TokenizerConfig, GeneratorConfig)
 
 # Released models at 256 x 256 (names as in the authors' zoo). V vector, B binary spherical, P product, MS..R10 ten
-# scales of residuals. What the single-scale ones were regularised with while training is not known.
-_RELEASED = TokenizerConfig(name="MSVR10P2-4096")
-_VQ = replace(_RELEASED, name="VQ-4096", branches=1, scales=(16,), code_dim=64, semantic="none")
+# scales of residuals. docs/zoo.md sets every field beside the published one.
+#
+# Commitment loss: the mean over scales, as in ImageFolder's own release, which lists all three sizes of MSVR10P2; the
+# later XQ-GAN release, which lists them again, sums it (commitment_over_scales="sum"). For the others it is the same.
+_RELEASED = TokenizerConfig(name="MSVR10P2-4096", commitment_over_scales="mean")
+_VQ = replace(_RELEASED, name="VQ-4096", branches=1, scales=(16,), code_dim=64, quantizer_dropout=0.0)
 _VP2 = replace(_RELEASED, name="VP2-4096", scales=(16,))
 _BINARY = replace(_RELEASED, name="MSBR10P2-4096", quantizer="bsq", code_dim=12)
 
@@ -58,18 +61,92 @@ TOKENIZERS: dict[str, TokenizerConfig] = {
         _VP2,
         replace(_VP2, name="VP2-16384", codebook_size=16384),
         _VQ,
-        replace(_VQ, name="VQ-8192", codebook_size=8192),
+        replace(_VQ, name="VQ-8192", codebook_size=8192, code_dim=32),
         replace(_VQ, name="RobustTok", perturbed_images=0.1),
         # The one-branch baseline at the same number of positions (no released weights).
         replace(_RELEASED, name="MSVR10-4096", branches=1, semantic="none", quantizer_dropout=0.0),
         _MINI,
         replace(_MINI, name="mini-MSVR3-256", branches=1, semantic="none", quantizer_dropout=0.0),
-        replace(_MINI, name="mini-VQ-256", branches=1, scales=(4,), semantic="none"),
+        replace(_MINI, name="mini-MSBR3P2-256", quantizer="bsq", code_dim=8),
+        replace(_MINI, name="mini-VP2-256", scales=(4,)),
+        replace(_MINI, name="mini-VQ-256", branches=1, scales=(4,), quantizer_dropout=0.0),
+        replace(
+            _MINI,
+            name="mini-RobustTok",
+            branches=1,
+            scales=(4,),
+            quantizer_dropout=0.0,
+            perturbed_images=0.1,
+            perturbation_depth=6,  # 100 of 4096 codes
+        ),
         _SMALL,
         replace(_SMALL, name="small-MSVR8-1024", branches=1, semantic="none", quantizer_dropout=0.0),
-        replace(_SMALL, name="small-VQ-1024", branches=1, scales=(16,), semantic="none"),
+        replace(_SMALL, name="small-VQ-1024", branches=1, scales=(16,), quantizer_dropout=0.0),
     )
 }
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How a released tokenizer was trained, where that is not as LossConfig's defaults and RELEASED_TRAINING say."""
+
+    loss: dict[str, Any] = field(default_factory=dict)
+    weight_decay: float = 0.0
+
+
+# 200 epochs of ImageNet's 1,281,167 images in batches of 1024; 3e-5 x batch / 128
+RELEASED_TRAINING = TrainingConfig(
+    steps=250_200,
+    batch_size=1024,
+    learning_rate=2.4e-4,
+    schedule="cosine",
+    warmup=1 / 200,
+    initial_rate=1e-5 / 2.4e-4,
+    final_rate=5e-5 / 2.4e-4,
+    epoch_steps=1251,
+    ema=0.9999,
+    precision="bf16",
+    evaluate_every=10_000,
+    select_by="raw",
+)
+
+# 350 epochs (the default of the released code; the document states none) in batches of 768; 8e-5 x batch / 256
+RELEASED_GENERATOR_TRAINING = TrainingConfig(
+    steps=583_800,
+    batch_size=768,
+    learning_rate=2.4e-4,
+    weight_decay=0.05,
+    schedule="linear",
+    warmup=1 / 50,
+    initial_rate=0.005,
+    final_rate=0.01,
+    clip=2.0,
+    ema=0.0,  # the released generator is not averaged
+    precision="fp16",
+)
+
+_AS_BINARY = Objective(
+    loss={
+        "semantic_normalise": True,
+        "semantic_scale": (1.0, 100.0),
+        "adversarial_start": 64 / 200,
+        "discriminator_warmup": 4 / 136,
+    },
+    weight_decay=5e-5,
+)
+OBJECTIVES: dict[str, Objective] = {
+    "MSVR10P2-4096": Objective(),
+    "MSVR10P2-8192": Objective(),
+    "MSVR10P2-16384": Objective(),
+    "MSBR10P2-4096": _AS_BINARY,
+    "MSBR10P2-16384": _AS_BINARY,
+    "VP2-4096": Objective(),
+    "VP2-16384": Objective(),
+    "VQ-4096": Objective(),
+    "VQ-8192": Objective(),
+    "RobustTok": Objective(),
+}
+"""Of every tokenizer in the authors' zoo."""
 
 _MINI_GENERATOR = GeneratorConfig(depth=3, width=96, heads=3, num_classes=10, drop_path=0.0)
 _SMALL_GENERATOR = GeneratorConfig(depth=10, num_classes=1000)

@@ -23,6 +23,7 @@ REPORTED = {
     "year": "year",
     "arxiv": "arXiv",
     "tokenizer_rfid": "tokenizer rFID\u00a0↓",
+    "tokenizer_pfid": "tokenizer pFID\u00a0↓",
     "tokens": "tokens",
     "codebook": "codebook",
     "params_m": "parameters (M)",
@@ -35,10 +36,26 @@ REPORTED = {
     "verified": "verified",
     "source": "source",
 }
-DECIMALS = {"tokenizer_rfid": 2, "gfid": 2, "is": 1, "precision": 2, "recall": 2, "linear_probe_acc": 1}
+DECIMALS = {
+    "tokenizer_rfid": 2,
+    "tokenizer_pfid": 2,
+    "gfid": 2,
+    "is": 1,
+    "precision": 2,
+    "recall": 2,
+    "linear_probe_acc": 1,
+}
 
 # Name of a measured metric -> the column that reports it.
-COUNTERPARTS = {"rFID": "tokenizer_rfid", "gFID": "gfid", "IS": "is", "precision": "precision", "recall": "recall"}
+COUNTERPARTS = {
+    "rFID": "tokenizer_rfid",
+    "pFID": "tokenizer_pfid",
+    "gFID": "gfid",
+    "IS": "is",
+    "precision": "precision",
+    "recall": "recall",
+}
+OF_TOKENIZERS = ("rFID", "pFID")  # these compare with the validation images themselves
 PUBLISHED_N = 50_000
 # The two files that hold the published metrics' network (TensorFlow Inception 2015-12-05): torch-fidelity's, ADM's.
 INCEPTION_SHA256 = {
@@ -53,12 +70,12 @@ def published_column(protocol: Protocol, dataset: Dataset) -> str | None:
     """The reported column a value of this protocol may be compared with; None where the protocols differ.
 
     That takes the network of the published metrics, ImageNet's classes at 256 pixels, and the published reference: the
-    validation images themselves for rFID, ADM's batch for the metrics of samples (IS has none).
+    validation images themselves for rFID and pFID, ADM's batch for the metrics of samples (IS has none).
     """
     column = COUNTERPARTS.get(protocol.name)
     if protocol.extractor_sha256 not in INCEPTION_SHA256 or (dataset.classes, dataset.image_size) != (1000, 256):
         return None
-    if protocol.name != "IS" and (ADM_REFERENCE in protocol.reference) != (protocol.name != "rFID"):
+    if protocol.name != "IS" and (ADM_REFERENCE in protocol.reference) != (protocol.name not in OF_TOKENIZERS):
         return None
     return column
 
@@ -68,7 +85,7 @@ def reported_frame(csv: Path, all_kinds: bool = False) -> pd.DataFrame:
 
     Text columns hold "" where nothing was found, numeric columns NaN. Rows of ImageFolder's ablation also have what
     `ablation.csv` beside `csv` says of them: `linear_probe_acc` (per cent), `length_as_printed` and `status` ("paper"
-    or "after the paper"). Raises OSError or RecordError (one line).
+    or "after the paper"). `tokenizer_pfid` is that of `pfid.csv` beside it. Raises OSError or RecordError (one line).
     """
     try:
         # As text first: an arXiv number is no number, its last zero counts.
@@ -76,6 +93,7 @@ def reported_frame(csv: Path, all_kinds: bool = False) -> pd.DataFrame:
         frame = pd.concat([frame[list(REPORTED_TEXT)], _numbers(frame, REPORTED_NUMBERS)], axis=1)
     except (KeyError, ValueError) as error:
         raise RecordError(f"{csv}: not a table of reported numbers ({error})") from error
+    frame["tokenizer_pfid"] = _pfid(frame["system"], csv.with_name("pfid.csv"))
     frame = pd.concat([frame, _ablation(frame["system"], csv.with_name("ablation.csv"))], axis=1)
     families = {kind: family for family, kinds in FAMILIES.items() for kind in kinds}
     frame["family"] = frame["kind"].map(families).fillna("other")
@@ -84,6 +102,16 @@ def reported_frame(csv: Path, all_kinds: bool = False) -> pd.DataFrame:
 
 def _numbers(frame: pd.DataFrame, columns: tuple[str, ...]) -> pd.DataFrame:
     return frame[list(columns)].apply(lambda column: pd.to_numeric(column.replace("", None))).astype(float)
+
+
+def _pfid(systems: pd.Series, csv: Path) -> pd.Series:
+    """pFID of every system's tokenizer, in the order of `systems`; NaN where none is reported."""
+    if not csv.exists():
+        return pd.Series(math.nan, systems.index)
+    try:
+        return systems.map(_numbers(pd.read_csv(csv, dtype=str).set_index("system"), ("pfid",))["pfid"])
+    except (KeyError, ValueError) as error:
+        raise RecordError(f"{csv}: not a table of reported pFIDs ({error})") from error
 
 
 def _ablation(systems: pd.Series, csv: Path) -> pd.DataFrame:

@@ -183,8 +183,9 @@ def leaderboard_frame(records: list[Record], reported: pd.DataFrame) -> pd.DataF
     }.items():
         measured[name] = ["; ".join(dict.fromkeys(value(r) for r in group)) for group in groups]
     measured.insert(0, "origin", "measured")
-    numbers = [*REPORTED_NUMBERS[1:], "tokens", "codebook", "cfg", "linear_probe_acc"]
-    names = {"gfid": "gFID", "is": "IS", "tokenizer_rfid": "rFID", "linear_probe_acc": "linear probe accuracy"}
+    numbers = [*REPORTED_NUMBERS[1:], "tokenizer_pfid", "tokens", "codebook", "cfg", "linear_probe_acc"]
+    names = {"gfid": "gFID", "is": "IS", "tokenizer_rfid": "rFID", "tokenizer_pfid": "pFID"}
+    names["linear_probe_acc"] = "linear probe accuracy"
     other = reported.rename(columns={"system": "label"} | {n: f"{names.get(n, n)} (reported)" for n in numbers})
     other = other.drop(columns=["family", "length_as_printed", "status"]).assign(origin="reported")
     frame = pd.concat([measured, other], ignore_index=True)

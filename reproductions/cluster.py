@@ -15,11 +15,12 @@ from leaderboard.store import read_records
 from reproductions.evaluation import write_unfinished
 from reproductions.graph import Plan, graph
 from reproductions.job import REPORTED_CSV, Job, has_record
-from reproductions.recipe import Recipe
+from reproductions.recipe import Recipe, Scale, training_of
 from reproductions.scheduler import Task
 from reproductions.stages import run_generator, run_tokenizer
 from slurm.journal import Journal
 from slurm.launch import submit
+from slurm.profile import load_profile
 from slurm.stage import Stage
 from slurm.status import StageStatus, read_status
 
@@ -39,6 +40,12 @@ def submit_rows(
     name = f"report {table} {job.shared.name}"
     report = Stage(name, finish_rows, (plans,), after_any=everything, kind="small")
     return submit(job.output, [*stages, report], profile, settings, dry_run, fresh=True)
+
+
+def processes_of_trainings(scale: Scale, profile: str | None, settings: tuple[str, ...]) -> int:
+    """How many processes a training of a scale has on a cluster."""
+    kind = load_profile(profile, settings).settings(_kind(scale, trains=True))
+    return kind.nodes * kind.tasks
 
 
 def run_stage(function: Callable[..., None], arguments: tuple[Any, ...], threads: int | None) -> None:
@@ -65,19 +72,22 @@ def finish_rows(plans: list[Plan]) -> None:
 
 def _stage(task: Task) -> Stage:
     progress, steps = _progress(task)
-    threads = task.arguments[0].scale.threads
-    # A scale with a number of threads is one for CPUs
-    kind = "small" if threads is not None else "training" if progress is not None else "evaluation"
+    scale = task.arguments[0].scale
     return Stage(
         task.name,
         run_stage,
-        (task.function, task.arguments, threads),
+        (task.function, task.arguments, scale.threads),
         task.after,
-        kind=kind,
+        kind=_kind(scale, trains=progress is not None),
         request_stop=None if progress is None else request_stop,
         progress=progress,
         steps=steps,
     )
+
+
+def _kind(scale: Scale, trains: bool) -> str:
+    """Kind of a job in the profile. A scale with a number of threads is one for CPUs."""
+    return "small" if scale.threads is not None else "training" if trains else "evaluation"
 
 
 def _progress(task: Task) -> tuple[Path | None, int | None]:
@@ -87,7 +97,7 @@ def _progress(task: Task) -> tuple[Path | None, int | None]:
     job: Job = task.arguments[0]
     recipe: Recipe = task.arguments[1]
     if task.function is run_tokenizer:
-        return job.tokenizer(recipe), job.scale.tokenizer_training.steps
+        return job.tokenizer(recipe), training_of(recipe, job.scale).steps
     return job.generator(recipe), job.scale.generator_training.steps
 
 

@@ -27,15 +27,15 @@ from imagefolder.evaluation.protocols import evaluate_generation, evaluate_recon
 from imagefolder.evaluation.results import Result
 from imagefolder.files import file_sha256, find_weights, write_atomically
 from imagefolder.generator.model import Generator
+from imagefolder.tokenizer.discriminator import DINO
 from imagefolder.tokenizer.losses import VGG16_FILE
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.training.progress import console
-from imagefolder.training.tokenizer import DINO
 from imagefolder.weights import ADM_REFERENCE, ADM_STATISTICS, INCEPTION, absent_weights
 from leaderboard.record import Checkpoint, CodebookUsage, Cost, Metric, Record, Run, Size
 from leaderboard.store import write_record
 from reproductions.job import Job
-from reproductions.recipe import Recipe, loss_of, resolved, sampling_of
+from reproductions.recipe import Recipe, loss_of, sampling_of
 
 CAPTIONS = {
     "reconstruction": "reconstructions of test images (original left, reconstruction right)",
@@ -57,9 +57,10 @@ def evaluate_row(job: Job, recipe: Recipe, order: int, tokenizer_shared: bool) -
     if job.scale.published:  # at the other scales nobody expects what published weights are needed for
         for note in (note for result in results for note in result.notes):
             console.print(f"{recipe.row}: {note}")
-    config = resolved(recipe, job.scale)
+    config = job.config(recipe)
     if job.tokenizer_weights is not None:  # how they were trained is not known
         trained = ("tokenizer_training", "generator_training", "loss", "views", "proxy_steps")
+        trained += tuple(job.execution_settings(recipe))
         config = {name: value for name, value in config.items() if name not in trained}
         config["weights"] = {checkpoint.role: checkpoint.sha256 for checkpoint in checkpoints}
     generation = next((r for r in results if r.samples_per_second), None)
@@ -118,7 +119,7 @@ def missing_weights(job: Job, recipe: Recipe) -> str | None:
 
 def write_unfinished(job: Job, recipe: Recipe, order: int, status: str, reason: str) -> None:
     """Record that a row failed or was not run, and why."""
-    config = resolved(recipe, job.scale)
+    config = job.config(recipe)
     record = Record(**_identity(job, recipe, order, config), status=status, reason=reason, run=_run(job, _now()))
     write_record(job.output / "records", record)
 
@@ -188,9 +189,10 @@ def _selection(about: dict[str, Any]) -> str:
     if about["selected_value"] is None:
         return f"{kind} of the last step"
     every = about["training"]["evaluate_every"]
+    judged = " by the raw weights" if about["training"]["select_by"] == "raw" else ""
     return (
-        f"{kind} of step {about['selected_step']}: lowest rFID of the test images ({about['selected_value']:.4g}), "
-        f"measured every {every} steps and at the end"
+        f"{kind} of step {about['selected_step']}: lowest rFID of the test images{judged} "
+        f"({about['selected_value']:.4g}), measured every {every} steps and at the end"
     )
 
 

@@ -72,7 +72,8 @@ def _add_row(tasks: dict[str, Task], row: Plan) -> None:
         name = f"tokenizer {job.tokenizer(recipe).name} {seed}"
         needs.append(add(name, run_tokenizer, (job, recipe), before))
     if not row.generator_done:
-        waiting = [need for need in needs if need.startswith("tokenizer")]
-        name = add(f"tokens {job.tokenizer(recipe).name} {seed}", run_tokens, (job, recipe), waiting)
-        needs.append(add(f"generator {job.generator(recipe).name} {seed}", run_generator, (job, recipe), [name]))
+        before = [need for need in needs if need.startswith("tokenizer")]
+        if job.scale.views:
+            before = [add(f"tokens {job.tokenizer(recipe).name} {seed}", run_tokens, (job, recipe), before)]
+        needs.append(add(f"generator {job.generator(recipe).name} {seed}", run_generator, (job, recipe), before))
     add(row.task, evaluate_row, (job, recipe, row.order, row.shared), needs)

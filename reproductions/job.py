@@ -26,9 +26,10 @@ from imagefolder.data.folder import read_data
 from imagefolder.data.images import DataSplits, SomeImages
 from imagefolder.errors import InputError
 from imagefolder.files import write_atomically
+from imagefolder.tokenizer.discriminator import images_normalised_together
 from leaderboard.record import Dataset
 from leaderboard.store import read_record
-from reproductions.recipe import Recipe, Scale, loss_of, resolved
+from reproductions.recipe import Recipe, Scale, loss_of, resolved, training_of
 
 SETTINGS = "settings.json"
 REPORTED_CSV = Path(__file__).parent / "reported" / "imagenet256.csv"
@@ -72,6 +73,8 @@ class Job:
     generator_weights: str | None = None
     test_images: int | None = None
     """test images to evaluate, spread evenly over all of them; None: all"""
+    processes: int = 1
+    """that train together"""
 
     @property
     def splits(self) -> DataSplits:
@@ -130,13 +133,26 @@ class Job:
         """What decides a tokenizer's weights, as JSON types."""
         return {
             "tokenizer": _nameless(recipe.tokenizer),
-            "training": to_dict(self.scale.tokenizer_training),
+            "training": to_dict(training_of(recipe, self.scale)),
             "loss": to_dict(loss_of(recipe, self.scale)),
+            **self.execution_settings(recipe),
             "seed": self.seed,
             "dataset_sha256": self.dataset.sha256,
             "published": self.scale.published,
             "proxy_steps": self.scale.proxy_steps,
         }
+
+    def execution_settings(self, recipe: Recipe) -> dict[str, Any]:
+        """What of the way a tokenizer's training is carried out decides its weights; nothing without discriminator."""
+        loss, batch = loss_of(recipe, self.scale), training_of(recipe, self.scale).batch_size
+        if not loss.adversarial:
+            return {}
+        together = images_normalised_together(loss, batch, self.processes, self.execution.micro_batch)
+        return {"images_normalised_together": together}
+
+    def config(self, recipe: Recipe) -> dict[str, Any]:
+        """Everything that decides a row's numbers besides data and seed, as JSON types."""
+        return resolved(recipe, self.scale) | self.execution_settings(recipe)
 
     def generator_settings(self, recipe: Recipe) -> dict[str, Any]:
         """What decides a generator's weights, as JSON types."""
@@ -171,7 +187,7 @@ def has_record(job: Job, recipe: Recipe) -> bool:
     if not path.exists():
         return False
     record = read_record(path)
-    same = record.config_sha256 == config_hash(resolved(recipe, job.scale))
+    same = record.config_sha256 == config_hash(job.config(recipe))
     return record.status == "finished" and same and record.dataset.sha256 == job.dataset.sha256
 
 

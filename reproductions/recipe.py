@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from imagefolder.config import GeneratorConfig, LossConfig, SamplingConfig, TokenizerConfig, TrainingConfig, to_dict
+from imagefolder.zoo import RELEASED_GENERATOR_TRAINING, RELEASED_TRAINING
 
 Measure = Literal["reconstruction", "perturbation", "probe", "generation"]
 
@@ -27,6 +28,8 @@ class Recipe:
     generator: GeneratorConfig | None = None
     loss: dict[str, Any] = field(default_factory=dict)
     """fields of LossConfig that differ from the scale's"""
+    weight_decay: float | None = None
+    """of the tokenizer's training, where it is not the scale's (binary models)"""
     reported: str | None = None
     """the row's counterpart in reported/imagenet256.csv"""
     measures: tuple[Measure, ...] = ("reconstruction", "generation")
@@ -43,7 +46,8 @@ class Scale:
     sampling: SamplingConfig
     samples: int
     views: int
-    """augmented views of every training image whose tokens the generator learns from, in turns"""
+    """augmented views of every training image, encoded once, whose tokens the generator learns from in turns; 0: every
+    epoch sees a new crop, which is encoded as it comes"""
     probe_epochs: int
     probe_batch: int
     published: bool = False
@@ -99,7 +103,7 @@ _SMALL = Scale(
         ema=0.999,
         precision="bf16",
     ),
-    loss=LossConfig(reconstruction=10.0, perceptual=0.0, semantic=0.1, adversarial=0.1),
+    loss=LossConfig(reconstruction=10.0, perceptual=0.0, semantic=0.1, adversarial=0.1, discriminator="patch"),
     sampling=SamplingConfig(guidance=2.0, top_k=0, top_p=0.95, batch_size=50),
     samples=5000,
     views=4,
@@ -108,36 +112,13 @@ _SMALL = Scale(
     proxy_steps=5000,
 )
 
-# As published (ImageNet: 1,281,167 training images), where known. What is taken where nothing is known:
-# - generator epochs: 350, the default of the released code; the document never states them.
-# - the cosine falls per step and not per epoch, and one schedule serves both optimisers of the tokenizer.
-# - the generator learns from the tokens of ten views per image instead of a new crop in each of its epochs.
+# As released, but for one thing: the generator learns from the tokens of ten views per image, encoded once, where the
+# release encodes a new crop in each of its epochs (--views 0).
 _FULL = Scale(
     name="full",
-    tokenizer_training=TrainingConfig(
-        steps=250_200,  # 200 epochs
-        batch_size=1024,
-        learning_rate=2.4e-4,  # 3e-5 x batch / 128
-        schedule="cosine",
-        warmup=1 / 200,
-        final_rate=5e-5 / 2.4e-4,
-        ema=0.9999,
-        precision="bf16",
-        evaluate_every=10_000,
-    ),
-    generator_training=TrainingConfig(
-        steps=583_800,  # 350 epochs
-        batch_size=768,
-        learning_rate=2.4e-4,  # 8e-5 x batch / 256
-        weight_decay=0.05,
-        schedule="linear",
-        warmup=1 / 50,
-        final_rate=0.01,
-        clip=2.0,
-        ema=0.0,  # the released generator is not averaged
-        precision="fp16",
-    ),
-    loss=LossConfig(discriminator="dino"),
+    tokenizer_training=RELEASED_TRAINING,
+    generator_training=RELEASED_GENERATOR_TRAINING,
+    loss=LossConfig(),
     sampling=SamplingConfig(),
     samples=50_000,
     views=10,
@@ -167,6 +148,12 @@ def loss_of(recipe: Recipe, scale: Scale) -> LossConfig:
     return replace(scale.loss, **recipe.loss)
 
 
+def training_of(recipe: Recipe, scale: Scale) -> TrainingConfig:
+    """Training of a row's tokenizer at a scale."""
+    training, decay = scale.tokenizer_training, recipe.weight_decay
+    return training if decay is None else replace(training, weight_decay=decay)
+
+
 def sampling_of(recipe: Recipe, scale: Scale) -> SamplingConfig:
     """Sampling settings of a row at a scale."""
     if recipe.generator is not None and recipe.generator.order == "raster":
@@ -178,7 +165,7 @@ def resolved(recipe: Recipe, scale: Scale) -> dict[str, object]:
     """Everything that decides a row's numbers besides data and seed, as JSON types."""
     config = {
         "tokenizer": to_dict(recipe.tokenizer),
-        "tokenizer_training": to_dict(scale.tokenizer_training),
+        "tokenizer_training": to_dict(training_of(recipe, scale)),
         "loss": to_dict(loss_of(recipe, scale)),
         "measures": list(recipe.measures),
         "published": scale.published,

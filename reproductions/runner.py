@@ -14,13 +14,13 @@ from typing import Annotated
 import tyro
 
 from imagefolder.config import Execution
-from imagefolder.distributed import barrier, is_distributed, is_main, join_processes
+from imagefolder.distributed import barrier, is_distributed, is_main, join_processes, world_size
 from imagefolder.errors import InputError
 from imagefolder.training.progress import console
 from leaderboard.record import Dataset
 from leaderboard.report import build_report
 from leaderboard.store import RecordError, read_records
-from reproductions.cluster import submit_rows
+from reproductions.cluster import processes_of_trainings, submit_rows
 from reproductions.evaluation import missing_weights, write_unfinished
 from reproductions.graph import Plan, graph, plan
 from reproductions.job import REPORTED_CSV, Job, Source, read_splits
@@ -64,6 +64,9 @@ class Options:
     num_samples: int | None = None
     """samples, and test images at most, to evaluate (default: all test images, and as many samples as the scale says:
     50,000 at full)"""
+    views: int | None = None
+    """augmented views of every training image that are encoded once for the generator (default: as the scale says, 10
+    at full); 0: a new crop in every epoch, encoded as it comes, as the authors train"""
     micro_batch: int = 0
     """largest batch of a GPU at a time while training, the rest by gradient accumulation (0: all at once)"""
     activation_checkpointing: bool = False
@@ -153,6 +156,13 @@ def make_plans(table: str, rows: Rows, chosen: list[str], scale: Scale, options:
         if options.num_samples < MIN_TEST_IMAGES:
             raise InputError(f"--num-samples must be at least {MIN_TEST_IMAGES}, not {options.num_samples}")
         scale = replace(scale, samples=options.num_samples)
+    if options.views is not None:
+        if options.views < 0:
+            raise InputError(f"--views must be 0 (none encoded beforehand) or more, not {options.views}")
+        scale = replace(scale, views=options.views)
+    processes = world_size()
+    if options.submit:
+        processes = processes_of_trainings(scale, options.profile, options.set)
     source = data_source(scale.name, options)
     read_splits.cache_clear()  # images may have changed since an earlier run in this process
     if is_main():
@@ -188,6 +198,7 @@ def make_plans(table: str, rows: Rows, chosen: list[str], scale: Scale, options:
             options.tokenizer,
             options.generator,
             options.num_samples,
+            processes,
         )
         for order, recipe in enumerate(every):
             if recipe.row in chosen:

@@ -17,14 +17,15 @@ from imagefolder.distributed import barrier, is_main
 from imagefolder.evaluation.extractor import FEATURES, ProxyNet, default_device
 from imagefolder.evaluation.protocols import real_floors
 from imagefolder.files import file_sha256
+from imagefolder.tokenizer.discriminator import dino
 from imagefolder.tokenizer.model import Tokenizer
-from imagefolder.tokenizer.semantic import Teacher, blank_teacher, pretrained, pretrained_vit
+from imagefolder.tokenizer.semantic import Teacher, blank_teacher, pretrained_vit
 from imagefolder.training.classifier import accuracy, finish_classifier, save_classifier, train_classifier
 from imagefolder.training.generator import train_generator
-from imagefolder.training.tokenizer import DINO, train_tokenizer
+from imagefolder.training.tokenizer import train_tokenizer
 from reproductions.evaluation import validation
 from reproductions.job import Job, is_trained, needs_teacher, read_settings, write_settings
-from reproductions.recipe import Recipe, loss_of
+from reproductions.recipe import Recipe, loss_of, training_of
 
 EXTRACTOR_SEED, TEACHER_SEED = 0, 1
 PROXY_BATCH = 64
@@ -37,7 +38,13 @@ def train_extractor(job: Job) -> None:
     net = ProxyNet(len(splits.classes)).to(default_device())
     title = "proxy extractor: training"
     train_classifier(
-        net.features, net.head, splits.train.augmented("tokenizer"), steps, PROXY_BATCH, EXTRACTOR_SEED, title
+        net.features,
+        net.head,
+        splits.train.augmented("tokenizer", EXTRACTOR_SEED),
+        steps,
+        PROXY_BATCH,
+        EXTRACTOR_SEED,
+        title,
     )
     about = {
         "steps": steps,
@@ -62,7 +69,8 @@ def train_teacher(job: Job, recipe: Recipe) -> None:
     teacher = blank_teacher(recipe.tokenizer).to(default_device())
     head = nn.Linear(teacher.vit.embed_dim, len(splits.classes)).to(default_device())
     title = "semantic teacher: training"
-    train_classifier(teacher, head, splits.train.augmented("tokenizer"), steps, PROXY_BATCH, TEACHER_SEED, title)
+    images = splits.train.augmented("tokenizer", TEACHER_SEED)
+    train_classifier(teacher, head, images, steps, PROXY_BATCH, TEACHER_SEED, title)
     about = {
         "steps": steps,
         "seed": TEACHER_SEED,
@@ -85,12 +93,12 @@ def run_tokenizer(job: Job, recipe: Recipe) -> None:
         write_settings(folder, settings)
     if needs_teacher(job, recipe) and not job.scale.published:
         about["teacher_sha256"] = file_sha256(job.teacher(recipe))
-    training = job.scale.tokenizer_training
+    training = training_of(recipe, job.scale)
     train_tokenizer(
         recipe.tokenizer,
         training,
         loss_of(recipe, job.scale),
-        job.splits.train.augmented("tokenizer"),
+        job.splits.train.augmented("tokenizer", job.seed),
         _teacher(job, recipe),
         folder,
         job.seed,
@@ -106,13 +114,13 @@ def run_tokenizer(job: Job, recipe: Recipe) -> None:
 def run_tokens(job: Job, recipe: Recipe) -> None:
     """Encode the training images once for all generators on a tokenizer."""
     tokenizer, sha256 = load_tokenizer(job, recipe)
-    images = job.splits.train.augmented("generator")
+    images = job.splits.train.augmented("generator", job.seed)
     title = job.title(f"{job.tokenizer(recipe).name}: encoding training images")
     build_token_cache(tokenizer, sha256, images, job.scale.views, job.tokens(recipe), title)
 
 
 def run_generator(job: Job, recipe: Recipe) -> None:
-    """Train the generator of a row on the cached tokens."""
+    """Train the generator of a row on the cached tokens, or on images that are encoded as they come."""
     folder = job.generator(recipe)
     tokenizer, sha256 = load_tokenizer(job, recipe)
     settings = {**job.generator_settings(recipe), "tokenizer_sha256": sha256}
@@ -124,7 +132,8 @@ def run_generator(job: Job, recipe: Recipe) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         write_settings(folder, settings)
     barrier()
-    tokens = open_token_cache(job.tokens(recipe), sha256, job.splits.train.augmented("generator"), job.scale.views)
+    images = job.splits.train.augmented("generator", job.seed)
+    tokens = open_token_cache(job.tokens(recipe), sha256, images, job.scale.views) if job.scale.views else images
     train_generator(
         recipe.generator,
         job.scale.generator_training,
@@ -157,7 +166,7 @@ def _discriminator_features(job: Job, recipe: Recipe) -> nn.Module | None:
     loss = loss_of(recipe, job.scale)
     if not loss.adversarial or loss.discriminator == "patch":
         return None
-    return pretrained(DINO) if job.scale.published else _proxy_teacher(job, recipe).vit
+    return dino() if job.scale.published else _proxy_teacher(job, recipe).vit
 
 
 def _proxy_teacher(job: Job, recipe: Recipe) -> Teacher:

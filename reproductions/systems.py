@@ -15,6 +15,7 @@ class Systems:
 
     tokenizer: TokenizerConfig
     single_scale: TokenizerConfig
+    """not regularised: the baseline, where the released VQ models are"""
     generator: GeneratorConfig
     raster: GeneratorConfig
     shorter: tuple[int, ...]
@@ -31,7 +32,7 @@ class Systems:
 SYSTEMS = {
     "mini": Systems(
         tokenizer=TOKENIZERS["mini-MSVR3P2-256"],
-        single_scale=TOKENIZERS["mini-VQ-256"],
+        single_scale=replace(TOKENIZERS["mini-VQ-256"], semantic="none"),
         generator=GENERATORS["VAR-mini-MSVR3P2-256"],
         raster=GENERATORS["AR-mini-VQ-256"],
         shorter=(1, 1, 2),  # 6 positions; ImageFolder: 14
@@ -42,7 +43,7 @@ SYSTEMS = {
     ),
     "small": Systems(
         tokenizer=TOKENIZERS["small-MSVR8P2-1024"],
-        single_scale=TOKENIZERS["small-VQ-1024"],
+        single_scale=replace(TOKENIZERS["small-VQ-1024"], semantic="none"),
         generator=GENERATORS["VAR-small-MSVR8P2-1024"],
         raster=GENERATORS["AR-small-VQ-1024"],
         shorter=(1, 1, 2, 3, 4, 5, 7),  # 105; ImageFolder: 186
@@ -53,7 +54,7 @@ SYSTEMS = {
     ),
     "full": Systems(
         tokenizer=TOKENIZERS["MSVR10P2-4096"],
-        single_scale=TOKENIZERS["VQ-4096"],
+        single_scale=replace(TOKENIZERS["VQ-4096"], semantic="none"),
         generator=GENERATORS["VAR-d17-MSVR10P2-4096"],
         raster=GENERATORS["AR-d17-VQ-4096"],
         shorter=(1, 1, 2, 3, 3, 4, 5, 6, 8, 10),  # 265, the length the paper's tables print; ImageFolder: 286
@@ -75,6 +76,7 @@ def variant(config: TokenizerConfig, **changes: Any) -> TokenizerConfig:
 def generator_on(generator: GeneratorConfig, tokenizer: TokenizerConfig, classes: int) -> GeneratorConfig:
     """A generator for the tokens of a tokenizer and a data set of `classes` classes, named after both."""
     tokens = {name: getattr(tokenizer, name) for name in ("branches", "scales", "codebook_size", "code_dim")}
-    kind, shape = generator.name.rsplit("-", 2)[0], "-".join(tokenizer.name.rsplit("-", 2)[-2:])
+    kind = generator.name.rsplit("-", 2)[0]  # VAR-mini
+    shape = tokenizer.name.removeprefix(f"{kind.split('-')[1]}-")
     suffix = "-unfolded" if generator.order == "unfolded" else ""
     return replace(generator, name=f"{kind}-{shape}{suffix}", num_classes=classes, **tokens)

@@ -12,7 +12,7 @@ from imagefolder.training.progress import console
 from leaderboard.store import read_records
 from leaderboard.tables import measured_frame
 from reproductions.graph import Plan
-from reproductions.recipe import Recipe
+from reproductions.recipe import Recipe, training_of
 
 COLUMNS = ("rFID", "PSNR", "gFID", "IS", "class accuracy", "linear probe accuracy (quantized)", "positions")
 
@@ -51,7 +51,8 @@ def print_plan(title: str, plans: list[Plan], output: Path) -> None:
 def _states(row: Plan) -> tuple[str, str, str]:
     scale, recipe = row.job.scale, row.recipe
     given = row.job.tokenizer_weights is not None
-    tokenizer = "given" if given else "done" if row.tokenizer_done else f"train {scale.tokenizer_training.steps} steps"
+    steps = training_of(recipe, scale).steps
+    tokenizer = "given" if given else "done" if row.tokenizer_done else f"train {steps} steps"
     if recipe.generator is None:
         return tokenizer, "-", "done" if row.recorded else ", ".join(recipe.measures)
     generator = "given" if given else "done" if row.generator_done else f"train {scale.generator_training.steps} steps"

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 
 from imagefolder import InputError, weights
 from imagefolder.config import TokenizerConfig
+from imagefolder.tokenizer.discriminator import DINO
 from imagefolder.tokenizer.losses import VGG16_FILE
 from imagefolder.training.progress import Event, display, send_to
-from imagefolder.training.tokenizer import DINO
 from imagefolder.weights import FILES, Found, WeightsAbsent, check, main, require
 
 

@@ -1,4 +1,5 @@
-"""The authors' checkpoint files (architecture section 4): read without executing anything, their names translated.
+"""The authors' checkpoint files (docs/method.md, "The released files"): read without executing anything they hold, and
+their names translated.
 
 Only tensors, plain containers and `argparse.Namespace` are unpickled; whatever else a file holds makes it refused.
 """

@@ -28,8 +28,8 @@ class Images(Protocol):
         """The same images without augmentation."""
         ...
 
-    def augmented(self, training: Literal["tokenizer", "generator"]) -> Images:
-        """The same images, augmented as for one of the two trainings."""
+    def augmented(self, training: Literal["tokenizer", "generator"], seed: int) -> Images:
+        """The same images, augmented as for one of the two trainings of a run with this seed."""
         ...
 
     def fingerprint(self) -> str:
@@ -56,7 +56,7 @@ class ArrayImages(Dataset):
     def plain(self) -> ArrayImages:
         return self
 
-    def augmented(self, training: Literal["tokenizer", "generator"]) -> ArrayImages:
+    def augmented(self, training: Literal["tokenizer", "generator"], seed: int) -> ArrayImages:
         return self
 
     def fingerprint(self) -> str:
@@ -79,8 +79,8 @@ class SomeImages(Dataset):
     def plain(self) -> SomeImages:
         return SomeImages(self.images.plain(), self.places)
 
-    def augmented(self, training: Literal["tokenizer", "generator"]) -> SomeImages:
-        return SomeImages(self.images.augmented(training), self.places)
+    def augmented(self, training: Literal["tokenizer", "generator"], seed: int) -> SomeImages:
+        return SomeImages(self.images.augmented(training, seed), self.places)
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self.images.fingerprint()}:{list(self.places)}".encode()).hexdigest()

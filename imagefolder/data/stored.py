@@ -60,18 +60,22 @@ def read(root: Path, row: np.void) -> bytes:
 
 
 class StoredImages(Dataset):
-    """Images described by rows, as squares of one view."""
+    """Images described by rows, as squares of one view; `seed` is that of a random one."""
 
-    def __init__(self, root: Path, rows: np.ndarray, labels: Tensor, image_size: int, view: View = "plain") -> None:
-        self.root, self.rows, self.labels, self.image_size, self.view = root, rows, labels, image_size, view
-        self.transform = describe_view(image_size, view)
+    def __init__(
+        self, root: Path, rows: np.ndarray, labels: Tensor, image_size: int, view: View = "plain", seed: int = 0
+    ) -> None:
+        self.root, self.rows, self.labels, self.image_size = root, rows, labels, image_size
+        self.view, self.seed = view, seed
+        self.transform = describe_view(image_size, view, seed)
         self.workers = min(len(os.sched_getaffinity(0)), MOST_WORKERS)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]:
-        arrays = [square(self.open(index), self.image_size, self.view, epoch, index) for epoch, index in keys]
+        size, view = self.image_size, self.view
+        arrays = [square(self.open(index), size, view, epoch, index, self.seed) for epoch, index in keys]
         images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
         return images, self.labels[[index for _, index in keys]]
 
@@ -84,9 +88,9 @@ class StoredImages(Dataset):
         """The same images, centre-cropped."""
         return StoredImages(self.root, self.rows, self.labels, self.image_size)
 
-    def augmented(self, training: Literal["tokenizer", "generator"]) -> StoredImages:
-        """The same images, cropped and flipped at random as for one of the two trainings."""
-        return StoredImages(self.root, self.rows, self.labels, self.image_size, training)
+    def augmented(self, training: Literal["tokenizer", "generator"], seed: int) -> StoredImages:
+        """The same images, cropped and flipped at random as for one of the two trainings of a run with this seed."""
+        return StoredImages(self.root, self.rows, self.labels, self.image_size, training, seed)
 
     def fingerprint(self) -> str:
         """sha256 over class and content of every image, in order."""

@@ -34,23 +34,23 @@ def open_rgb(data: bytes, origin: str) -> Image.Image:
         raise InputError(f"{origin}: not a readable image ({error})") from None
 
 
-def square(image: Image.Image, size: int, view: View, epoch: int, index: int) -> np.ndarray:
+def square(image: Image.Image, size: int, view: View, epoch: int, index: int, seed: int) -> np.ndarray:
     """One view of image number `index`, the same whenever and wherever it is asked for. uint8 (size, size, 3)."""
     if view == "plain":
         return center_crop(image, size)
-    rng = random.Random(f"{epoch}:{index}")  # of the image and the epoch, not of workers or processes
+    rng = random.Random(f"{seed}:{epoch}:{index}")  # of the run, the epoch and the image, not of workers or processes
     if view == "generator":
         return enlarged_crop(image, size, rng)
     array = random_crop(image, size, rng)
     return array[:, ::-1] if rng.random() < 0.5 else array
 
 
-def describe_view(size: int, view: View) -> str:
-    """One line saying how `square` makes its pixels, for records."""
+def describe_view(size: int, view: View, seed: int) -> str:
+    """One line saying how `square` makes its pixels."""
     return {
         "plain": f"ADM centre crop to {size}",
-        "tokenizer": f"ADM random crop of {SMALLEST_CROP} to 1 of the shorter side to {size}, horizontal flip",
-        "generator": f"shorter side to {ENLARGED} x {size} (Lanczos), random crop",
+        "tokenizer": f"ADM random crop of {SMALLEST_CROP} to 1 of the shorter side to {size}, random flip, seed {seed}",
+        "generator": f"shorter side to {ENLARGED} x {size} (Lanczos, longer side truncated), random crop, seed {seed}",
     }[view]
 
 
@@ -71,19 +71,17 @@ def random_crop(image: Image.Image, size: int, rng: random.Random) -> np.ndarray
 
 
 def enlarged_crop(image: Image.Image, size: int, rng: random.Random) -> np.ndarray:
-    """Shorter side to 1.125 x size (Lanczos), then a random square. uint8 (H, W, 3)."""
-    return _random_square(_resize(image, round(size * ENLARGED), Image.Resampling.LANCZOS), size, rng)
+    """Shorter side to 1.125 x size (Lanczos; the longer one truncated), then a random square. uint8 (H, W, 3)."""
+    shorter, least = round(size * ENLARGED), min(image.size)
+    enlarged = tuple(shorter if side == least else shorter * side // least for side in image.size)
+    return _random_square(image.resize(enlarged, Image.Resampling.LANCZOS), size, rng)
 
 
 def _shrink(image: Image.Image, shorter: int) -> Image.Image:
     while min(image.size) >= 2 * shorter:
         image = image.resize((image.width // 2, image.height // 2), resample=Image.Resampling.BOX)
-    return _resize(image, shorter, Image.Resampling.BICUBIC)
-
-
-def _resize(image: Image.Image, shorter: int, how: Image.Resampling) -> Image.Image:
     scale = shorter / min(image.size)
-    return image.resize((round(image.width * scale), round(image.height * scale)), how)
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
 
 
 def _random_square(image: Image.Image, size: int, rng: random.Random) -> np.ndarray:

@@ -22,6 +22,7 @@ from torch_fidelity.utils import create_feature_extractor
 from imagefolder.data.images import to_float
 from imagefolder.errors import InputError
 from imagefolder.files import file_sha256
+from imagefolder.numerics import without_tf32
 from imagefolder.weights import CLEAN_INCEPTION, FILES, INCEPTION, require
 
 NAME = "proxy-cnn"
@@ -71,7 +72,7 @@ class Extractor:
     def __call__(self, images: Tensor) -> Activations:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise InputError(f"images to measure must be uint8 (B, 3, H, W), not {images.dtype} {tuple(images.shape)}")
-        with torch.backends.cudnn.flags(allow_tf32=False):  # the same features on every GPU
+        with without_tf32(self.device):  # the same features on every GPU
             outputs = self.network(images.to(self.device))
         missing = (outputs[0].new_zeros(len(images), 0),) * (3 - len(outputs))
         return Activations(*outputs, *missing)

@@ -1,4 +1,4 @@
-"""pFID (arXiv 2503.08354): how much reconstructions suffer when codes are replaced by near ones."""
+"""pFID (arXiv 2503.08354): how much reconstructions suffer when codes are drawn anew from near ones."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from imagefolder.distributed import my_part
 from imagefolder.evaluation.extractor import Extractor
 from imagefolder.evaluation.metrics import frechet
 from imagefolder.evaluation.results import Measurement, feature_protocol
-from imagefolder.evaluation.statistics import Statistics
+from imagefolder.evaluation.statistics import Moments
 from imagefolder.generator.sampling import uniforms
 from imagefolder.tokenizer.model import Tokenizer
-from imagefolder.tokenizer.quantizers import perturb
+from imagefolder.tokenizer.quantizers import Perturbation, perturb
 from imagefolder.training.progress import Phase
 
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9)  # alpha
@@ -26,20 +26,22 @@ BATCH = 50
 
 
 def depths_for(codebook_size: int) -> tuple[int, ...]:
-    """The published numbers of near codes, scaled to a codebook; at least 1."""
-    return tuple(max(1, round(depth * codebook_size / PUBLISHED_SIZE)) for depth in DEPTHS)
+    """The published numbers of near codes, scaled to a codebook; at least 2, as the nearest code is one of them."""
+    return tuple(max(2, round(depth * codebook_size / PUBLISHED_SIZE)) for depth in DEPTHS)
 
 
-def perturb_tokens(
-    tokenizer: Tokenizer, tokens: Tensor, share: float, depth: int, seed: int, indices: list[int]
-) -> Tensor:
-    """Tokens (B, P, L) with a share of every branch's codes replaced; a function of each image's index and the seed."""
-    branches = tokenizer.config.branches
-    u = uniforms(seed, indices, 2 * branches, tokens.shape[-1]).to(tokens.device).unflatten(1, (2, branches))
-    parts = [
-        perturb(tokens[:, p], quantizer.codebook, share, depth, u[:, :, p].movedim(1, 0))
-        for p, quantizer in enumerate(tokenizer.quantizer.branches)
-    ]
+def perturb_tokens(near: Tensor, share: float, depth: int, seed: int, indices: list[int]) -> Tensor:
+    """Tokens with a share of every branch's codes drawn anew; a function of each image, its index and the seed.
+
+    Args:
+        near: int64 (B, P, L, at least `depth`), the codes nearest to what each token stands for, nearest first.
+
+    Returns:
+        int64 (B, P, L).
+    """
+    branches, length = near.shape[1:3]
+    u = uniforms(seed, indices, 2 * branches, length).to(near.device).unflatten(1, (2, branches)).movedim(0, 2)
+    parts = [perturb(near[:, p, :, 0], near[:, p], Perturbation(share, depth, u[:, p])) for p in range(branches)]
     return torch.stack(parts, dim=1)
 
 
@@ -52,27 +54,24 @@ def evaluate_perturbation(
     """
     test = splits.test.plain()
     n, part = len(test), my_part(len(test))
-    originals, tokens = Statistics(extractor, n, part.start), []
-    for batch, _ in ordered_batches(test, BATCH, part):
-        originals.add(batch)
-        tokens.append(tokenizer.encode(to_float(batch)).int().cpu())
-    real = originals.over_processes().pooled.statistics()
-    settings = list(itertools.product(SHARES, depths_for(tokenizer.config.codebook_size)))
-    distances = []
-    with Phase(title, len(settings)) as phase:
-        for share, depth in settings:
-            statistics = Statistics(extractor, n, part.start)
-            for codes in tokens:
-                start = part.start + statistics.pooled.count
-                indices = list(range(start, start + len(codes)))
-                perturbed = perturb_tokens(tokenizer, codes.long().to(tokenizer.device), share, depth, seed, indices)
-                statistics.add(to_uint8(tokenizer.decode(perturbed)))
-            distances.append(frechet(statistics.over_processes().pooled.statistics(), real))
-            phase.update(len(distances))
+    depths = depths_for(tokenizer.config.codebook_size)
+    settings = list(itertools.product(SHARES, depths))
+    real, *generated = (Moments(extractor.widths[0], extractor.device) for _ in range(1 + len(settings)))
+    with Phase(title, len(part)) as phase:
+        for originals, _ in ordered_batches(test, BATCH, part):
+            indices = list(range(part.start + real.count, part.start + real.count + len(originals)))
+            near = tokenizer.neighbours(to_float(originals), max(depths))
+            for moments, (share, depth) in zip(generated, settings, strict=True):
+                images = tokenizer.decode(perturb_tokens(near, share, depth, seed, indices))
+                moments.add(extractor(to_uint8(images)).pooled)
+            real.add(extractor(originals).pooled)
+            phase.update(real.count)
+    for moments in (real, *generated):
+        moments.over_processes()
+    distances = torch.tensor([frechet(moments.statistics(), real.statistics()) for moments in generated])
     text = (
-        f"mean Frechet distance of test images against reconstructions with a share of codes ({SHARES}) replaced by "
-        f"one of the nearest ({depths_for(tokenizer.config.codebook_size)}), both 8-bit, same crop"
+        f"mean Frechet distance of test images against reconstructions with a share of codes ({SHARES}) drawn from the "
+        f"nearest to the encoder's output ({depths}, the nearest of all included), both 8-bit, same crop"
     )
-    protocol = feature_protocol(f"{extractor.prefix}pFID", text, f"{splits.name}/test", extractor, higher=False)
-    spread = torch.tensor(distances)
-    return Measurement(protocol, float(spread.mean()), n, n, float(spread.std()))
+    protocol = feature_protocol(f"{extractor.prefix}pFID", text, f"{splits.name}/test", extractor, False, version=2)
+    return Measurement(protocol, float(distances.mean()), n, n, float(distances.std()))

@@ -64,7 +64,9 @@ class Result:
     notes: list[str] = field(default_factory=list)
 
 
-def feature_protocol(name: str, description: str, reference: str, extractor: Extractor, higher: bool) -> Protocol:
+def feature_protocol(
+    name: str, description: str, reference: str, extractor: Extractor, higher: bool, version: int = 1
+) -> Protocol:
     """Protocol of a metric on an extractor's features; `name` begins with the extractor's prefix."""
     evaluator = extractor.evaluator
-    return Protocol(name, 1, description, reference, evaluator, extractor.name, extractor.sha256, higher)
+    return Protocol(name, version, description, reference, evaluator, extractor.name, extractor.sha256, higher)

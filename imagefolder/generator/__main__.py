@@ -51,13 +51,13 @@ class Options:
     guidance: float = 3.25
     """classifier-free guidance reached at the last scale; 0: none"""
     top_k: int = 750
-    """tokens kept (with --joint: pairs); 0: all"""
+    """tokens kept; 0: all"""
     top_p: float = 0.95
-    """nucleus probability; 1: all"""
+    """nucleus probability; 0 or 1: all"""
     temperature: Annotated[tuple[float, ...], tyro.conf.arg(metavar="T ...")] = (1.0,)
     """one value, or one per scale"""
     joint: bool = False
-    """draw the tokens of both branches together, top-k and top-p cutting the pairs"""
+    """draw the tokens of all branches of a position from the product of their distributions"""
     batch_size: int | None = None
     """images made at a time (default: as many as the memory allows)"""
     device: str = "auto"

@@ -84,18 +84,18 @@ class Generator(nn.Module, HubModel):
                 guidance changes nothing).
             guidance: classifier-free guidance reached at the last scale; 0: conditional logits alone.
             top_k: tokens kept, 0 for all.
-            top_p: nucleus probability in (0, 1]; 1 for all.
+            top_p: nucleus probability; 0 or 1 for all.
             seed: of the run.
             indices: number of each image within the run (default 0..B-1). An image depends on (seed, its index, its
                 label) only, not on the batch it is made in.
             temperature: the logits, after guidance, are divided by it; a sequence holds one value per scale.
-            joint: draw the tokens of both branches together; `top_k` and `top_p` then cut the pairs instead of each
-                branch (see `sampling.draw_joint`; with `top_k` 0 it is slow). One branch: the same as without.
+            joint: draw the tokens of all branches of a position from the product of their distributions (see
+                `sampling.draw_joint`): other samples, distributed alike. One branch: the same as without.
             batch_size: images made at a time (default: all at once). The outcome is the same; decoded images may differ
                 in the rounding of float32, as batches of different sizes do.
 
         Raises:
-            InputError: labels or settings out of range; joint sampling of an unfolded model or of three branches.
+            InputError: labels or settings out of range; joint sampling of an unfolded model.
         """
         labels = self.label_tensor(labels)
         indices = list(range(len(labels))) if indices is None else list(indices)
@@ -148,7 +148,7 @@ class Generator(nn.Module, HubModel):
                 # The largest logit becomes 0, so that a small temperature does not overflow
                 logits = (logits - logits.amax(-1, keepdim=True)) / temperatures[block.scale]
             span = slice(block.first, block.last)
-            if joint and config.branches == 2:
+            if joint and config.branches > 1:
                 drawn = draw_joint(logits, u[:, 0, span], top_k, top_p).mT
             else:
                 drawn = draw(logits.transpose(1, 2), u[:, block.branches, span], top_k, top_p)

@@ -1,4 +1,5 @@
-"""The block-causal transformer (architecture section 2): AdaLN blocks, cosine attention, one head chunk per branch.
+"""The block-causal transformer (docs/method.md, "The generator"): AdaLN blocks, cosine attention, one head chunk per
+branch.
 
 It knows positions, levels and a mask, not what the tokens mean: `sequence.py` decides what is fed in and predicted.
 """
@@ -53,13 +54,13 @@ class Attention(nn.Module):
 class Layer(nn.Module):
     """Attention and MLP, each modulated by (gamma, scale, shift) of the class embedding."""
 
-    def __init__(self, config: GeneratorConfig) -> None:
+    def __init__(self, config: GeneratorConfig, drop_path: float) -> None:
         super().__init__()
         width, hidden = config.width, int(config.width * config.mlp_ratio)
         self.attn = Attention(config)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
         self.ada = nn.Linear(width, 6 * width)
-        self.drop_path = DropPath(config.drop_path)
+        self.drop_path = DropPath(drop_path)
 
     def modulations(self, condition: Tensor) -> Tensor:
         """SiLU of the class embedding (B, D) -> (6, B, 1, D): gamma1, gamma2, scale1, scale2, shift1, shift2."""
@@ -109,7 +110,8 @@ class Transformer(nn.Module):
         self.level_embed = nn.Embedding(self.sequence.levels, width)
         if config.token_dropout:
             self.empty_embed = nn.Parameter(torch.empty(1, 1, width))
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.depth))
+        drop_paths = [config.drop_path * layer / max(config.depth - 1, 1) for layer in range(config.depth)]
+        self.layers = nn.ModuleList(Layer(config, drop_path) for drop_path in drop_paths)
         self.head_ada = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, config.branches * config.codebook_size)
         self.register_buffer("mask", self.sequence.mask(), persistent=False)
@@ -132,7 +134,8 @@ class Transformer(nn.Module):
         width = self.config.width
         for layer in self.layers:
             layer.ada.weight.data.mul_(0.5)
-            layer.ada.weight.data[: 2 * width].mul_(1e-5 / 0.5)  # the gamma rows are scaled by 1e-5 alone
+            # the gamma rows are scaled by this factor alone
+            layer.ada.weight.data[: 2 * width].mul_(self.config.gamma_init / 0.5)
             layer.attn.proj.weight.data.div_(math.sqrt(2 * self.config.depth))
             layer.mlp[2].weight.data.div_(math.sqrt(2 * self.config.depth))
 

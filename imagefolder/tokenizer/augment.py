@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class DiffAugment(nn.Module):
-    """Random colour, translation and cutout, drawn per image: (B, 3, H, W) in [-1, 1] -> the same shape.
+    """Random translation, colour and cutout, in this order, drawn per image: (B, 3, H, W) in [-1, 1] -> the same shape.
 
     Always applied, in eval mode too; gradients flow to the images. Colours are not clamped to [-1, 1]. All draws come
     from torch's global generator on the images' device.
@@ -22,7 +22,7 @@ class DiffAugment(nn.Module):
         self.translation, self.cutout = translation, cutout
 
     def forward(self, images: Tensor) -> Tensor:
-        return cut_out(translate(change_colour(images), self.translation), self.cutout)
+        return cut_out(change_colour(translate(images, self.translation)), self.cutout)
 
 
 def change_colour(images: Tensor) -> Tensor:

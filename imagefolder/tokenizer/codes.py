@@ -1,8 +1,9 @@
-"""What a quantizer chooses from: learned codes, or the corners of a binary cube (architecture section 1)."""
+"""What a quantizer chooses from: learned codes, or the corners of a binary cube (docs/method.md, "Quantizers")."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -10,11 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imagefolder.config import TokenizerConfig
-from imagefolder.distributed import mean_over_processes, mean_with_gradient
 
 USED_SHARE = 0.08  # a code counts as used when hit at least this share of its fair part (released code)
-ROWS = 1024  # codes compared with all others at a time
 SIMILARITIES = {"cpu": 2**20, "gpu": 2**28}  # between inputs and codes, held at a time
+BIT_SHARPNESS = 4.0  # p(bit) = sigmoid(4 x magnitude) in the entropy loss
 
 
 class Codes(nn.Module):
@@ -30,6 +30,10 @@ class Codes(nn.Module):
         """Index of the nearest code: (B, C, s, s) -> int64 (B, s*s)."""
         raise AssertionError("abstract")
 
+    def neighbours(self, z: Tensor, number: int) -> Tensor:
+        """The `number` nearest codes, nearest first: (B, C, s, s) -> int64 (B, s*s, number)."""
+        raise AssertionError("abstract")
+
     def lookup(self, tokens: Tensor, scale: int) -> Tensor:
         """Codes of int64 (...) as a multi-scale quantizer adds them at `scale`: (..., C)."""
         raise AssertionError("abstract")
@@ -38,28 +42,10 @@ class Codes(nn.Module):
         """A map (B, C, s, s) as the codes are compared with it: normalised over channels, or as it is."""
         raise AssertionError("abstract")
 
-    def entropy_loss(self, z: Tensor, scale: int, use: Tensor | None) -> Tensor:
-        """Entropy per sample minus entropy of the batch mean, of z (B, C, s, s); zero for learned codes."""
-        return z.new_zeros(())
-
-    @torch.no_grad()
-    def neighbours(self, tokens: Tensor, number: int) -> Tensor:
-        """The `number` codes nearest to each of int64 (n,), itself not among them: int64 (n, number)."""
-        every = torch.arange(self.size, device=tokens.device)
-        table = self.lookup(every, 0)
-        parts = []
-        for rows in tokens.split(ROWS):
-            distance = self._distance(table[rows], table)
-            distance.scatter_(1, rows[:, None], math.inf)
-            parts.append(distance.topk(number, largest=False).indices)
-        return torch.cat(parts)
-
-    def _distance(self, codes: Tensor, table: Tensor) -> Tensor:
-        return torch.cdist(codes, table)
-
     @torch.no_grad()
     def record_hits(self, counts: Tensor) -> None:
-        """Average in the hit counts (scales, V) of one batch over all ranks: 0.9 for 100 updates, then 0.99."""
+        """Average in the hit counts (scales, V) of one step over all ranks: 0.9 for 100 updates, then 0.99."""
+        counts = counts.float()
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(counts)
         if self.updates == 0:
@@ -86,32 +72,33 @@ class Codebook(Codes):
         self.weight = nn.Parameter(F.normalize(weight, dim=-1))
 
     def nearest(self, z: Tensor) -> Tensor:
-        batch = len(z)
-        z = z.detach().flatten(2).mT.reshape(-1, self.dim)
-        codes, offset = self.weight.detach(), None
+        return torch.cat([similarity.argmax(-1) for similarity in self._similarities(z)]).view(len(z), -1)
+
+    def neighbours(self, z: Tensor, number: int) -> Tensor:
+        near = [similarity.topk(number, dim=-1).indices for similarity in self._similarities(z)]
+        return torch.cat(near).view(len(z), -1, number)
+
+    @torch.no_grad()
+    def _similarities(self, z: Tensor) -> Iterator[Tensor]:
+        """Lazily, for a few positions of z (B, C, s, s) at a time, how near every code is: (n, V), larger is nearer."""
+        z = z.flatten(2).mT.reshape(-1, self.dim)
+        codes, offset = self.weight, None
         if self.cosine:
-            # argmax over codes does not depend on the length of z, so only the codes are normalised
+            # which code is nearest does not depend on the length of z, so only the codes are normalised
             codes = F.normalize(codes, dim=-1)
         else:
             offset = codes.square().sum(-1) / 2
-        # A part of the similarities at a time: on a CPU as much as its caches hold
+        # on a CPU, as much as its caches hold
         rows = max(SIMILARITIES["cpu" if z.device.type == "cpu" else "gpu"] // self.size, 1)
-        parts = []
         for part in z.split(rows):
             similarity = part @ codes.T
-            parts.append((similarity if offset is None else similarity - offset).argmax(-1))
-        return torch.cat(parts).view(batch, -1)
+            yield similarity if offset is None else similarity - offset
 
     def lookup(self, tokens: Tensor, scale: int) -> Tensor:
         return F.embedding(tokens, self.weight)
 
     def on_sphere(self, f: Tensor) -> Tensor:
         return F.normalize(f, dim=1) if self.cosine else f
-
-    def _distance(self, codes: Tensor, table: Tensor) -> Tensor:
-        if self.cosine:
-            return -(F.normalize(codes, dim=-1) @ F.normalize(table, dim=-1).T)
-        return super()._distance(codes, table)
 
 
 class BinaryCodes(Codes):
@@ -132,6 +119,12 @@ class BinaryCodes(Codes):
     def nearest(self, z: Tensor) -> Tensor:
         return ((z.detach().flatten(2) > 0) * self.weights[:, None]).sum(1)
 
+    @torch.no_grad()
+    def neighbours(self, z: Tensor, number: int) -> Tensor:
+        # All codes are equally long, so the nearest has the largest product with z
+        table = self.lookup(torch.arange(self.size, device=z.device), 0)
+        return (z.flatten(2).mT @ table.T).topk(number, dim=-1).indices
+
     def lookup(self, tokens: Tensor, scale: int) -> Tensor:
         bits = (tokens[..., None] & self.weights) != 0
         return torch.where(bits, self.magnitude(scale), -self.magnitude(scale))
@@ -139,32 +132,20 @@ class BinaryCodes(Codes):
     def on_sphere(self, f: Tensor) -> Tensor:
         return F.normalize(f, dim=1) if self.spherical else f
 
-    def entropy_loss(self, z: Tensor, scale: int, use: Tensor | None) -> Tensor:
-        """With p(code) = softmax(2 z.code): the bits of a sample are independent, those of the batch mean are not.
+    def bit_log_odds(self, rest: Tensor, scale: int) -> Tensor:
+        """Log odds of each bit being set, given what is left to be quantized: (B, C, K, K) -> (B, C, K*K)."""
+        return BIT_SHARPNESS * self.magnitude(scale) * rest.flatten(2)
 
-        Args:
-            z: (B, C, s, s), attached to the encoder.
-            scale: whose codes are meant.
-            use: (B,) weights of the samples; None: all 1.
-        """
-        x = 4 * self.magnitude(scale) * self.on_sphere(z).flatten(2).mT  # (B, n, C): log odds of each bit
-        weight = x.new_ones(len(x)) if use is None else use
-        total = mean_over_processes(weight.sum())
-        share = (weight / (total * x.shape[1]).clamp(min=1e-6))[:, None].expand(x.shape[:2])
-        per_bit = F.softplus(x) - x * torch.sigmoid(x)
-        per_sample = (per_bit.sum(-1) * share).sum()
-        # The mean over samples of a product of bit probabilities, as one matrix product of two halves of the bits
-        low, high = (
-            self._probabilities(part) for part in x.flatten(0, 1).split([self.dim // 2, -(-self.dim // 2)], -1)
-        )
-        mean = mean_with_gradient((low * share.reshape(-1, 1)).T @ high)
-        return per_sample + torch.special.xlogy(mean, mean).sum()
 
-    def _probabilities(self, x: Tensor) -> Tensor:
-        """Log odds of b bits (n, b) -> probabilities of their 2^b combinations (n, 2^b)."""
-        combinations = torch.arange(2 ** x.shape[-1], device=x.device)
-        signs = 2 * ((combinations[:, None] >> torch.arange(x.shape[-1], device=x.device)) & 1) - 1
-        return (x @ signs.to(x.dtype).T / 2).softmax(-1)
+def entropy_of_log_odds(x: Tensor) -> Tensor:
+    """Entropy of bits with log odds x, in nats, elementwise."""
+    return F.softplus(x) - x * torch.sigmoid(x)
+
+
+def entropy_of_probabilities(p: Tensor) -> Tensor:
+    """Entropy of bits that are set with probability p, in nats, elementwise; no gradient where p is 0 or 1."""
+    p = p.clamp(1e-7, 1 - 1e-7)
+    return -(p * p.log() + (1 - p) * (-p).log1p())
 
 
 def build_codes(config: TokenizerConfig) -> Codes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,12 +12,41 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from imagefolder.config import LossConfig
 from imagefolder.distributed import mean_with_gradient, world_size
 from imagefolder.tokenizer.augment import DiffAugment
+from imagefolder.tokenizer.semantic import pretrained
 from imagefolder.tokenizer.vit import with_positions
 
 READOUTS = 5
 VIRTUAL_BATCH = 8
+DINO = "vit_small_patch16_224.dino"
+
+
+def build_discriminator(loss: LossConfig, features: nn.Module | None = None) -> nn.Module:
+    """PatchGAN, or heads on a frozen network ("dino"): `features`, or the published weights of DINO ViT-S/16."""
+    if loss.discriminator == "patch":
+        return PatchDiscriminator(loss.patch_width, loss.patch_layers)
+    return DinoDiscriminator(dino() if features is None else features)
+
+
+def dino() -> nn.Module:
+    """DINO ViT-S/16 with its published weights; as released with the tanh form of GELU, and LayerNorm eps 1e-6."""
+    return pretrained(DINO, act_layer="gelu_tanh", norm_layer=partial(nn.LayerNorm, eps=1e-6))
+
+
+def images_normalised_together(loss: LossConfig, batch_size: int, processes: int, micro_batch: int) -> float:
+    """How many images of a step a discriminator normalises together: all that differs between ways to carry it out.
+
+    PatchGAN's batch norms see a piece of all processes together; the heads on a frozen network take groups of a
+    process's piece, of about equal size and at most 8.
+
+    Args:
+        micro_batch: as in `Execution`.
+    """
+    own = batch_size // processes
+    piece = own // -(-own // micro_batch) if micro_batch else own
+    return piece * processes if loss.discriminator == "patch" else piece / math.ceil(piece / VIRTUAL_BATCH)
 
 
 class PatchDiscriminator(nn.Sequential):

@@ -1,4 +1,4 @@
-"""The tokenizer's training objective (architecture section 1: semantic regularisation, reconstruction losses)."""
+"""Terms of the tokenizer's training objective (docs/method.md, "The tokenizer's objective")."""
 
 from __future__ import annotations
 
@@ -130,11 +130,19 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
 
     The gradients are those of the whole batch: averaged over processes before their norms are taken.
     """
-    norms = []
-    for loss in (reconstruction, adversarial):
-        gradient = torch.autograd.grad(loss, last_layer, retain_graph=True)[0]
-        norms.append(mean_over_processes(gradient.contiguous()).norm())
-    return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()
+    return weight_of_gradients(*last_layer_gradients(reconstruction, adversarial, last_layer))
+
+
+def last_layer_gradients(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of both losses at the last decoder layer, in this process."""
+    gradients = (torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (reconstruction, adversarial))
+    return tuple(gradient.contiguous() for gradient in gradients)
+
+
+def weight_of_gradients(reconstruction: Tensor, adversarial: Tensor) -> Tensor:
+    """The adaptive weight, from this process's part of both gradients; averages them over the processes in place."""
+    norms = [mean_over_processes(gradient).norm() for gradient in (reconstruction, adversarial)]
+    return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4)
 
 
 class LeCam(nn.Module):
@@ -146,12 +154,11 @@ class LeCam(nn.Module):
         self.register_buffer("real", torch.zeros(()))
         self.register_buffer("fake", torch.zeros(()))
 
-    def forward(self, real: Tensor, fake: Tensor, share: float = 1.0) -> Tensor:
-        """Average in the logits' means over all processes, then the regularisation of these logits.
+    def update(self, real: Tensor, fake: Tensor) -> None:
+        """Average in the means (scalars) of a step's logits in this process, over all processes."""
+        self.real.lerp_(mean_over_processes(real.detach().clone()), 1 - self.decay)
+        self.fake.lerp_(mean_over_processes(fake.detach().clone()), 1 - self.decay)
 
-        `share`: which part of a step's batch these are, so that the pieces of a step together count as one step.
-        """
-        weight = 1 - self.decay**share
-        self.real.lerp_(mean_over_processes(real.detach().mean()), weight)
-        self.fake.lerp_(mean_over_processes(fake.detach().mean()), weight)
+    def forward(self, real: Tensor, fake: Tensor) -> Tensor:
+        """The regularisation of logits, by the running means as they are."""
         return F.relu(real - self.fake).square().mean() + F.relu(self.real - fake).square().mean()

@@ -1,4 +1,4 @@
-"""The tokenizer: ViT encoder, product quantizer, ViT decoder (architecture section 1)."""
+"""The tokenizer: ViT encoder, product quantizer, ViT decoder (docs/method.md, "The tokenizer")."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from imagefolder.checkpoints.hub import HubModel
 from imagefolder.config import TokenizerConfig
 from imagefolder.errors import InputError
-from imagefolder.tokenizer.quantizers import ProductQuantizer, Quantized
+from imagefolder.tokenizer.quantizers import Perturbation, ProductQuantizer, Quantized
 from imagefolder.tokenizer.vit import Decoder, Encoder
 
 Pair = tuple[Tensor, Tensor]
@@ -18,12 +18,14 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass
 class TrainingOutput:
-    """`images` (B, 3, H, W) not clamped; `quantized`; the two sides (B, C) of each contrastive loss, or None.
+    """`images` (B, 3, H, W) not clamped, made by the decoder's last layer of `hidden` (B, grid * grid, D); `quantized`;
+    the two sides (B, C) of each contrastive loss, or None.
 
     A pair is (projected feature of the teacher, quantized map averaged over space).
     """
 
     images: Tensor
+    hidden: Tensor
     quantized: Quantized
     semantic: Pair | None = None
     detail: Pair | None = None
@@ -32,7 +34,7 @@ class TrainingOutput:
 class Tokenizer(nn.Module, HubModel):
     """Images in [-1, 1] to (branches, L) tokens and back.
 
-    `quant_conv` (D -> C) is shared by the branches and, when training, also projects the teacher's class feature.
+    `quant_conv` (D -> C) is shared by the branches and, when training, also projects the teachers' features.
     """
 
     config_type = TokenizerConfig
@@ -48,8 +50,6 @@ class Tokenizer(nn.Module, HubModel):
         self.quantizer = ProductQuantizer(config)
         if config.semantic == "all":
             self.semantic_projection = nn.Linear(config.branches * config.code_dim, config.code_dim)
-        if config.detail_width:
-            self.detail_projection = nn.Linear(config.detail_width, config.code_dim)
 
     def weights_module(self) -> nn.Module:
         return self
@@ -66,6 +66,10 @@ class Tokenizer(nn.Module, HubModel):
 
     def pixels(self, z: Tensor) -> Tensor:
         """Quantized map (B, P*C, K, K) -> images (B, 3, H, W), not clamped."""
+        return self.decoder.images(self._hidden(z))
+
+    def _hidden(self, z: Tensor) -> Tensor:
+        """Quantized map (B, P*C, K, K) -> what the decoder's last layer makes pixels of."""
         return self.decoder(self.post_quant_conv(z.flatten(2).mT.to(self.post_quant_conv.weight.dtype)))
 
     @property
@@ -84,24 +88,30 @@ class Tokenizer(nn.Module, HubModel):
         semantic: Tensor | None = None,
         detail: Tensor | None = None,
         kept: Tensor | None = None,
+        share: Tensor | None = None,
+        perturbation: Perturbation | None = None,
     ) -> TrainingOutput:
-        """Training pass.
+        """Training pass. It draws nothing but stochastic depth, and changes no buffer.
 
         Args:
             images: (B, 3, H, W) in [-1, 1].
             semantic: class features (B, D) of the teacher of the last branch, or of all branches.
-            detail: those of the teacher of the first branch.
-            kept: scales kept by every sample of all processes' batch, from `quantizer.draw_kept`; None: all.
+            detail: patch features of the teacher of the first branch, averaged over space (B, D).
+            kept: int64 (B,), scales kept by every sample, as `quantizer.draw_kept` draws them; None: all.
+            share: (S,), the share of the step's samples that keep each scale, where these images are a part of them;
+                None: that of `kept`.
+            perturbation: of the first images' codes, with u (P, 2, T, L); None: no code is perturbed.
         """
-        quantized = self.quantizer(self.latents(images), kept)
-        output = TrainingOutput(self.pixels(quantized.z), quantized)
+        quantized = self.quantizer(self.latents(images), kept, share, perturbation)
+        hidden = self._hidden(quantized.z)
+        output = TrainingOutput(self.decoder.images(hidden), hidden, quantized)
         pooled = quantized.z.mean((2, 3))
         if semantic is not None:
             joint = self.config.semantic == "all"
             regularised = self.semantic_projection(pooled) if joint else pooled[:, -self.config.code_dim :]
             output.semantic = self.quant_conv(semantic), regularised
         if detail is not None:
-            output.detail = self.detail_projection(detail), pooled[:, : self.config.code_dim]
+            output.detail = self.quant_conv(detail), pooled[:, : self.config.code_dim]
         return output
 
     @torch.no_grad()
@@ -115,6 +125,19 @@ class Tokenizer(nn.Module, HubModel):
             int64 (B, branches, L), scales concatenated small to large.
         """
         return self.quantizer.encode(self.latents(self._check_images(images)))
+
+    @torch.no_grad()
+    def neighbours(self, images: Tensor, number: int) -> Tensor:
+        """The codes nearest to what each token of images stands for, nearest first: those are the tokens themselves.
+
+        Args:
+            images: as for `encode`.
+            number: in 1..codebook_size.
+
+        Returns:
+            int64 (B, branches, L, number).
+        """
+        return self.quantizer.neighbours(self.latents(self._check_images(images)), number)
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
-"""Quantizers: single-scale, multi-scale residual, and their product over branches (architecture section 1).
+"""Quantizers: single-scale, multi-scale residual, and their product over branches (docs/method.md, "Quantizers").
 
 All work on maps (B, C, K, K) in float32 whatever the autocast, and share one interface: `forward` (training: the
-straight-through map, tokens, losses), `encode`, `decode`, and `contribution`, the map that the tokens of one scale add.
+straight-through map, tokens, losses), `encode`, `decode`, `neighbours`, and `contribution`, the map that the tokens of
+one scale add.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,25 +16,66 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imagefolder.config import TokenizerConfig
-from imagefolder.distributed import own_count, own_samples, world_size
-from imagefolder.tokenizer.codes import Codes, build_codes
+from imagefolder.numerics import float32_only
+from imagefolder.tokenizer.codes import (
+    BinaryCodes,
+    Codes,
+    build_codes,
+    entropy_of_log_odds,
+    entropy_of_probabilities,
+)
 
 
 @dataclass
 class Quantized:
-    """Result of quantizing: `z` (B, C, K, K) straight-through, `tokens` int64 (B, L), three scalar losses."""
+    """Result of quantizing B samples in S scales.
+
+    `z` (B, C, K, K) straight-through; `tokens` int64 (B, L); `counts` int64 (S, V), how often every code was chosen
+    before any perturbation; scalar losses. For binary codes, `sample_entropy` is the first part of the entropy loss,
+    and `bits` (S, C) are the probabilities of the bits averaged over the samples, from which `entropy_loss` takes the
+    second one; of several parts of a batch, the mean of either is that of the whole. `share` (S,) is the share of the
+    samples that keep each scale. A product of P branches has z (B, P*C, K, K), tokens (B, P, L), counts (P, S, V) and
+    bits (P, S, C).
+    """
 
     z: Tensor
     tokens: Tensor
+    counts: Tensor
     codebook_loss: Tensor
     commitment_loss: Tensor
-    entropy_loss: Tensor
+    sample_entropy: Tensor
+    bits: Tensor
+    share: Tensor
+
+    @property
+    def entropy_loss(self) -> Tensor:
+        """Of these samples by themselves; zero for learned codes."""
+        return self.sample_entropy - codebook_entropy(self.bits, self.share)
+
+
+def codebook_entropy(bits: Tensor, share: Tensor) -> Tensor:
+    """Sum over bits of the entropy of their average probability (..., S, C), each scale divided by its share (S,) of
+    the samples, averaged over scales and branches."""
+    return (entropy_of_probabilities(bits).sum(-1) / share).mean()
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """Latent perturbation of the first T samples of a batch (docs/method.md, "Latent perturbation").
+
+    Each code is, with probability `share` (alpha), drawn anew from the `depth` (delta) codes nearest to what it stands
+    for. `u` holds uniform numbers in [0, 1), whether to draw and which one: (2, T, L), of P branches (P, 2, T, L).
+    """
+
+    share: float
+    depth: int
+    u: Tensor
 
 
 class SingleScaleQuantizer(nn.Module):
     """One map of codes: the nearest one of each position; where codes are compared by direction, both are normalised.
 
-    While training, a share of the images may have their codes replaced by near ones (latent perturbation, RobustTok).
+    While training, some images may have their codes replaced by near ones (latent perturbation, RobustTok).
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -41,29 +83,44 @@ class SingleScaleQuantizer(nn.Module):
         self.side = config.latent_side
         self.commitment = config.commitment
         self.codebook = build_codes(config)
-        self.perturbed_images = config.perturbed_images
-        self.perturbed_codes, self.perturbation_depth = config.perturbed_codes, config.perturbation_depth
 
-    def forward(self, f: Tensor, kept: Tensor | None = None) -> Quantized:
-        """`kept` is ignored: there is no scale to drop."""
-        entropy_loss = self.codebook.entropy_loss(f, 0, None)
+    def forward(
+        self,
+        f: Tensor,
+        kept: Tensor | None = None,
+        share: Tensor | None = None,
+        perturbation: Perturbation | None = None,
+    ) -> Quantized:
+        """`kept` and `share` are ignored: there is no scale to drop. The losses are those of the nearest codes."""
         f = self.codebook.on_sphere(f)
         tokens = self.encode(f)
-        if self.training:
-            self.codebook.record_hits(_count(tokens, self.codebook.size)[None])
+        counts = _count(tokens, self.codebook.size)[None]
         z = self.contribution(0, tokens)
         codebook_loss, commitment_loss = F.mse_loss(z, f.detach()), self.commitment * F.mse_loss(z.detach(), f)
-        touched = own_count(int(self.perturbed_images * len(f) * world_size() + 0.5)) if self.training else 0
+        sample_entropy, bits = _entropies(self.codebook, f, 0, None, 1.0)
+        touched = 0 if perturbation is None else perturbation.u.shape[-2]
         if touched:
-            u = torch.rand(2, *tokens[:touched].shape, device=tokens.device)
-            near = perturb(tokens[:touched], self.codebook, self.perturbed_codes, self.perturbation_depth, u)
-            tokens = torch.cat([near, tokens[touched:]])
+            near = self.neighbours(f[:touched], perturbation.depth)
+            tokens = torch.cat([perturb(tokens[:touched], near, perturbation), tokens[touched:]])
             z = self.contribution(0, tokens)
-        return Quantized(f + (z - f).detach(), tokens, codebook_loss, commitment_loss, entropy_loss)
+        return Quantized(
+            z=f + (z - f).detach(),
+            tokens=tokens,
+            counts=counts,
+            codebook_loss=codebook_loss,
+            commitment_loss=commitment_loss,
+            sample_entropy=sample_entropy,
+            bits=bits[None],
+            share=f.new_ones(1),
+        )
 
     def encode(self, f: Tensor) -> Tensor:
         """(B, C, K, K) -> int64 (B, K*K)."""
         return self.codebook.nearest(f)
+
+    def neighbours(self, f: Tensor, number: int) -> Tensor:
+        """The codes nearest to every position, nearest first: (B, C, K, K) -> int64 (B, K*K, number)."""
+        return self.codebook.neighbours(f, number)
 
     def contribution(self, scale: int, tokens: Tensor) -> Tensor:
         """Map of the tokens (B, K*K) of the only scale: (B, C, K, K)."""
@@ -93,6 +150,7 @@ class MultiScaleQuantizer(nn.Module):
     """Residual quantizer over growing token maps, one codebook for all scales.
 
     Per scale: area-resize what is left, nearest codes by cosine, unnormalised codes resized back (bicubic), phi, add.
+    Binary spherical codes have the map normalised once, before the first scale.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -101,10 +159,15 @@ class MultiScaleQuantizer(nn.Module):
         self.side = config.latent_side
         self.commitment = config.commitment
         self.binary = config.quantizer != "vq"
+        self.sum_commitment = config.commitment_over_scales == "sum" and not self.binary
         self.codebook = build_codes(config)
         number = config.shared_phi or len(self.scales)
         self.phis = nn.ModuleList(Phi(config.code_dim, config.phi_ratio) for _ in range(number))
         self.phi_of_scale = phi_of_scale(len(self.scales), config.shared_phi)
+
+    def start(self, f: Tensor) -> Tensor:
+        """What the residual loop begins with: (B, C, K, K) as it is, for binary spherical codes on the unit sphere."""
+        return self.codebook.on_sphere(f) if self.binary else f
 
     def down(self, f: Tensor, scale: int) -> Tensor:
         """Area-resize a map (B, C, K, K) to the side of `scale`; the last scale keeps it."""
@@ -119,47 +182,71 @@ class MultiScaleQuantizer(nn.Module):
             h = F.interpolate(h, size=(self.side, self.side), mode="bicubic")
         return self.phis[self.phi_of_scale[scale]](h)
 
-    def forward(self, f: Tensor, kept: Tensor | None = None) -> Quantized:
+    def forward(
+        self,
+        f: Tensor,
+        kept: Tensor | None = None,
+        share: Tensor | None = None,
+        perturbation: Perturbation | None = None,
+    ) -> Quantized:
         """Quantize with losses.
 
         Args:
             f: (B, C, K, K).
-            kept: int64 (processes * B,), number of scales that each sample of all processes' batch uses (quantizer
-                dropout); None: all. A scale's losses are averaged over the samples of all processes that use it.
+            kept: int64 (B,), number of scales that each sample uses (quantizer dropout); None: all.
+            share: (S,), the share of a step's samples that use each scale, where these are a part of them; None: that
+                of `kept`. A scale's losses are averaged over the samples that use it.
+            perturbation: not defined here.
         """
-        rest = f if self.binary else f.detach()  # the entropy loss reaches the encoder through what is left
-        f_hat, number = torch.zeros_like(f), len(self.scales)
-        tokens, codebook_loss, commitment_loss, entropy_loss = [], *f.new_zeros(3)
+        assert perturbation is None, "latent perturbation needs a single-scale quantizer"
+        f = self.start(f)
+        number = len(self.scales)
+        use = None if kept is None else (kept > torch.arange(number, device=f.device)[:, None]).to(f.dtype)  # (S, B)
+        if share is None:
+            share = f.new_ones(number) if use is None else use.mean(1)
+        share = share.clamp(min=1e-6)
+        rest, f_hat, terms = f.detach(), torch.zeros_like(f), []
         for scale in range(number):
-            z = self.down(rest, scale)
-            index = self.codebook.nearest(z)
+            index = self.codebook.nearest(self.down(rest, scale))
+            used = None if use is None else use[scale]
+            # Of what is left with the encoder attached to it, before this scale's contribution
+            entropies = _entropies(self.codebook, f - f_hat.detach(), scale, used, share[scale])
             h = self.contribution(scale, index)
             rest = rest - h.detach()
-            used = None if kept is None else (kept > scale).to(f.dtype)
-            use, share = (None, None) if used is None else (own_samples(used), used.mean())
-            f_hat = f_hat + (h if use is None else h * use[:, None, None, None])
-            codebook_loss = codebook_loss + _masked_mse(f_hat, f.detach(), use, share)
-            commitment_loss = commitment_loss + self.commitment * _masked_mse(f_hat.detach(), f, use, share)
-            entropy_loss = entropy_loss + self.codebook.entropy_loss(z, scale, use)
-            tokens.append(index)
-        if self.training:
-            self.codebook.record_hits(torch.stack([_count(t, self.codebook.size) for t in tokens]))
+            f_hat = f_hat + (h if used is None else h * used[:, None, None, None])
+            codebook_loss = _masked_mse(f_hat, f.detach(), used, share[scale])
+            commitment_loss = _masked_mse(f_hat.detach(), f, used, share[scale])
+            terms.append((index, codebook_loss, commitment_loss, *entropies))
+        tokens, codebook_losses, commitment_losses, sample_entropies, bits = zip(*terms, strict=True)
+        over_scales = torch.sum if self.sum_commitment else torch.mean
         return Quantized(
             z=f + (f_hat - f).detach(),
             tokens=torch.cat(tokens, dim=1),
-            codebook_loss=codebook_loss / number,
-            # As released: summed over scales with learned codes, averaged with binary ones
-            commitment_loss=commitment_loss / number if self.binary else commitment_loss,
-            entropy_loss=entropy_loss / number,
+            counts=torch.stack([_count(t, self.codebook.size) for t in tokens]),
+            codebook_loss=torch.stack(codebook_losses).mean(),
+            commitment_loss=self.commitment * over_scales(torch.stack(commitment_losses)),
+            sample_entropy=(torch.stack(sample_entropies) / share).mean(),
+            bits=torch.stack(bits),
+            share=share,
         )
 
     def encode(self, f: Tensor) -> Tensor:
         """(B, C, K, K) -> int64 (B, L), scales concatenated small to large."""
-        tokens = [self.codebook.nearest(self.down(f, 0))]
+        rest = self.start(f)
+        tokens = [self.codebook.nearest(self.down(rest, 0))]
         for scale in range(1, len(self.scales)):
-            f = f - self.contribution(scale - 1, tokens[-1])
-            tokens.append(self.codebook.nearest(self.down(f, scale)))
+            rest = rest - self.contribution(scale - 1, tokens[-1])
+            tokens.append(self.codebook.nearest(self.down(rest, scale)))
         return torch.cat(tokens, dim=1)
+
+    def neighbours(self, f: Tensor, number: int) -> Tensor:
+        """The codes nearest to what every token stands for, nearest first: (B, C, K, K) -> int64 (B, L, number)."""
+        rest, near = self.start(f), []
+        for scale in range(len(self.scales)):
+            z = self.down(rest, scale)
+            near.append(self.codebook.neighbours(z, number))
+            rest = rest - self.contribution(scale, self.codebook.nearest(z))
+        return torch.cat(near, dim=1)
 
     def decode(self, tokens: Tensor) -> Tensor:
         """int64 (B, L) -> f_hat (B, C, K, K)."""
@@ -178,59 +265,77 @@ class ProductQuantizer(nn.Module):
         kind = MultiScaleQuantizer if len(config.scales) > 1 else SingleScaleQuantizer
         self.branches = nn.ModuleList(kind(config) for _ in range(config.branches))
         self.scales = config.scales
-        self.dropout = config.quantizer_dropout if len(config.scales) > 1 else 0.0
+        self.length = config.length
+        self.dropout = config.quantizer_dropout
         self.dropout_start = config.dropout_start
-
-    def set_perturbed_images(self, share: float) -> None:
-        """Share of the images whose codes are perturbed from now on while training (single-scale quantizers)."""
-        for quantizer in self.branches:
-            quantizer.perturbed_images = share
 
     def touched(self, batch: int) -> int:
         """How many samples of a batch quantizer dropout touches: its first ones."""
         return int(self.dropout * batch)
 
-    def draw_kept(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor | None:
-        """Quantizer dropout: scales kept per sample of all processes' batch, int64 (B,); None: all scales by all.
+    def draw_kept(self, batch: int, generator: torch.Generator | None = None) -> Tensor | None:
+        """Quantizer dropout: scales kept by every sample of a whole batch, int64 (B,); None: all scales by all.
 
-        `generator`: on the CPU and alike in all processes, so that they draw the same.
+        `generator`: on the CPU, as the draws are.
         """
         touched = self.touched(batch)
-        if not self.training or touched == 0:
+        if touched == 0 or len(self.scales) == 1:
             return None
         kept = torch.full((batch,), len(self.scales))
         kept[:touched] = torch.randint(self.dropout_start, len(self.scales) + 1, (touched,), generator=generator)
-        return kept.to(device, non_blocking=True)
+        return kept
 
-    def forward(self, f: Tensor, kept: Tensor | None = None) -> Quantized:
-        """`z` is (B, P*C, K, K), `tokens` (B, P, L); losses are averaged over branches.
+    def share_kept(self, kept: Tensor) -> Tensor:
+        """Share of the samples that use each scale: int64 (B,) -> float32 (S,)."""
+        return (kept > torch.arange(len(self.scales), device=kept.device)[:, None]).float().mean(1)
 
-        `kept` (of all processes' batch) as `draw_kept` draws it.
-        """
+    def forward(
+        self,
+        f: Tensor,
+        kept: Tensor | None = None,
+        share: Tensor | None = None,
+        perturbation: Perturbation | None = None,
+    ) -> Quantized:
+        """Losses are averaged over branches; arguments as of `MultiScaleQuantizer.forward`, the same for all."""
         with float32_only(f.device):
-            results = [quantizer(f[:, p].float(), kept) for p, quantizer in enumerate(self.branches)]
+            results = [
+                quantizer(f[:, p].float(), kept, share, perturbation and replace(perturbation, u=perturbation.u[p]))
+                for p, quantizer in enumerate(self.branches)
+            ]
+
+        def mean(name: str) -> Tensor:
+            return torch.stack([getattr(result, name) for result in results]).mean()
+
         return Quantized(
             z=torch.cat([r.z for r in results], dim=1),
             tokens=torch.stack([r.tokens for r in results], dim=1),
-            codebook_loss=torch.stack([r.codebook_loss for r in results]).mean(),
-            commitment_loss=torch.stack([r.commitment_loss for r in results]).mean(),
-            entropy_loss=torch.stack([r.entropy_loss for r in results]).mean(),
+            counts=torch.stack([r.counts for r in results]),
+            codebook_loss=mean("codebook_loss"),
+            commitment_loss=mean("commitment_loss"),
+            sample_entropy=mean("sample_entropy"),
+            bits=torch.stack([r.bits for r in results]),
+            share=results[0].share,
         )
+
+    def record_hits(self, counts: Tensor) -> None:
+        """Average in how often every code was chosen in a step (P, S, V), see `Codes.usage`."""
+        for quantizer, hits in zip(self.branches, counts, strict=True):
+            quantizer.codebook.record_hits(hits)
 
     def encode(self, f: Tensor) -> Tensor:
         """(B, P, C, K, K) -> int64 (B, P, L)."""
         with float32_only(f.device):
             return torch.stack([q.encode(f[:, p].float()) for p, q in enumerate(self.branches)], dim=1)
 
+    def neighbours(self, f: Tensor, number: int) -> Tensor:
+        """(B, P, C, K, K) -> int64 (B, P, L, number)."""
+        with float32_only(f.device):
+            return torch.stack([q.neighbours(f[:, p].float(), number) for p, q in enumerate(self.branches)], dim=1)
+
     def decode(self, tokens: Tensor) -> Tensor:
         """int64 (B, P, L) -> (B, P*C, K, K)."""
         with float32_only(tokens.device):
             return torch.cat([q.decode(tokens[:, p]) for p, q in enumerate(self.branches)], dim=1)
-
-
-def float32_only(device: torch.device) -> torch.autocast:
-    """Context without autocast on a device (the meta device knows none: there it does nothing)."""
-    return torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False)
 
 
 def phi_of_scale(scales: int, shared: int) -> list[int]:
@@ -243,19 +348,17 @@ def phi_of_scale(scales: int, shared: int) -> list[int]:
     return [int(np.argmin(np.abs(ticks - k / max(scales - 1, 1)))) for k in range(scales)]
 
 
-def perturb(tokens: Tensor, codes: Codes, share: float, depth: int, u: Tensor) -> Tensor:
-    """Replace a share of codes by one of their nearest ones (arXiv 2503.08354).
+def perturb(tokens: Tensor, near: Tensor, perturbation: Perturbation) -> Tensor:
+    """Draw a share of codes anew from those nearest to what they stand for.
 
     Args:
-        tokens: int64, any shape.
-        codes: they index.
-        share: probability of each code to be replaced (alpha).
-        depth: number of nearest codes a replacement is drawn from (delta), the code itself not among them.
-        u: uniform numbers in [0, 1), (2, *tokens.shape): whether to replace, and by which.
+        tokens: int64 (B, L).
+        near: int64 (B, L, at least `perturbation.depth`), nearest first.
+        perturbation: with u (2, B, L).
     """
-    used, position = tokens.unique(return_inverse=True)
-    near = codes.neighbours(used, depth)[position, (u[1] * depth).long()]
-    return torch.where(u[0] < share, near, tokens)
+    which = (perturbation.u[1] * perturbation.depth).long()
+    drawn = near.gather(-1, which[..., None])[..., 0]
+    return torch.where(perturbation.u[0] < perturbation.share, drawn, tokens)
 
 
 def usage_and_perplexity(tokens: Tensor, codebook_size: int) -> tuple[float, float]:
@@ -266,11 +369,28 @@ def usage_and_perplexity(tokens: Tensor, codebook_size: int) -> tuple[float, flo
 
 
 def _count(tokens: Tensor, size: int) -> Tensor:
-    return torch.bincount(tokens.flatten(), minlength=size).float()
+    return torch.bincount(tokens.flatten(), minlength=size)
 
 
-def _masked_mse(a: Tensor, b: Tensor, use: Tensor | None, share: Tensor | None) -> Tensor:
-    """Mean squared error over the samples with use = 1, which are this share of all processes' batch."""
+def _entropies(
+    codebook: Codes, rest: Tensor, scale: int, use: Tensor | None, share: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """What a scale adds to the entropy loss, from what is left (B, C, K, K) before it is quantized.
+
+    Averages over positions and the samples with use = 1: entropy summed over bits (), probability of each bit (C,);
+    zero and of no bits for learned codes.
+    """
+    if not isinstance(codebook, BinaryCodes):
+        return rest.new_zeros(()), rest.new_zeros(0)
+    x = codebook.bit_log_odds(rest, scale)
+    entropy, bits = entropy_of_log_odds(x).sum(1).mean(-1), torch.sigmoid(x).mean(-1)  # (B,), (B, C)
+    if use is None:
+        return entropy.mean(), bits.mean(0)
+    return (entropy * use).mean() / share, (bits * use[:, None]).mean(0) / share
+
+
+def _masked_mse(a: Tensor, b: Tensor, use: Tensor | None, share: Tensor) -> Tensor:
+    """Mean squared error over the samples with use = 1, of which a step's batch has this share."""
     if use is None:
         return F.mse_loss(a, b)
-    return ((a - b).square().mean((1, 2, 3)) * use).mean() / share.clamp(min=1e-6)
+    return ((a - b).square().mean((1, 2, 3)) * use).mean() / share

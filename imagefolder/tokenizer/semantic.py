@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -20,14 +20,18 @@ TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class Teacher(nn.Module):
-    """A timm vision transformer: (B, 3, H, W) in [-1, 1] -> class feature (B, D).
+    """A timm vision transformer: (B, 3, H, W) in [-1, 1] -> feature (B, D).
 
     Images are normalised as its weights were trained with, and resized (bicubic) to its own size where that differs.
+
+    Args:
+        read: "class", its class feature (semantic regularisation); "patches", the mean of its patch features after the
+            final norm (detail guidance).
     """
 
-    def __init__(self, vit: nn.Module) -> None:
+    def __init__(self, vit: nn.Module, read: Literal["class", "patches"] = "class") -> None:
         super().__init__()
-        self.vit = vit
+        self.vit, self.read = vit, read
         self.side = vit.patch_embed.img_size[0]
         for name in ("mean", "std"):
             value = torch.tensor(vit.pretrained_cfg[name])[:, None, None]
@@ -36,7 +40,10 @@ class Teacher(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[-1] != self.side:
             images = F.interpolate(images, size=(self.side, self.side), mode="bicubic", antialias=True)
-        return self.vit(((images + 1) / 2 - self.mean) / self.std)
+        images = ((images + 1) / 2 - self.mean) / self.std
+        if self.read == "class":
+            return self.vit(images)
+        return self.vit.forward_features(images)[:, self.vit.num_prefix_tokens :].mean(1)
 
 
 def blank_teacher(config: TokenizerConfig) -> Teacher:
@@ -66,7 +73,8 @@ def pretrained(name: str, **shape: Any) -> nn.Module:
             places = ", ".join(map(str, weight_folders()))
             require_network(f"weights of {name} (model.safetensors of {repository}, as {name}.safetensors in {places})")
     try:
-        overlay = None if local is None else {"file": str(local)}
+        # without custom_load, which has older versions of timm read some models' weights as numpy archives
+        overlay = None if local is None else {"file": str(local), "custom_load": False}
         return timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **shape)
     except Exception as error:  # timm and hub clients raise many kinds
         reason = (str(error) or type(error).__name__).splitlines()[0]

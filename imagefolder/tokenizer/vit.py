@@ -1,4 +1,4 @@
-"""Encoder and decoder: timm vision transformers with latent tokens (architecture section 1).
+"""Encoder and decoder: timm vision transformers with latent tokens (docs/method.md, "The tokenizer").
 
 Unusual about them: the latents get the backbone's own position table resampled to their grid, so that latent (i, j) of
 every branch is aligned with the image; a learned level embedding tells image and latent tokens apart; the decoder's
@@ -20,6 +20,9 @@ from torch.utils.checkpoint import checkpoint
 
 from imagefolder.config import TokenizerConfig
 from imagefolder.errors import InputError
+from imagefolder.numerics import without_tf32
+
+TOKEN_STD = 1e-6  # of the learned latent and mask tokens at the start
 
 
 def build_vit(config: TokenizerConfig) -> nn.Module:
@@ -103,13 +106,14 @@ class Encoder(nn.Module):
         self.branches = config.branches
         self.side = config.latent_side
         width = self.vit.embed_dim
-        self.latent_tokens = nn.Parameter(torch.randn(1, self.branches * self.side**2, width) * 1e-6)
+        self.latent_tokens = nn.Parameter(torch.randn(1, self.branches * self.side**2, width) * TOKEN_STD)
         self.level_embed = nn.Embedding(1 + self.branches, width)
         nn.init.trunc_normal_(self.level_embed.weight, std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:
         vit = self.vit
-        patches = vit.patch_embed(images)
+        with without_tf32(images.device):
+            patches = vit.patch_embed(images)
         image_tokens = with_positions(vit, patches, vit.patch_embed.grid_size[0]) + self.level_embed.weight[0]
         sequence = [image_tokens]
         # The same positions serve every branch; the prefix (class slot) of this routine is computed and dropped.
@@ -121,7 +125,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Quantized latents (B, K*K, D) to images (B, 3, H, W), not clamped."""
+    """Quantized latents (B, K*K, D) to what `images` makes pixels of: (B, grid*grid, D)."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -131,8 +135,7 @@ class Decoder(nn.Module):
         self.side = config.latent_side
         self.patch_size = config.patch_size
         width = self.vit.embed_dim
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.mask_token = nn.Parameter(torch.randn(1, 1, width) * TOKEN_STD)
         self.level_embed = nn.Embedding(2, width)
         nn.init.trunc_normal_(self.level_embed.weight, std=0.02)
         self.to_pixels = nn.Linear(width, 3 * config.patch_size**2)
@@ -143,8 +146,11 @@ class Decoder(nn.Module):
         queries = with_positions(vit, queries, self.grid) + self.level_embed.weight[0]
         latents = with_positions(vit, latents, self.side) + self.level_embed.weight[1]
         kept = slice(vit.num_prefix_tokens, queries.shape[1])
-        patches = self.to_pixels(run_blocks(vit, torch.cat([queries, latents], dim=1), kept))
+        return run_blocks(vit, torch.cat([queries, latents], dim=1), kept)
+
+    def images(self, hidden: Tensor) -> Tensor:
+        """The last layer: (B, grid*grid, D) -> (B, 3, H, W), not clamped."""
         # (row, column) of patches, each (p_row, p_col, channel)
         p, g = self.patch_size, self.grid
-        patches = patches.view(-1, g, g, p, p, 3)
+        patches = self.to_pixels(hidden).view(-1, g, g, p, p, 3)
         return patches.permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, g * p, g * p)

@@ -35,11 +35,11 @@ class Curve:
             self._file.close()
             self._writer.close()
 
-    def add(self, step: int, values: dict[str, float], rate_share: float) -> None:
-        """A point after `step` steps; `rate_share` is the learning rate as a share of its peak."""
+    def add(self, step: int, values: dict[str, float], learning_rates: dict[str, float]) -> None:
+        """A point after `step` steps; the learning rates by name go to tensorboard alone, as everybody knows them."""
         if self._file is not None:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
-            for name, value in {**values, "learning_rate_share": rate_share}.items():
+            for name, value in {**values, **learning_rates}.items():
                 self._writer.add_scalar(name, value, step)
 
     def flush(self) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -18,7 +17,7 @@ from imagefolder.data.images import to_float
 from imagefolder.distributed import barrier, is_main, own_samples, world_size
 from imagefolder.generator.model import Generator
 from imagefolder.tokenizer.model import Tokenizer
-from imagefolder.training.loop import DEFAULT_EXECUTION, WHOLE, Piece, Task, adamw, fit, optimizer_step
+from imagefolder.training.loop import DEFAULT_EXECUTION, Batch, Step, Task, adamw, fit, update
 from imagefolder.training.state import remove_state
 
 
@@ -38,24 +37,29 @@ class GeneratorTask(Task):
             adamw(_decay_groups(self.model, training.weight_decay), training, training.learning_rate, 0.0)
         ]
 
-    def step(
-        self, batch: tuple[Tensor, Tensor], progress: float, accelerator: Accelerator, piece: Piece = WHOLE
-    ) -> dict[str, Tensor]:
-        tokens, labels = batch
+    def step(self, pieces: list[Batch], step: Step) -> dict[str, Tensor]:
+        whole = len(pieces[0][1]) * step.pieces * world_size()
+        dropped = own_samples(torch.rand(whole, generator=step.generator) < self.config.class_dropout)
+        parts = dropped.to(pieces[0][1].device, non_blocking=True).chunk(step.pieces)
+        results = []
+        for i, ((tokens, labels), unclassed) in enumerate(zip(pieces, parts, strict=True)):
+            step.seed_noise(i)
+            with step.accumulating(self.model, i):
+                results.append(self._learn(tokens, labels.masked_fill(unclassed, self.config.num_classes), step))
+        update(self.optimizers[0], self.model.parameters(), self.training.clip, step.accelerator)
+        return {name: torch.stack([result[name] for result in results]).mean(0) for name in results[0]}
+
+    def _learn(self, tokens: Tensor, labels: Tensor, step: Step) -> dict[str, Tensor]:
+        """Losses on a piece, and their backward pass."""
         if tokens.ndim == 4:
             tokens = self.tokenizer.encode(to_float(tokens))
-        # Drawn for the batch of all processes
-        dropped = torch.rand(len(labels) * world_size(), generator=piece.generator) < self.config.class_dropout
-        dropped = own_samples(dropped).to(labels.device, non_blocking=True)
-        labels = labels.masked_fill(dropped, self.config.num_classes)
         with torch.no_grad():
             inputs = self.sequence.inputs(self.tokenizer.quantizer, tokens)
-        with accelerator.autocast():
+        with step.accelerator.autocast():
             logits = self.model(labels, inputs)
         # Position by position, as the logits lie in memory: the mean is the same and nothing is copied
         loss = F.cross_entropy(logits.transpose(1, 2).flatten(0, -2), tokens.mT.flatten())
-        clip = self.training.clip
-        optimizer_step(loss, self.optimizers[0], self.model.parameters(), clip, accelerator, piece)
+        step.accelerator.backward(loss / step.pieces)
         with torch.no_grad():
             accuracy = (logits.argmax(-1) == tokens).float().mean()
         return {"cross_entropy": loss.detach(), "accuracy": accuracy}
@@ -102,10 +106,10 @@ def train_generator(
 
 
 def _decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on matrices only: none on biases, 1-d tensors and embeddings."""
+    """Weight decay on matrices and the class embedding: none on biases, 1-d tensors and what belongs to positions."""
     plain, decayed = [], []
     for name, parameter in model.named_parameters():
-        embedding = any(key in name for key in ("class_embed", "level_embed", "empty_embed", "position", "log_scale"))
+        embedding = any(key in name for key in ("level_embed", "empty_embed", "position", "log_scale"))
         exempt = parameter.ndim < 2 or embedding
         (plain if exempt else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]

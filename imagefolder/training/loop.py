@@ -2,12 +2,9 @@
 
 The data order and the learning rate are functions of the step, and everything random in a step is seeded by (seed,
 step): a training continued from its last saved state takes the same steps as one never stopped. What decides the
-objective (dropped classes and scales) is drawn alike in all processes for the whole batch, so that any number of
-processes trains the same; noise inside the networks (stochastic depth, augmentation of what a discriminator sees) is
-each process's own, seeded by (seed, step, process).
-
-With gradient accumulation a step's batch is worked through in pieces. A piece of all processes together is what the
-batch is without: batch norms, contrastive losses, quantizer dropout and the adaptive weight see one piece at a time.
+objective (dropped classes and scales, perturbed codes) is drawn for the whole batch of a step and then divided, so that
+any number of processes and of pieces (gradient accumulation) trains the same; noise inside the networks (stochastic
+depth, augmentation of what a discriminator sees) is each piece's own, seeded by (seed, step, process, piece).
 """
 
 from __future__ import annotations
@@ -16,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +45,7 @@ from imagefolder.training.state import BEST, STATE, StateFile, remove_leftovers
 
 LOG_EVERY = 20
 SEEDS_PER_STEP = 1_009  # one for each process, the last for what all draw alike
+NOISE_OF_A_PIECE = 1_000_000_007
 DEFAULT_EXECUTION = Execution()
 
 
@@ -55,67 +53,85 @@ class TrainingFailed(RuntimeError):
     """Training cannot go on (a loss is not finite); the last saved state is kept."""
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Which piece of a step's batch a task works on: `index` of `number`.
+Batch = tuple[Tensor, Tensor]
 
-    `generator`: for what all processes must draw alike, on the CPU; None: torch's own.
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a training: `number`, from 0, in `pieces` pieces in this process.
+
+    `generator` (on the CPU, alike in all processes) is for what all must draw alike; `noise_seed` seeds this process's
+    own noise.
     """
 
-    index: int = 0
-    number: int = 1
-    generator: torch.Generator | None = None
+    number: int
+    pieces: int
+    accelerator: Accelerator
+    generator: torch.Generator
+    noise_seed: int = 0
 
-    @property
-    def is_last(self) -> bool:
-        """Whether the gradients are complete after it."""
-        return self.index == self.number - 1
+    def seed_noise(self, piece: int) -> None:
+        """Have torch draw the noise of a piece, the same one whenever it is asked for."""
+        torch.manual_seed(self.noise_seed + piece * NOISE_OF_A_PIECE)
 
-
-WHOLE = Piece()  # a batch in one piece
+    def accumulating(self, model: nn.Module, piece: int) -> AbstractContextManager:
+        """Context in which processes exchange the gradients of a DDP model with those of the last piece only."""
+        return nullcontext() if piece == self.pieces - 1 else self.accelerator.no_sync(model)
 
 
 class Task:
     """What is trained. Subclasses set the attributes and implement `step`.
 
     model: trained, averaged and saved. modules: further modules with state (discriminator). frozen: modules that only
-    have to be on the device. optimizers: the loop sets their learning rates, from `param_group["peak"]`. settings: what
-    besides the `TrainingConfig` decides the outcome, as JSON types.
+    have to be on the device. optimizers: by name, the model's first. settings: what besides the `TrainingConfig`
+    decides the outcome, as JSON types.
     """
 
     model: nn.Module
+    training: TrainingConfig
     frozen: list[nn.Module]
     modules: dict[str, nn.Module]
     optimizers: list[torch.optim.Optimizer]
     settings: dict[str, Any]
 
-    def step(
-        self, batch: tuple[Tensor, Tensor], progress: float, accelerator: Accelerator, piece: Piece = WHOLE
-    ) -> dict[str, Tensor]:
-        """Losses and backward pass on one piece of a batch, and the optimiser step after the last one.
+    def learning_rates(self, step: int) -> dict[str, float]:
+        """Learning rate of every optimiser, in their order, at a step."""
+        return {"learning_rate": self.training.learning_rate * learning_rate_share(step, self.training)}
 
-        `progress` is the share of the training done, 0..1. The losses are scalars, means over the piece of this
-        process: their mean over the processes is that over all samples of the piece.
+    def step(self, pieces: list[Batch], step: Step) -> dict[str, Tensor]:
+        """Losses, backward pass and optimiser step on this process's part of a batch, worked through piece by piece.
+
+        All pieces are equally large, and consecutive in the order of the batch. The losses are scalars whose mean over
+        the processes is that over the samples of the batch.
         """
         raise AssertionError("abstract")
 
 
 def adamw(parameters: Iterable[Any], config: TrainingConfig, rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """Fused AdamW whose peak learning rate is kept in its groups."""
-    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=config.betas, weight_decay=weight_decay, fused=True)
-    for group in optimizer.param_groups:
-        group["peak"] = rate
-    return optimizer
+    """Fused AdamW."""
+    return torch.optim.AdamW(parameters, lr=rate, betas=config.betas, weight_decay=weight_decay, fused=True)
 
 
 def learning_rate_share(step: int, config: TrainingConfig) -> float:
-    """Learning rate of a step as a share of its peak: linear warm-up, then cosine or flat-then-linear decay."""
-    warmup = config.warmup * config.steps
+    """Learning rate of a step as a share of its peak: linear warm-up, then cosine or flat-then-linear decay.
+
+    The cosine is that of the whole training, of which the warm-up covers the beginning; the linear decay begins after
+    a twentieth of what the warm-up leaves.
+    """
+    step -= step % config.epoch_steps
+    warmup = round(config.warmup * config.steps)
     if step < warmup:
         return config.initial_rate + (1 - config.initial_rate) * step / warmup
-    done = (step - warmup) / max(config.steps - 1 - warmup, 1)
-    left = (1 + math.cos(math.pi * done)) / 2 if config.schedule == "cosine" else min(1.0, (1 - done) / 0.95)
+    if config.schedule == "cosine":
+        left = (1 + math.cos(math.pi * step / config.steps)) / 2
+    else:
+        left = min(1.0, (1 - (step - warmup) / max(config.steps - 1 - warmup, 1)) / 0.95)
     return config.final_rate + (1 - config.final_rate) * left
+
+
+def averaging(model: nn.Module, config: TrainingConfig) -> ModelEmaV3:
+    """Averaged weights, whose decay is the same from the first step on."""
+    return ModelEmaV3(model, decay=config.ema)
 
 
 def fit(
@@ -138,8 +154,8 @@ def fit(
         folder: receives `state.pt` and `best.pt` while training, `curve.jsonl` and tensorboard files. All processes
             see it.
         title: shown before the progress.
-        evaluate: called by all processes with the averaged model every `config.evaluate_every` steps and at the end;
-            lower is better, and that of the main process counts.
+        evaluate: called by all processes with the model in eval mode, averaged or raw as `config.select_by` says, every
+            `config.evaluate_every` steps and at the end; lower is better, and that of the main process counts.
 
     Returns:
         The averaged (EMA) model in eval mode, where `evaluate` was lowest (first if equal) or of the last step, and
@@ -157,7 +173,7 @@ def fit(
         module.to(accelerator.device)
     if execution.activation_checkpointing:
         task.model.set_grad_checkpointing()
-    ema = ModelEmaV3(task.model, decay=config.ema, use_warmup=True)
+    ema = averaging(task.model, config)
     averaged, model = ema.module, task.model
     if execution.compile:
         for layer in model.layers:
@@ -183,7 +199,7 @@ def fit(
     with Curve(folder, start) as curve, Phase(title, config.steps, start) as phase:
         for done in range(start + 1, config.steps + 1):
             losses = runner.step(done - 1)
-            ema.update(model, step=done - 1)
+            ema.update(model)
             last = done == config.steps
             saving = done % config.checkpoint_every == 0 and not last
             evaluating = evaluate is not None and (
@@ -199,14 +215,15 @@ def fit(
                 values = dict(logged)
                 if evaluating:
                     with torch.no_grad():
-                        value = _of_main(evaluate(averaged.eval()), accelerator.device)
+                        judged = averaged if config.select_by == "averaged" else model
+                        value = _of_main(evaluate(judged.eval()), accelerator.device)
                     values["evaluation"] = value
                     _check_finite({"evaluation": value}, done - 1, folder)
                     if value < chosen[0]:
                         chosen = value, done
                         if is_main():
                             best_file.write({"value": value, "step": done, "averaged": averaged.state_dict()})
-                curve.add(done, values, learning_rate_share(done - 1, config))
+                curve.add(done, values, task.learning_rates(done - 1))
             if (saving or stopping) and is_main():
                 curve.flush()
                 passed = seconds + time.monotonic() - clock
@@ -228,22 +245,17 @@ def fit(
     }
 
 
-def optimizer_step(
-    loss: Tensor,
+def update(
     optimizer: torch.optim.Optimizer,
     parameters: Iterable[Tensor],
     clip: float,
     accelerator: Accelerator,
-    piece: Piece = WHOLE,
     average: bool = False,
 ) -> None:
-    """Backward; after the last piece optional clipping, update, gradients cleared.
+    """Optional clipping, update, gradients cleared: after the backward passes of all pieces.
 
     `average`: the parameters are of a module that DDP does not wrap, whose gradients are averaged here.
     """
-    accelerator.backward(loss / piece.number)
-    if not piece.is_last:
-        return
     parameters = list(parameters)
     if average:
         average_gradients(parameters)
@@ -273,26 +285,20 @@ class _Runner:
         self.batches = iter(training_batches(images, config.batch_size, seed, start, config.steps, shard))
         self.generator = torch.Generator()
 
-    def step(self, step: int) -> dict[str, Tensor]:
-        """The losses of a step, averaged over its pieces in this process."""
-        first = (self.seed * 1_000_003 + step) * SEEDS_PER_STEP
-        torch.manual_seed(first + rank())
+    def step(self, number: int) -> dict[str, Tensor]:
+        """The losses of a step in this process."""
+        first = (self.seed * 1_000_003 + number) * SEEDS_PER_STEP
+        step = Step(number, self.pieces, self.accelerator, self.generator, first + rank())
         self.generator.manual_seed(first + SEEDS_PER_STEP - 1)
-        share = learning_rate_share(step, self.config)
-        for optimizer in self.task.optimizers:
+        rates = self.task.learning_rates(number).values()
+        for optimizer, rate in zip(self.task.optimizers, rates, strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * share
+                group["lr"] = rate
         self.task.model.train()
-        results = []
-        for index in range(self.pieces):
-            piece = Piece(index, self.pieces, self.generator)
-            batch = tuple(tensor.to(self.accelerator.device, non_blocking=True) for tensor in next(self.batches))
-            # Gradients are exchanged once, with the last piece's
-            with nullcontext() if piece.is_last else self.accelerator.no_sync(self.task.model):
-                results.append(self.task.step(batch, step / self.config.steps, self.accelerator, piece))
-        if self.pieces == 1:
-            return results[0]
-        return {name: torch.stack([result[name] for result in results]).mean(0) for name in results[0]}
+        device = self.accelerator.device
+        batches = (next(self.batches) for _ in range(self.pieces))
+        pieces = [tuple(tensor.to(device, non_blocking=True) for tensor in batch) for batch in batches]
+        return self.task.step(pieces, step)
 
 
 class _StopAgreement:

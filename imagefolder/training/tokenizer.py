@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +15,60 @@ from torch import Tensor, nn
 from imagefolder.checkpoints.native import save_checkpoint
 from imagefolder.config import Execution, LossConfig, TokenizerConfig, TrainingConfig, to_dict
 from imagefolder.data.images import Images, to_float
-from imagefolder.distributed import barrier, is_main, world_size
+from imagefolder.distributed import barrier, is_main, mean_with_gradient, own_samples, world_size
 from imagefolder.errors import InputError
-from imagefolder.tokenizer.discriminator import DinoDiscriminator, PatchDiscriminator
+from imagefolder.tokenizer.discriminator import build_discriminator
 from imagefolder.tokenizer.losses import (
     LeCam,
     Perceptual,
     adaptive_weight,
     adversarial_loss,
     discriminator_loss,
+    last_layer_gradients,
     semantic_loss,
+    weight_of_gradients,
 )
-from imagefolder.tokenizer.model import Tokenizer
-from imagefolder.tokenizer.semantic import pretrained, pretrained_vit
-from imagefolder.training.loop import DEFAULT_EXECUTION, WHOLE, Piece, Task, adamw, fit, optimizer_step
+from imagefolder.tokenizer.model import Tokenizer, TrainingOutput
+from imagefolder.tokenizer.quantizers import Perturbation, codebook_entropy
+from imagefolder.tokenizer.semantic import pretrained_vit
+from imagefolder.training.loop import DEFAULT_EXECUTION, Batch, Step, Task, adamw, fit, learning_rate_share, update
 from imagefolder.training.state import remove_state
 
-DINO = "vit_small_patch16_224.dino"
+Shares = dict[str, Tensor]
+"""What one piece of a step contributes to the terms that all of its samples decide together"""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One piece of a step: uint8 images, features of the teachers, and what was drawn (see `Tokenizer.forward`)."""
+
+    images: Tensor
+    features: list[Tensor | None]
+    kept: Tensor | None
+    share: Tensor | None
+    perturbation: Perturbation | None
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """What a first pass over all pieces of a step finds out: the terms that all samples decide together, their
+    gradients with respect to what each piece contributes, and the adaptive weight."""
+
+    values: dict[str, Tensor]
+    gradients: list[Shares]
+    weight: Tensor | None
 
 
 class TokenizerTask(Task):
     """Generator-side losses always; discriminator once `adversarial_start` of the training is done.
 
-    `teacher` and `detail_teacher` give the class features of the contrastive losses of the last and first branch;
+    `teacher` and `detail_teacher` give the features (B, D) of the contrastive losses of the last and first branch;
     `features` is the frozen network under the discriminator's heads (None: the published DINO, where it needs one).
+
+    Most terms are means over samples, so that pieces of a batch add up. Three are not: the contrastive losses, the
+    entropy of the codebook, and the adaptive weight. Where a batch has several pieces, a first pass without gradients
+    collects what they need of every piece, and the second one passes their gradients on to it (gradient caching, Gao
+    et al. 2021, arXiv:2101.06983): the outcome is that of the whole batch at once.
     """
 
     def __init__(
@@ -51,75 +82,194 @@ class TokenizerTask(Task):
     ) -> None:
         if training.precision == "fp16":
             raise InputError("precision fp16 is for generators; train tokenizers with bf16 or no")
-        self.model, self.training, self.loss = model, training, loss
-        self.config = model.config
+        contrasted = training.batch_size - model.quantizer.touched(training.batch_size)
+        if (teacher is not None or detail_teacher is not None) and contrasted < 2:
+            raise InputError(
+                f"{contrasted} image(s) are left for the semantic loss, which contrasts at least two: batch_size "
+                f"{training.batch_size}, quantizer_dropout {model.config.quantizer_dropout}"
+            )
+        self.model, self.tokenizer, self.training, self.loss = model, model, training, loss
+        self.config, self.last_layer = model.config, model.decoder.to_pixels.weight
         self.settings = {"tokenizer": to_dict(model.config), "loss": to_dict(loss)}
         self.teachers = [None if net is None else net.eval().requires_grad_(False) for net in (teacher, detail_teacher)]
         self.perceptual = Perceptual() if loss.perceptual else None
         self.optimizers = [adamw(model.parameters(), training, training.learning_rate, training.weight_decay)]
         self.frozen = [module for module in (*self.teachers, self.perceptual) if module is not None]
         self.modules = {}
+        self.start = adversarial_step(training, loss)
         if loss.adversarial:
             self.discriminator = build_discriminator(loss, features)
             self.lecam = LeCam()
             self.modules = {"discriminator": self.discriminator, "lecam": self.lecam}
-            self.optimizers.append(
-                adamw(
-                    self.discriminator.parameters(), training, loss.discriminator_rate, loss.discriminator_weight_decay
-                )
-            )
-        self.quantizer, self.last_layer = model.quantizer, model.decoder.to_pixels.weight
+            parameters, decay = self.discriminator.parameters(), loss.discriminator_weight_decay
+            self.optimizers.append(adamw(parameters, training, loss.discriminator_rate, decay))
 
-    def step(
-        self, batch: tuple[Tensor, Tensor], progress: float, accelerator: Accelerator, piece: Piece = WHOLE
-    ) -> dict[str, Tensor]:
-        images = to_float(batch[0])
-        if self.config.perturbed_images:
-            self.quantizer.set_perturbed_images(self.config.perturbed_images * self._annealed(progress))
-        whole = len(images) * world_size()
-        kept = self.quantizer.draw_kept(whole, images.device, piece.generator)
-        touched = 0 if kept is None else self.quantizer.touched(whole)
-        with accelerator.autocast():
-            with torch.no_grad():
-                features = [None if teacher is None else teacher(images) for teacher in self.teachers]
-            out = self.model(images, *features, kept)
-        reconstructed = out.images.float()
+    def learning_rates(self, step: int) -> dict[str, float]:
+        rates = super().learning_rates(step)
+        if self.loss.adversarial:
+            rates["discriminator_learning_rate"] = discriminator_rate(step, self.training, self.loss)
+        return rates
+
+    def progress(self, step: int) -> float:
+        """Share of the training that is done when the epoch of a step begins, 0..1: what is annealed follows it."""
+        return (step - step % self.training.epoch_steps) / self.training.steps
+
+    def step(self, pieces: list[Batch], step: Step) -> dict[str, Tensor]:
+        adversarial = bool(self.loss.adversarial) and step.number >= self.start
+        prepared = self._prepare(pieces, step)
+        ahead = self._look_ahead(prepared, step, adversarial) if step.pieces > 1 else None
+        results, counts, logits = [], [], []
+        for i, piece in enumerate(prepared):
+            step.seed_noise(i)
+            with step.accumulating(self.model, i):
+                out, losses = self._learn(piece, i, step, adversarial, ahead)
+            counts.append(out.quantized.counts)
+            shown = to_float(piece.images), out.images.detach().float()
+            if adversarial:
+                losses["discriminator"] = self._judge(*shown, step, average_in=ahead is None)
+            elif self.loss.adversarial and self.loss.lecam:
+                logits.append(self._mean_logits(*shown, step.accelerator))
+            results.append({name: value.detach() for name, value in losses.items()})
+        clip, accelerator = self.training.clip, step.accelerator
+        update(self.optimizers[0], self.tokenizer.parameters(), clip, accelerator)
+        if adversarial:
+            update(self.optimizers[1], self.discriminator.parameters(), clip, accelerator, average=True)
+        if logits:  # the running means follow the logits from the first step on
+            self.lecam.update(*torch.stack(logits).mean(0))
+        self.tokenizer.quantizer.record_hits(torch.stack(counts).sum(0))
+        return {name: torch.stack([result[name] for result in results]).mean(0) for name in results[0]}
+
+    def _prepare(self, pieces: list[Batch], step: Step) -> list[Piece]:
+        """Draw for the whole batch what decides the objective, and give every piece its part."""
+        quantizer, config, size = self.tokenizer.quantizer, self.config, len(pieces[0][0])
+        whole, device = size * step.pieces * world_size(), pieces[0][0].device
+        kept, share = quantizer.draw_kept(whole, step.generator), None
+        if kept is not None:
+            share = quantizer.share_kept(kept).to(device)
+            kept = own_samples(kept).to(device)
+        touched = int(config.perturbed_images * whole)
+        u = torch.rand(touched, config.branches, 2, quantizer.length, generator=step.generator)
+        u = own_samples(u).movedim(0, 2).to(device)
+        left = self._perturbation_left(self.progress(step.number))
+        alpha, delta = config.perturbed_codes * left, max(int(config.perturbation_depth * left), 1)
+        prepared = []
+        for i, (images, _) in enumerate(pieces):
+            part = slice(i * size, (i + 1) * size)
+            with torch.no_grad(), step.accelerator.autocast():
+                features = [None if teacher is None else teacher(to_float(images)) for teacher in self.teachers]
+            perturbation = Perturbation(alpha, delta, u[:, :, part]) if u[:, :, part].numel() else None
+            prepared.append(Piece(images, features, None if kept is None else kept[part], share, perturbation))
+        return prepared
+
+    def _learn(
+        self, piece: Piece, index: int, step: Step, adversarial: bool, ahead: Ahead | None
+    ) -> tuple[TrainingOutput, dict[str, Tensor]]:
+        """Losses of the tokenizer on a piece, and their backward pass."""
+        out, images = self._forward(self.model, piece, step.accelerator), to_float(piece.images)
+        quantized, reconstructed = out.quantized, out.images.float()
         losses, pixel = self._pixel_losses(reconstructed, images)
-        quantized = out.quantized
         losses |= {"codebook": quantized.codebook_loss, "commitment": quantized.commitment_loss}
         total = pixel + self.loss.codebook * losses["codebook"] + losses["commitment"]
-        if self.config.quantizer != "vq":
-            losses["entropy"] = quantized.entropy_loss
-            total = total + self.loss.entropy * losses["entropy"]
-        for name, pair, weight in (
-            ("semantic", out.semantic, self.loss.semantic),
-            ("detail", out.detail, self.loss.detail),
-        ):
-            if pair is not None:
-                projected, pooled = (side.float() for side in pair)
-                scale, normalise = self._semantic_scale(progress), self.loss.semantic_normalise
-                losses[name] = semantic_loss(projected, pooled, scale, normalise, skip=touched)
-                total = total + weight * losses[name]
-        adversarial = bool(self.loss.adversarial) and progress >= self.loss.adversarial_start
         if adversarial:
-            self.discriminator.requires_grad_(False)
-            fooled = adversarial_loss(self.loss.adversarial_kind, self._judged(reconstructed, accelerator))
-            weight = adaptive_weight(pixel, fooled, self.last_layer)
+            fooled = self._fooled(reconstructed, step.accelerator)
+            weight = adaptive_weight(pixel, fooled, self.last_layer) if ahead is None else ahead.weight
             total = total + self.loss.adversarial * weight * fooled
             losses |= {"adversarial": fooled, "adaptive_weight": weight}
-        clip = self.training.clip
-        optimizer_step(total, self.optimizers[0], self.model.parameters(), clip, accelerator, piece)
-        if adversarial:
-            self.discriminator.requires_grad_(True)
-            real, fake = (self._judged(shown, accelerator) for shown in (images, reconstructed.detach()))
-            loss = discriminator_loss(self.loss.adversarial_kind, real, fake)
-            loss = loss + self.loss.lecam * self.lecam(real, fake, 1 / piece.number)
-            parameters = self.discriminator.parameters()
-            optimizer_step(loss, self.optimizers[1], parameters, clip, accelerator, piece, average=True)
-            losses["discriminator"] = loss
-        return {name: value.detach() for name, value in losses.items()}
+        total, shares = total / step.pieces, self._shares(out)
+        if ahead is None:
+            together, values = self._together([shares], quantized.share, len(images) * world_size(), step)
+        else:
+            together, values = sum((shares[name] * g).sum() for name, g in ahead.gradients[index].items()), ahead.values
+        step.accelerator.backward(total + together)
+        return out, losses | values
 
-    def _judged(self, images: Tensor, accelerator: Accelerator) -> Tensor:
+    def _look_ahead(self, pieces: list[Piece], step: Step, adversarial: bool) -> Ahead | None:
+        """A first pass over the pieces, with the very draws of the second one; None if nothing needs it."""
+        if not adversarial and self.config.quantizer == "vq" and self.teachers == [None, None]:
+            return None
+        shares, gradients, logits = [], [], []
+        for i, piece in enumerate(pieces):
+            step.seed_noise(i)
+            with torch.no_grad():
+                out = self._forward(self.tokenizer, piece, step.accelerator)
+            shares.append({name: value.detach().requires_grad_() for name, value in self._shares(out).items()})
+            if adversarial:
+                images = to_float(piece.images)
+                with step.accelerator.autocast():
+                    reconstructed = self.tokenizer.decoder.images(out.hidden).float()
+                _, pixel = self._pixel_losses(reconstructed, images)
+                fooled = self._fooled(reconstructed, step.accelerator)
+                gradients.append(torch.stack(last_layer_gradients(pixel, fooled, self.last_layer)))
+                logits.append(self._mean_logits(images, reconstructed.detach(), step.accelerator))
+        weight = None
+        if adversarial:
+            weight = weight_of_gradients(*torch.stack(gradients).mean(0))
+            self.lecam.update(*torch.stack(logits).mean(0))
+        whole = len(pieces) * len(pieces[0].images) * world_size()
+        together, values = self._together(shares, out.quantized.share, whole, step)
+        if not shares[0]:
+            return Ahead({}, [{} for _ in pieces], weight)
+        flat = torch.autograd.grad(together, [value for piece in shares for value in piece.values()])
+        found = iter(flat)
+        return Ahead(values, [{name: next(found) for name in piece} for piece in shares], weight)
+
+    def _forward(self, model: nn.Module, piece: Piece, accelerator: Accelerator) -> TrainingOutput:
+        with accelerator.autocast():
+            return model(to_float(piece.images), *piece.features, piece.kept, piece.share, piece.perturbation)
+
+    def _shares(self, out: TrainingOutput) -> Shares:
+        shares = {}
+        for name, pair in (("semantic", out.semantic), ("detail", out.detail)):
+            if pair is not None:
+                shares |= {f"{name} projected": pair[0].float(), f"{name} pooled": pair[1].float()}
+        if self.config.quantizer != "vq":
+            shares |= {"sample entropy": out.quantized.sample_entropy, "bits": out.quantized.bits}
+        return shares
+
+    def _together(
+        self, pieces: list[Shares], share: Tensor, whole: int, step: Step
+    ) -> tuple[Tensor | float, dict[str, Tensor]]:
+        """The terms that all samples of a step decide together: their weighted sum, and each by itself.
+
+        `share`: of the samples that keep each scale; `whole`: samples of all processes.
+        """
+        values, total, progress = {}, 0.0, self.progress(step.number)
+        first, last = self.loss.semantic_scale
+        scale, normalise = first + (last - first) * progress, self.loss.semantic_normalise
+        for name, weight in (("semantic", self.loss.semantic), ("detail", self.loss.detail)):
+            if f"{name} pooled" in pieces[0]:
+                sides = (torch.cat([piece[f"{name} {side}"] for piece in pieces]) for side in ("projected", "pooled"))
+                values[name] = semantic_loss(*sides, scale, normalise, skip=self.tokenizer.quantizer.touched(whole))
+                total = total + weight * values[name]
+        if "bits" in pieces[0]:
+            names = ("sample entropy", "bits")
+            sample, bits = (torch.stack([piece[name] for piece in pieces]).mean(0) for name in names)
+            values["entropy"] = sample - codebook_entropy(mean_with_gradient(bits), share)
+            total = total + self.loss.entropy * values["entropy"]
+        return total, values
+
+    def _fooled(self, reconstructed: Tensor, accelerator: Accelerator) -> Tensor:
+        """The adversarial loss of reconstructions, without gradients of the discriminator's weights."""
+        self.discriminator.requires_grad_(False)
+        fooled = adversarial_loss(self.loss.adversarial_kind, self._logits(reconstructed, accelerator))
+        self.discriminator.requires_grad_(True)
+        return fooled
+
+    def _judge(self, images: Tensor, reconstructed: Tensor, step: Step, average_in: bool) -> Tensor:
+        """Discriminator's loss on a piece, and the backward pass; `average_in` the logits to LeCAM's means first."""
+        real, fake = (self._logits(shown, step.accelerator) for shown in (images, reconstructed))
+        if average_in:
+            self.lecam.update(real.mean(), fake.mean())
+        loss = discriminator_loss(self.loss.adversarial_kind, real, fake) + self.loss.lecam * self.lecam(real, fake)
+        step.accelerator.backward(loss / step.pieces)
+        return loss
+
+    @torch.no_grad()
+    def _mean_logits(self, images: Tensor, reconstructed: Tensor, accelerator: Accelerator) -> Tensor:
+        """Mean logit of real and of reconstructed images (2,)."""
+        return torch.stack([self._logits(shown, accelerator).mean() for shown in (images, reconstructed)])
+
+    def _logits(self, images: Tensor, accelerator: Accelerator) -> Tensor:
         """The discriminator's logits, float32."""
         with accelerator.autocast():
             return self.discriminator(images).float()
@@ -133,21 +283,29 @@ class TokenizerTask(Task):
             pixel = pixel + self.loss.perceptual * losses["perceptual"]
         return losses, pixel
 
-    def _semantic_scale(self, progress: float) -> float:
-        first, last = self.loss.semantic_scale
-        return first * (last / first) ** progress
-
-    def _annealed(self, progress: float) -> float:
-        """Share of the perturbation left: 1, falling to a half between the two points of `perturbation_anneal`."""
+    def _perturbation_left(self, progress: float) -> float:
+        """Factor on alpha and delta: 1, falling to a half between the two points of `perturbation_anneal`."""
         start, stop = self.loss.perturbation_anneal
         return 1 - 0.5 * min(max((progress - start) / (stop - start), 0.0), 1.0)
 
 
-def build_discriminator(loss: LossConfig, features: nn.Module | None = None) -> nn.Module:
-    """PatchGAN, or heads on a frozen network ("dino"): `features`, or the published weights of DINO ViT-S/16."""
-    if loss.discriminator == "patch":
-        return PatchDiscriminator(loss.patch_width, loss.patch_layers)
-    return DinoDiscriminator(pretrained(DINO) if features is None else features)
+def adversarial_step(training: TrainingConfig, loss: LossConfig) -> int:
+    """The first step with an adversarial term."""
+    return round(loss.adversarial_start * training.steps)
+
+
+def discriminator_rate(step: int, training: TrainingConfig, loss: LossConfig) -> float:
+    """Learning rate of the discriminator: its own warm-up and cosine, from the first step with an adversarial term."""
+    start = adversarial_step(training, loss)
+    schedule = replace(
+        training,
+        steps=max(training.steps - start, 1),
+        schedule="cosine",
+        warmup=loss.discriminator_warmup,
+        initial_rate=loss.discriminator_initial_rate,
+        final_rate=loss.discriminator_final_rate,
+    )
+    return loss.discriminator_rate * learning_rate_share(max(step - start, 0), schedule)
 
 
 def new_tokenizer(config: TokenizerConfig, pretrained: bool) -> Tokenizer:
@@ -183,17 +341,22 @@ def train_tokenizer(
     features: nn.Module | None = None,
     execution: Execution = DEFAULT_EXECUTION,
     evaluate: Callable[[nn.Module], float] | None = None,
+    detail_teacher: nn.Module | None = None,
 ) -> None:
     """Train a tokenizer and write its EMA weights into `folder` (with `about` beside them).
 
     Args:
+        teacher: of the last branch or of all, see `TokenizerTask`; None: without semantic regularisation.
         about: JSON values; a saved state is continued only where they are the same (say, the teacher's sha256).
         pretrained: start from the backbone's published weights.
         features: frozen network under the discriminator's heads, see `TokenizerTask`.
         evaluate: of the averaged tokenizer, as in `fit`, which has the rest.
+        detail_teacher: of the first branch, where `config.detail` asks for one: `Teacher(vit, read="patches")`.
     """
+    if config.detail != (detail_teacher is not None):
+        raise InputError("detail guidance needs both: TokenizerConfig.detail, and a detail_teacher")
     torch.manual_seed(seed)
-    task = TokenizerTask(new_tokenizer(config, pretrained), training, loss, teacher, features=features)
+    task = TokenizerTask(new_tokenizer(config, pretrained), training, loss, teacher, detail_teacher, features)
     task.settings["about"] = about
     averaged, summary = fit(task, training, images, folder, seed, title, execution, evaluate)
     if is_main():

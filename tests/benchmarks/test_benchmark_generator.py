@@ -12,6 +12,7 @@ from imagefolder.flops import BACKWARD, decode_flops, pixels_flops, sample_flops
 from imagefolder.generator.sampling import draw
 from imagefolder.generator.transformer import Cache
 from imagefolder.training.generator import GeneratorTask
+from imagefolder.training.loop import Step
 
 MINI = ("VAR-mini-MSVR3P2-256", "mini-MSVR3P2-256")
 RELEASED = ("VAR-d17-MSVR10P2-4096", "MSVR10P2-4096")
@@ -61,9 +62,10 @@ def test_training_step(measure, names, batch, device):
     task = GeneratorTask(generator, TrainingConfig(steps=10, clip=2.0))
     task.model.train()
     accelerator = Accelerator(mixed_precision="bf16" if dtype == "bfloat16" else "no", cpu=device == "cpu")
+    first = Step(0, 1, accelerator, torch.Generator())
     flops = (1 + BACKWARD) * batch * transformer_flops(generator.transformer)
     losses = measure(
-        lambda: task.step((tokens, labels), 0.0, accelerator), "train generator", batch, device, dtype, flops, rounds=2,
+        lambda: task.step([(tokens, labels)], first), "train generator", batch, device, dtype, flops, rounds=2,
         model=names[0], tokens=tokens.numel(),
     )  # fmt: skip
     assert bool(torch.isfinite(losses["cross_entropy"]))

@@ -13,6 +13,7 @@ from imagefolder.data.order import training_batches
 from imagefolder.data.tokens import build_token_cache
 from imagefolder.flops import BACKWARD, encode_flops, transformer_flops
 from imagefolder.training.generator import GeneratorTask
+from imagefolder.training.loop import Step
 
 MINI = ("VAR-mini-MSVR3P2-256", "mini-MSVR3P2-256")
 RELEASED = ("VAR-d17-MSVR10P2-4096", "MSVR10P2-4096")
@@ -40,11 +41,12 @@ def test_training_step(measure, tmp_path, names, batch, source, device):
     task = GeneratorTask(generator, TrainingConfig(steps=MANY_STEPS, clip=2.0))
     task.model.train()
     accelerator = Accelerator(mixed_precision="bf16" if dtype == "bfloat16" else "no", cpu=device == "cpu")
+    first = Step(0, 1, accelerator, torch.Generator())
     batches = iter(training_batches(images, batch, 0, 0, MANY_STEPS))
 
     def step() -> dict[str, torch.Tensor]:
         inputs, labels = next(batches)
-        return task.step((inputs.to(device), labels.to(device)), 0.0, accelerator)
+        return task.step([(inputs.to(device), labels.to(device))], first)
 
     losses = measure(
         step, f"train generator: {source}", batch, device, dtype, batch * flops, rounds=2, model=names[0],

@@ -18,6 +18,7 @@ from imagefolder.flops import (
     search_flops,
 )
 from imagefolder.tokenizer.semantic import blank_teacher
+from imagefolder.training.loop import Step
 from imagefolder.training.tokenizer import TokenizerTask, new_tokenizer
 
 MINI, RELEASED = "mini-MSVR3P2-256", "MSVR10P2-4096"
@@ -104,13 +105,15 @@ def test_training_step(measure, name, batch, adversarial, device):
     dtype = fast(device)
     torch.manual_seed(0)
     config = tokenizer_of(name, "cpu", "float32").config
-    loss = LossConfig(perceptual=0.0, adversarial=0.5 if adversarial else 0.0, adversarial_start=0.0)
+    weight = 0.5 if adversarial else 0.0
+    loss = LossConfig(perceptual=0.0, adversarial=weight, adversarial_start=0.0, discriminator="patch")
     task = TokenizerTask(new_tokenizer(config, False), TrainingConfig(steps=10), loss, blank_teacher(config))
     for module in (task.model.train(), *task.modules.values(), *task.frozen):
         module.to(device)
     side = config.image_size
     images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, device=device)
     accelerator = Accelerator(mixed_precision="bf16" if dtype == "bfloat16" else "no", cpu=device == "cpu")
+    first = Step(0, 1, accelerator, torch.Generator())
     flops = (1 + BACKWARD) * (encode_flops(task.model) + pixels_flops(task.model)) + features_flops(
         task.teachers[0].vit
     )
@@ -118,7 +121,7 @@ def test_training_step(measure, name, batch, adversarial, device):
         # Generator's side: forward and gradient of the input; its own: forward and backward of real and fake
         flops += (2 + 2 * (1 + BACKWARD)) * counted_flops(lambda: task.discriminator(images[:1].float()))
     losses = measure(
-        lambda: task.step((images, torch.zeros(batch)), 1.0, accelerator),
+        lambda: task.step([(images, torch.zeros(batch))], first),
         "train tokenizer with discriminator" if adversarial else "train tokenizer",
         batch, device, dtype, batch * flops, model=name,
     )  # fmt: skip

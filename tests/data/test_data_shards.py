@@ -74,8 +74,8 @@ def test_shards_hold_the_images_of_the_folders(folders: Path, shards: Path) -> N
 
 def test_training_from_shards_sees_what_training_from_folders_sees(folders: Path, tmp_path: Path) -> None:
     """In the middle of a training, with worker processes, augmented."""
-    images = read_data(pack(folders, tmp_path / "shards", "cls"), 8).train.augmented("tokenizer")
-    expected = image_folder(folders, 8).train.augmented("tokenizer")
+    images = read_data(pack(folders, tmp_path / "shards", "cls"), 8).train.augmented("tokenizer", 0)
+    expected = image_folder(folders, 8).train.augmented("tokenizer", 0)
     expected.workers = 0
     assert images.workers > 0
     both = zip(training_batches(images, 5, 1, 4, 9), training_batches(expected, 5, 1, 4, 9), strict=True)

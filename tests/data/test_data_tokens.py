@@ -52,7 +52,7 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture
 def images(tmp_path: Path, classes_at: Callable[..., Path]) -> StoredImages:
     """11 images, so that batches of 4 span views and the last one is short."""
-    images = image_folder(classes_at(tmp_path / "data", {"a": 7, "b": 6}), 16).train.augmented("generator")
+    images = image_folder(classes_at(tmp_path / "data", {"a": 7, "b": 6}), 16).train.augmented("generator", 0)
     images.workers = 0
     assert len(images) == 11
     return images
@@ -236,7 +236,7 @@ def test_cache_of_something_else_is_refused(
         images.labels[3] = 1 - images.labels[3]
     arguments: dict[str, Any] = {
         "tokenizer_sha256": ("b" if odd == "tokenizer" else "a") * 64,
-        "images": images.augmented("tokenizer") if odd == "transform" else images,
+        "images": images.augmented("tokenizer", 0) if odd == "transform" else images,
         "views": VIEWS + (odd == "views"),
     }
     for attempt in (open_token_cache, lambda folder, **changed: build(folder, **changed)):
@@ -277,7 +277,7 @@ def test_too_small_a_disk_is_noticed_before(
 def test_images_in_memory_are_cached_too(tmp_path: Path, build: Callable[..., TokenCache]) -> None:
     train = digits(16).train
     few = ArrayImages(train.images[:9], train.labels[:9])
-    cache = build(tmp_path / "cache", images=few.augmented("generator"), views=1)
+    cache = build(tmp_path / "cache", images=few.augmented("generator", 0), views=1)
     tokens, labels = cache.__getitems__([(4, 8), (0, 2)])
     assert labels.tolist() == few.labels[[8, 2]].tolist()
     assert np.array_equal(tokens.numpy(), cache.tokens[0, [8, 2]])

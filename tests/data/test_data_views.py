@@ -96,8 +96,9 @@ def test_enlarged_crop_reaches_every_corner_of_the_enlarged_image() -> None:
     assert places == {(y, x) for y in range(3) for x in range(3)}
 
 
-def test_enlarged_crop_is_resized_by_lanczos(tmp_path: Path, image_at: Draw) -> None:
-    image = opened(image_at(tmp_path / "x.png", 0, (45, 60)))
+@pytest.mark.parametrize("longer", [60, 62])  # 24, and 24.8, which is truncated and not rounded
+def test_enlarged_crop_is_resized_by_lanczos(tmp_path: Path, image_at: Draw, longer: int) -> None:
+    image = opened(image_at(tmp_path / "x.png", 0, (45, longer)))
     whole = np.asarray(image.resize((18, 24), Image.LANCZOS))
     crop = enlarged_crop(image, 16, random.Random(0))
     found = [whole[y : y + 16, x : x + 16] for y in range(9) for x in range(3)]
@@ -124,7 +125,7 @@ def test_splits_are_centre_crops_in_order(tmp_path: Path, classes_at: Draw, path
 
 @TRAININGS
 def test_plain_images_of_augmented_ones_are_centre_crops(train: StoredImages, paths: Paths, training: str) -> None:
-    augmented = train.augmented(training)
+    augmented = train.augmented(training, 0)
     expected = np.stack([adm_crop(opened(path), 12) for path in paths(train)]).transpose(0, 3, 1, 2)
     ((batch, _),) = ordered_batches(augmented.plain(), 100)
     assert np.array_equal(batch.numpy(), expected)
@@ -135,14 +136,14 @@ def test_plain_images_of_augmented_ones_are_centre_crops(train: StoredImages, pa
 @TRAININGS
 def test_augmentation_is_a_function_of_epoch_and_index(train: StoredImages, training: str) -> None:
     keys = [(0, 3), (1, 3), (0, 4)]
-    images, _ = train.augmented(training).__getitems__(keys)
+    images, _ = train.augmented(training, 0).__getitems__(keys)
     for key, image in zip(keys, images, strict=True):
-        assert torch.equal(train.augmented(training).__getitems__([key])[0][0], image)
+        assert torch.equal(train.augmented(training, 0).__getitems__([key])[0][0], image)
 
 
 @TRAININGS
 def test_augmentation_differs_between_epochs(train: StoredImages, training: str) -> None:
-    views = {train.augmented(training).__getitems__([(epoch, 3)])[0].numpy().tobytes() for epoch in range(20)}
+    views = {train.augmented(training, 0).__getitems__([(epoch, 3)])[0].numpy().tobytes() for epoch in range(20)}
     assert len(views) > 8
 
 
@@ -155,20 +156,29 @@ def test_half_of_the_tokenizers_images_are_flipped(
     for i in range(2):
         image_at(tmp_path / "a" / f"{i}.png", i)
         Image.fromarray(ramp).save(tmp_path / "a" / f"{i}.png")
-    train = image_folder(tmp_path, 24).train.augmented(training)
+    train = image_folder(tmp_path, 24).train.augmented(training, 0)
     images, _ = train.__getitems__([(epoch, 0) for epoch in range(200)])
     flipped = (images[:, 0, 0, 0] > images[:, 0, 0, -1]).double().mean()
     assert low <= float(flipped) <= high
 
 
 @TRAININGS
+def test_every_seed_of_a_run_sees_other_views(train: StoredImages, training: str) -> None:
+    keys = [(0, index) for index in range(len(train))]
+    views = [train.augmented(training, seed).__getitems__(keys)[0] for seed in (0, 1, 1)]
+    assert not torch.equal(views[0], views[1])
+    assert torch.equal(views[1], views[2])
+    assert train.augmented(training, 0).transform != train.augmented(training, 1).transform
+
+
+@TRAININGS
 def test_images_in_memory_are_never_augmented(training: str) -> None:
     train = digits(32).train
-    assert train.augmented(training) is train.plain() is train
+    assert train.augmented(training, 0) is train.plain() is train
 
 
 def test_worker_processes_do_not_change_the_batches(train: StoredImages) -> None:
-    images = train.augmented("tokenizer")
+    images = train.augmented("tokenizer", 0)
     assert images.workers == min(len(os.sched_getaffinity(0)), 16)
     batches = list(training_batches(images, 4, 0, 3, 6))
     images.workers = 0
@@ -178,7 +188,7 @@ def test_worker_processes_do_not_change_the_batches(train: StoredImages) -> None
 
 
 def test_images_travel_to_other_processes(train: StoredImages) -> None:
-    images = train.augmented("generator")
+    images = train.augmented("generator", 0)
     other = pickle.loads(pickle.dumps(images))
     keys = [(3, 1), (0, 7)]
     assert torch.equal(other.__getitems__(keys)[0], images.__getitems__(keys)[0])

@@ -29,31 +29,35 @@ def tokenizer() -> imagefolder.Tokenizer:
 def test_depths_are_scaled_with_the_codebook():
     assert depths_for(16384) == (200, 280, 360)
     assert depths_for(4096) == (50, 70, 90)
-    assert depths_for(16) == (1, 1, 1)
+    assert depths_for(16) == (2, 2, 2)
 
 
 def test_an_image_is_perturbed_alike_in_any_batch(tokenizer):
-    tokens = torch.randint(256, (6, 2, 14))
-    together = perturb_tokens(tokenizer, tokens, 0.5, 8, 3, list(range(6)))
-    alone = [perturb_tokens(tokenizer, tokens[i : i + 1], 0.5, 8, 3, [i]) for i in range(6)]
+    images = torch.rand(6, 3, 32, 32) * 2 - 1
+    near = tokenizer.neighbours(images, 10)
+    tokens = tokenizer.encode(images)
+    assert torch.equal(near[..., 0], tokens)
+    together = perturb_tokens(near, 0.5, 8, 3, list(range(6)))
+    alone = [perturb_tokens(near[i : i + 1], 0.5, 8, 3, [i]) for i in range(6)]
     assert torch.equal(together, torch.cat(alone))
     share = float((together != tokens).float().mean())
-    assert 0.35 < share < 0.65
-    assert not torch.equal(together, perturb_tokens(tokenizer, tokens, 0.5, 8, 4, list(range(6))))
-    assert bool((perturb_tokens(tokenizer, tokens, 1.0, 8, 3, list(range(6))) != tokens).all())
+    assert 0.3 < share < 0.57  # half of them, of which an eighth draws the nearest code again
+    assert bool((near[..., :8] == together[..., None]).any(-1).all())
+    assert not torch.equal(together, perturb_tokens(near, 0.5, 8, 4, list(range(6))))
+    assert torch.equal(perturb_tokens(near, 1.0, 1, 3, list(range(6))), tokens)
 
 
 def test_pfid_is_the_mean_over_fifteen_settings(tokenizer, splits: DataSplits, proxy: Extractor):
     test = ArrayImages(splits.test.images[:80], splits.test.labels[:80])
     few = replace(splits, test=test)
     measured = evaluate_perturbation(tokenizer, few, proxy, 0, "perturbing")
-    assert measured.protocol.name == "proxy-pFID"
+    assert (measured.protocol.name, measured.protocol.version) == ("proxy-pFID", 2)
     assert (measured.n_real, measured.n_generated) == (80, 80)
-    tokens = tokenizer.encode(to_float(test.images))
+    near = tokenizer.neighbours(to_float(test.images), 6)
     distances = []
     for share in (0.5, 0.6, 0.7, 0.8, 0.9):
         for depth in (3, 4, 6):
-            images = tokenizer.decode(perturb_tokens(tokenizer, tokens, share, depth, 0, list(range(80))))
+            images = tokenizer.decode(perturb_tokens(near, share, depth, 0, list(range(80))))
             values = fidelity(to_uint8(images), test.images, proxy, ("fid",))
             distances.append(values["frechet_inception_distance"])
     assert measured.value == pytest.approx(sum(distances) / 15, rel=1e-4)

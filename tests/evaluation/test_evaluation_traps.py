@@ -60,7 +60,7 @@ def test_originals_are_cropped_like_the_input(tmp_path: Path, tokenizer: Tokeniz
             Image.fromarray(smooth).resize((50, 60)).save(folder / f"{index}.png")
     splits = image_folder(tmp_path, 32)
     plain, _ = splits.test.plain().__getitems__([(0, i) for i in range(24)])
-    augmented = splits.test.augmented("generator")
+    augmented = splits.test.augmented("generator", 0)
     other, _ = augmented.__getitems__([(0, i) for i in range(24)])
     result = evaluate_reconstruction(tokenizer, replace(splits, test=augmented), proxy, "reconstructing")
     assert torch.equal(result.picture[0::2], plain)

@@ -213,7 +213,7 @@ def test_images_of_unknown_origin_are_not_taken_for_samples(generator, tmp_path,
 
 
 @pytest.mark.parametrize(
-    "change", [{"top_p": 0.0}, {"temperature": 0}, {"labels": [11]}, {"format": "jpg"}, {"batch_size": 0}]
+    "change", [{"top_p": 1.5}, {"temperature": 0}, {"labels": [11]}, {"format": "jpg"}, {"batch_size": 0}]
 )
 def test_wrong_settings_leave_no_trace(generator, tmp_path, change):
     with pytest.raises(imagefolder.InputError):

@@ -163,7 +163,8 @@ def test_a_fresh_generator_ignores_its_blocks_and_predicts_about_evenly():
     generator = imagefolder.load_generator("VAR-mini-MSVR3P2-256", tokenizer=tokenizer)
     width = generator.config.width
     gammas = torch.stack([layer.ada.weight[: 2 * width].abs().max() for layer in generator.transformer.layers])
-    assert gammas.max() < 1e-5
+    assert generator.config.gamma_init == 1e-4  # of the released command
+    assert gammas.max() < 1e-4 < 20 * gammas.max()
     tokens = tokenizer.encode(torch.rand(2, 3, 32, 32) * 2 - 1)
     with torch.no_grad():
         logits = generator(torch.tensor([0, 1]), tokens)
@@ -177,7 +178,8 @@ def test_a_fresh_generator_ignores_its_blocks_and_predicts_about_evenly():
         (torch.tensor([11]), {}, r"0\.\.10"),
         (torch.tensor([1.0]), {}, "int64"),
         (torch.tensor([[1]]), {}, r"\(1, 1\)"),
-        (torch.tensor([1]), {"top_p": 0.0}, "top_p"),
+        (torch.tensor([1]), {"top_p": -0.1}, "top_p"),
+        (torch.tensor([1]), {"top_p": 1.1}, "top_p"),
         (torch.tensor([1]), {"top_k": -1}, "top_k"),
         (torch.tensor([1]), {"indices": [1, 2]}, "2 indices for 1 labels"),
     ],

@@ -4,50 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
+from recorded import BACKBONE, HERE, TEACHER, authors_state, deviation, teacher_of, write_tokenizer
 from synthetic_weights import tensor_for
-from torch import Tensor
 
 import imagefolder
 from imagefolder.tokenizer.losses import semantic_loss
-from imagefolder.tokenizer.semantic import Teacher
-
-HERE = Path(__file__).parent
-TABLES = ("lvl1LC", "lvl_1L", "attn_bias_for_masking", "zero_k_bias", "ema_vocab_hit_SV")
-BACKBONE = "vit_small_patch14_dinov2.lvd142m"
-
-
-def authors_state(shapes: dict[str, list[int]], prefix: str = "") -> dict[str, Tensor]:
-    """A state dict with the authors' names and shapes; tables that hold no weights are zero."""
-    return {
-        name: torch.zeros(shape) if name.endswith(TABLES) else tensor_for(prefix + name, shape)
-        for name, shape in shapes.items()
-    }
-
-
-def deviation(ours: Tensor, recorded: np.ndarray) -> float:
-    """Largest difference as a share of the recorded tensor's standard deviation."""
-    theirs = torch.from_numpy(recorded).float()
-    return float((ours.detach() - theirs).abs().max() / theirs.std())
 
 
 @pytest.fixture(scope="module")
 def tokenizer_case(tmp_path_factory):
     case = json.loads((HERE / "tok_small_MSVR10P2-4096.json").read_text())
     recorded = dict(np.load(HERE / "tok_small_MSVR10P2-4096.npz"))
-    path = tmp_path_factory.mktemp("authors") / "best_ckpt.pt"
-    state = authors_state(case["state_dict"])
-    wrong = {name: value + 1 for name, value in state.items()}
-    torch.save(
-        {"model": wrong, "ema": state, "optimizer": {}, "steps": 7, "args": argparse.Namespace(vit="small")}, path
-    )
-    tokenizer = imagefolder.load_tokenizer("MSVR10P2-4096", weights=path, backbone=BACKBONE)
+    path = write_tokenizer(tmp_path_factory.mktemp("authors") / "best_ckpt.pt", authors_state(case["state_dict"]))
+    # Recorded with the later release, which sums the commitment loss over the scales
+    options = {"backbone": BACKBONE, "commitment_over_scales": "sum"}
+    tokenizer = imagefolder.load_tokenizer("MSVR10P2-4096", weights=path, **options)
     images = torch.from_numpy(recorded["image"]).float() / 127.5 - 1
     return case, recorded, tokenizer, images
 
@@ -77,17 +53,27 @@ def test_tokenizer(tokenizer_case):
 
 def test_tokenizer_losses(tokenizer_case):
     case, _, tokenizer, images = tokenizer_case
-    prefix = "semantic_model."
-    shapes = {name: shape for name, shape in case["state_dict"].items() if name.startswith(prefix)}
-    vit = timm.create_model(BACKBONE, img_size=256, patch_size=16, num_classes=0)
-    vit.load_state_dict({name.removeprefix(prefix): tensor_for(name, shape) for name, shape in shapes.items()})
+    shapes = {name: shape for name, shape in case["state_dict"].items() if name.startswith(TEACHER)}
+    teacher = teacher_of({name: tensor_for(name, shape) for name, shape in shapes.items()})
     with torch.no_grad():
-        output = tokenizer(images, Teacher(vit.eval())(images))
+        output = tokenizer(images, teacher(images))
         semantic = 0.1 * semantic_loss(*output.semantic)
     losses = case["losses"]
     assert float(output.quantized.codebook_loss) == pytest.approx(losses["vq_loss"], rel=1e-4)
     assert float(output.quantized.commitment_loss) == pytest.approx(losses["commit_loss"], rel=1e-4)
     assert float(semantic) == pytest.approx(losses["semantic_loss"], rel=1e-4)
+
+
+def test_binary_tokenizer(tmp_path):
+    case = json.loads((HERE / "tok_bsq4096.json").read_text())
+    recorded = dict(np.load(HERE / "tok_bsq4096.npz"))
+    path = write_tokenizer(tmp_path / "best_ckpt.pt", authors_state(case["state_dict"]))
+    tokenizer = imagefolder.load_tokenizer("MSBR10P2-4096", weights=path, backbone=BACKBONE)
+    tokens = tokenizer.encode(torch.from_numpy(recorded["image"]).float() / 127.5 - 1)
+    assert (tokens.numpy() == recorded["tokens"]).mean() >= 0.999
+    recorded_tokens = torch.from_numpy(recorded["tokens"]).long()
+    assert deviation(tokenizer.quantizer.decode(recorded_tokens), recorded["f_hat"]) < 1e-3
+    assert deviation(tokenizer.decode(recorded_tokens)[:, :, ::4, ::4], recorded["recon"]) < 1e-3
 
 
 def test_generator_with_teacher_forcing(generator_case):

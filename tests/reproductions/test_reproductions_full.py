@@ -23,7 +23,7 @@ import imagefolder.tokenizer.losses as losses
 from imagefolder import weights
 from imagefolder.environment import peak_memory_mib, reset_peak_memory
 from imagefolder.files import file_sha256
-from imagefolder.training.tokenizer import DINO
+from imagefolder.tokenizer.discriminator import DINO
 from imagefolder.zoo import TOKENIZERS
 from reproductions import runner, table2
 from reproductions.recipe import SCALES, Recipe, Scale

@@ -74,7 +74,7 @@ def test_ablation_at_full_ends_in_the_released_model_trained_as_published() -> N
     released = table2.rows("full", 1000)[0]
     assert last.tokenizer == released.tokenizer
     assert last.generator == released.generator
-    assert loss_of(last, SCALES["full"]) == LossConfig(discriminator="dino")
+    assert loss_of(last, SCALES["full"]) == LossConfig()
     positions = [Sequence(recipe.generator).length for recipe in ablation.rows("full", 1000)]
     assert positions == [680, 680] + [286] * 6
 

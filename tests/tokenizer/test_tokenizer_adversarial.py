@@ -129,7 +129,7 @@ def _regularised(part: slice) -> dict[str, Tensor]:
     torch.manual_seed(9)
     lecam, logits = LeCam(decay=0.5), torch.randn(2, 2, PROCESSES * ROWS, 5)
     for real, fake in logits[:, :, part]:
-        lecam(real, fake)
+        lecam.update(real.mean(), fake.mean())
     return {"lecam real": lecam.real, "lecam fake": lecam.fake}
 
 

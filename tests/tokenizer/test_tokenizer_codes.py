@@ -12,7 +12,13 @@ from torch import Tensor
 
 from imagefolder.config import TokenizerConfig
 from imagefolder.tokenizer.codes import BinaryCodes, Codebook
-from imagefolder.tokenizer.quantizers import MultiScaleQuantizer, ProductQuantizer, SingleScaleQuantizer, perturb
+from imagefolder.tokenizer.quantizers import (
+    MultiScaleQuantizer,
+    Perturbation,
+    ProductQuantizer,
+    SingleScaleQuantizer,
+    perturb,
+)
 
 BINARY = TokenizerConfig(
     scales=(1, 2, 3, 5), quantizer="bsq", codebook_size=64, code_dim=6, dropout_start=2, quantizer_dropout=0.5
@@ -48,46 +54,69 @@ def test_spherical_codes_lie_on_the_sphere_and_are_the_nearest_of_all():
     assert torch.equal(codes.nearest(z), torch.cdist(unit, table.expand(2, -1, -1)).argmin(-1))
 
 
-@pytest.mark.parametrize("quantizer", ["bsq", "lfq"])
-@pytest.mark.parametrize("base", [1.0, 0.7])
-def test_binary_residual_loop_by_the_page(quantizer, base):
-    binary = MultiScaleQuantizer(replace(BINARY, quantizer=quantizer, binary_base=base)).eval()
-    f = maps(2, 6, 5, 5)
-    rest, f_hat, tokens, errors = f, torch.zeros_like(f), [], []
+def binary_by_the_page(binary: MultiScaleQuantizer, f: Tensor, base: float, spherical: bool) -> dict[str, list[Tensor]]:
+    """Per scale what is left before it, the tokens, and f_hat after it, written from the description alone."""
+    if spherical:
+        f = f / f.norm(dim=1, keepdim=True)  # once, before the loop
+    rest, f_hat, found = f, torch.zeros_like(f), {"rest": [], "tokens": [], "f_hat": []}
     for k, s in enumerate((1, 2, 3, 5)):
         z = F.interpolate(rest, (s, s), mode="area") if s != 5 else rest
-        h = torch.where(z > 0, 1.0, -1.0) * base**k / (6**0.5 if quantizer == "bsq" else 1)
-        tokens.append(sum((z[:, i] > 0).long() * 2**i for i in range(6)).flatten(1))
+        h = torch.where(z > 0, 1.0, -1.0) * base**k / (6**0.5 if spherical else 1)
+        found["rest"].append(f - f_hat)
+        found["tokens"].append(sum((z[:, i] > 0).long() * 2**i for i in range(6)).flatten(1))
         h = F.interpolate(h, (5, 5), mode="bicubic") if s != 5 else h
         phi = binary.phis[binary.phi_of_scale[k]]
         h = 0.5 * h + 0.5 * F.conv2d(h, phi.weight, phi.bias, padding=1)
         f_hat, rest = f_hat + h, rest - h
-        errors.append(float((f_hat - f).square().mean().detach()))
+        found["f_hat"].append(f_hat)
+    return found | {"f": [f]}
+
+
+@pytest.mark.parametrize("quantizer", ["bsq", "lfq"])
+@pytest.mark.parametrize("base", [1.0, 0.7])
+def test_binary_residual_loop_by_the_page(quantizer, base):
+    binary = MultiScaleQuantizer(replace(BINARY, quantizer=quantizer, binary_base=base)).eval()
+    f = maps(2, 6, 5, 5) * 3
+    page = binary_by_the_page(binary, f, base, quantizer == "bsq")
     out = binary(f)
-    assert torch.equal(out.tokens, torch.cat(tokens, dim=1))
-    torch.testing.assert_close(out.z, f_hat)
-    torch.testing.assert_close(binary.decode(out.tokens), f_hat)
+    assert torch.equal(out.tokens, torch.cat(page["tokens"], dim=1))
+    torch.testing.assert_close(out.z, page["f_hat"][-1])
+    torch.testing.assert_close(binary.decode(out.tokens), page["f_hat"][-1])
     assert torch.equal(binary.encode(f), out.tokens)
+    errors = [float((f_hat - page["f"][0]).square().mean().detach()) for f_hat in page["f_hat"]]
     assert float(out.codebook_loss.detach()) == pytest.approx(sum(errors) / 4, rel=1e-5)
     # Both are averaged over scales with binary codes
     assert float(out.commitment_loss.detach()) == pytest.approx(0.25 * sum(errors) / 4, rel=1e-5)
+    # Tokens do not depend on the length of what spherical codes stand for; lookup-free ones do
+    alike = torch.equal(binary.encode(f * torch.rand(2, 1, 5, 5)), out.tokens)
+    assert alike == (quantizer == "bsq")
 
 
-@pytest.mark.parametrize("spherical", [True, False])
-def test_entropy_loss_equals_the_sum_over_the_whole_codebook(spherical):
-    codes = BinaryCodes(5, 2, base=0.8, spherical=spherical)
-    z = maps(3, 5, 2, 2)
-    table = codes.lookup(torch.arange(32), 1)
-    unit = (F.normalize(z, dim=1) if spherical else z).flatten(2).mT.reshape(-1, 5)
-    probability = (2 * unit @ table.T).softmax(-1)
-    per_sample = -(probability * probability.log()).sum(-1).mean()
-    mean = probability.mean(0)
-    expected = per_sample + (mean * mean.log()).sum()
-    torch.testing.assert_close(codes.entropy_loss(z, 1, None), expected)
-    # With weights: as if the samples left out were not there
-    torch.testing.assert_close(
-        codes.entropy_loss(z, 1, torch.tensor([1.0, 0.0, 1.0])), codes.entropy_loss(z[[0, 2]], 1, None)
-    )
+def entropy(p: Tensor) -> Tensor:
+    return -(p * p.log() + (1 - p) * (1 - p).log())
+
+
+@pytest.mark.parametrize("quantizer", ["bsq", "lfq"])
+def test_entropy_loss_by_the_page(quantizer):
+    """Of what is left at full resolution; bits taken as independent; per scale over the samples that keep it."""
+    binary = MultiScaleQuantizer(replace(BINARY, quantizer=quantizer, binary_base=0.8))
+    f, kept = maps(3, 6, 5, 5), torch.tensor([2, 4, 3])
+    page = binary_by_the_page(binary, f, 0.8, quantizer == "bsq")
+    terms = []
+    for k, rest in enumerate(page["rest"]):
+        p = torch.sigmoid(-4 * rest[kept > k] * 0.8**k / (6**0.5 if quantizer == "bsq" else 1))
+        per_sample = entropy(p).sum(1).mean()
+        codebook = entropy(p.mean((0, 2, 3))).sum()
+        terms.append((per_sample - codebook) / (kept > k).float().mean())
+    torch.testing.assert_close(binary(f, kept).entropy_loss, sum(terms) / 4)
+    assert not torch.allclose(binary(f).entropy_loss, sum(terms) / 4)
+
+
+def test_entropy_loss_does_not_reach_the_codes_convolutions():
+    binary = MultiScaleQuantizer(BINARY)
+    out = binary(maps(4, 6, 5, 5).requires_grad_())
+    gradients = torch.autograd.grad(out.entropy_loss, list(binary.phis.parameters()), allow_unused=True)
+    assert all(gradient is None for gradient in gradients)
 
 
 def test_entropy_loss_reaches_the_encoder_and_is_zero_for_learned_codes():
@@ -98,12 +127,15 @@ def test_entropy_loss_reaches_the_encoder_and_is_zero_for_learned_codes():
     assert float(learned.entropy_loss) == 0
 
 
-def test_entropy_loss_falls_when_codes_are_used_evenly_and_surely():
-    codes = BinaryCodes(4, 1, base=1.0, spherical=False)
+def test_entropy_loss_falls_when_bits_are_used_evenly_and_surely():
+    quantizer = SingleScaleQuantizer(replace(BINARY, scales=(4,), quantizer="lfq", codebook_size=16, code_dim=4))
+    codes = quantizer.codebook
     even = 9 * codes.lookup(torch.arange(16), 0).T.reshape(1, 4, 4, 4)
-    one = 9 * torch.ones(1, 4, 4, 4)
-    assert float(codes.entropy_loss(even, 0, None)) == pytest.approx(-4 * 0.6931, abs=1e-3)
-    assert float(codes.entropy_loss(one, 0, None)) == pytest.approx(0, abs=1e-3)
+    assert float(quantizer(even).entropy_loss) == pytest.approx(-4 * 0.6931, abs=1e-3)
+    assert float(quantizer(9 * torch.ones(1, 4, 4, 4)).entropy_loss) == pytest.approx(0, abs=1e-3)
+    # Bits that are certain everywhere must not turn into a gradient that is not finite
+    certain = torch.full((1, 4, 4, 4), 50.0, requires_grad=True)
+    assert torch.autograd.grad(quantizer(certain).entropy_loss, certain)[0].isfinite().all()
 
 
 @pytest.mark.parametrize("branches", [1, 2, 4])
@@ -115,55 +147,66 @@ def test_binary_products_decode_what_they_encode(branches, scales, quantizer):
     out = product(maps(2, branches, 6, scales[-1], scales[-1]))
     assert out.tokens.shape == (2, branches, sum(s * s for s in scales))
     torch.testing.assert_close(product.decode(out.tokens), out.z)
+    assert torch.equal(product.encode(maps(2, branches, 6, scales[-1], scales[-1])), out.tokens)
     assert torch.isfinite(out.entropy_loss)
 
 
 @pytest.mark.parametrize("cosine", [True, False])
-def test_near_codes_are_the_nearest_others_in_order(cosine):
+def test_near_codes_are_the_nearest_to_the_input_in_order(cosine):
     codebook = Codebook(50, 3, 1, cosine)
     with torch.no_grad():
         codebook.weight.copy_(maps(50, 3))
+    z = maps(2, 3, 4, 4, seed=1)
+    near = codebook.neighbours(z, 5)
+    assert near.shape == (2, 16, 5)
+    assert torch.equal(near[..., 0], codebook.nearest(z))
     codes = F.normalize(codebook.weight, dim=-1) if cosine else codebook.weight
-    tokens = torch.tensor([7, 0, 7, 31])
-    near = codebook.neighbours(tokens, 4)
-    for row, token in zip(near.tolist(), tokens.tolist(), strict=True):
-        distance = (codes - codes[token]).norm(dim=-1)
-        assert row == [i for i in distance.argsort().tolist() if i != token][:4]
+    inputs = (F.normalize(z, dim=1) if cosine else z).flatten(2).mT
+    assert torch.equal(near, torch.cdist(inputs, codes.expand(2, -1, -1)).argsort(-1)[..., :5])
 
 
-def test_near_binary_codes_differ_in_one_bit():
-    near = BinaryCodes(6, 1, 1.0, spherical=True).neighbours(torch.tensor([0b101100]), 6)
-    assert sorted(near[0].tolist()) == sorted(0b101100 ^ (1 << i) for i in range(6))
+def test_near_binary_codes_turn_the_bits_that_are_least_certain():
+    codes, z = BinaryCodes(4, 1, 1.0, spherical=True), torch.tensor([0.5, -0.1, 0.3, -0.9]).view(1, 4, 1, 1)
+    # 0b0101 and then with bit 1, with bit 2, with both, or with bit 0 turned
+    assert codes.neighbours(z, 4)[0, 0].tolist() == [0b0101, 0b0111, 0b0001, 0b0011]
+    assert codes.neighbours(z, 4)[..., 0].equal(codes.nearest(z))
 
 
-def test_perturbation_replaces_the_share_by_one_of_the_nearest():
+@pytest.mark.parametrize("scales", [(1, 2, 3, 5), (5,)])
+@pytest.mark.parametrize("quantizer", ["vq", "bsq"])
+def test_near_codes_of_every_token_begin_with_the_token(scales, quantizer):
+    product = ProductQuantizer(replace(BINARY, scales=scales, quantizer=quantizer))
+    f = maps(2, 2, 6, 5, 5)
+    assert torch.equal(product.neighbours(f, 3)[..., 0], product.encode(f))
+
+
+def test_perturbation_draws_a_share_anew_from_the_nearest_the_nearest_included():
+    near = torch.stack([torch.randperm(64)[:8] for _ in range(640)]).view(40, 16, 8)
+    tokens, u = near[..., 0], torch.rand(2, 40, 16, dtype=torch.float64)
+    changed = perturb(tokens, near, Perturbation(0.7, 5, u))
+    ranks = (near == changed[..., None]).float().argmax(-1)
+    drawn = u[0] < 0.7
+    assert torch.equal(ranks[drawn], (u[1] * 5).long()[drawn])
+    assert ranks[drawn].bincount(minlength=8).tolist()[5:] == [0, 0, 0]
+    assert ranks[drawn].bincount(minlength=5).min() > 0.5 * int(drawn.sum()) / 5
+    assert (ranks[~drawn] == 0).all()
+    assert torch.equal(perturb(tokens, near, Perturbation(0.0, 5, u)), tokens)
+    assert torch.equal(perturb(tokens, near, Perturbation(1.0, 1, u)), tokens)
+
+
+def test_the_first_images_are_perturbed_and_the_losses_are_not():
     quantizer = SingleScaleQuantizer(PLAIN)
-    tokens = torch.randint(64, (40, 16))
-    u = torch.rand(2, 40, 16, dtype=torch.float64)
-    changed = perturb(tokens, quantizer.codebook, 0.7, 5, u)
-    moved = changed != tokens
-    assert 0.64 < float(moved.float().mean()) < 0.76
-    near = quantizer.codebook.neighbours(tokens.flatten(), 5).view(40, 16, 5)
-    assert bool(((near == changed[..., None]).any(-1) | ~moved).all())
-    ranks = (near == changed[..., None]).float().argmax(-1)[moved]
-    assert ranks.bincount(minlength=5).min() > 0.5 * len(ranks) / 5
-    assert torch.equal(ranks, (u[1] * 5).long()[moved])
-    assert torch.equal(moved, u[0] < 0.7)
-    assert torch.equal(perturb(tokens, quantizer.codebook, 0.0, 5, u), tokens)
-    assert bool((perturb(tokens, quantizer.codebook, 1.0, 5, u) != tokens).all())
-
-
-def test_training_perturbs_the_first_images_only_and_not_the_losses():
-    config = replace(PLAIN, perturbed_images=0.25, perturbation_depth=8)
-    quantizer, plain = SingleScaleQuantizer(config), SingleScaleQuantizer(PLAIN)
-    plain.load_state_dict(quantizer.state_dict())
     f = maps(8, 6, 4, 4)
-    out, expected = quantizer(f), plain(f)
-    assert bool((out.tokens[:2] != expected.tokens[:2]).all())
+    expected = quantizer(f)
+    perturbation = Perturbation(1.0, 8, torch.rand(2, 2, 16))
+    out = quantizer(f, perturbation=perturbation)
+    near = quantizer.codebook.neighbours(f[:2], 8)
+    assert torch.equal(out.tokens[:2], near.gather(-1, (perturbation.u[1] * 8).long()[..., None])[..., 0])
+    assert 0 < (out.tokens[:2] == expected.tokens[:2]).float().mean() < 0.5
     assert torch.equal(out.tokens[2:], expected.tokens[2:])
     torch.testing.assert_close(out.z, quantizer.decode(out.tokens))
     assert torch.equal(out.commitment_loss, expected.commitment_loss)
-    assert torch.equal(quantizer.eval()(f).tokens, expected.tokens)
+    assert torch.equal(out.counts, expected.counts)
 
 
 def test_hits_of_both_kinds_average_alike():

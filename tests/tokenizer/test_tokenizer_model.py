@@ -64,7 +64,7 @@ def test_pixels_of_a_patch_are_ordered_row_column_channel(tokenizer):
     with torch.no_grad():
         decoder.to_pixels.weight.zero_()
         decoder.to_pixels.bias.copy_(torch.arange(8 * 8 * 3.0))
-    picture = decoder(torch.zeros(1, 9, 64))[0]
+    picture = decoder.images(decoder(torch.zeros(1, 9, 64)))[0]
     patch = torch.arange(8 * 8 * 3.0).view(8, 8, 3)
     for row in range(0, 32, 8):
         for column in range(0, 32, 8):
@@ -82,7 +82,7 @@ def test_patches_are_laid_out_row_by_row(tokenizer):
         decoder.to_pixels.weight.zero_()
         decoder.to_pixels.weight[:, 0] = 1
         decoder.to_pixels.bias.zero_()
-    picture = decoder(torch.zeros(1, 9, 64))[0, 0]
+    picture = decoder.images(decoder(torch.zeros(1, 9, 64)))[0, 0]
     assert torch.equal(picture[::8, ::8], torch.arange(16.0).view(4, 4))
 
 
@@ -134,8 +134,8 @@ def test_wrong_tokens_are_refused(tokenizer, bad, message):
 @pytest.mark.parametrize("semantic", ["last", "all"])
 def test_contrastive_pairs_of_teacher_features_and_pooled_codes(semantic):
     torch.manual_seed(0)
-    tokenizer = imagefolder.load_tokenizer(NAME, semantic=semantic, detail_width=24).train()
-    features, detail = torch.randn(4, 64), torch.randn(4, 24)
+    tokenizer = imagefolder.load_tokenizer(NAME, semantic=semantic, detail=True).train()
+    features, detail = torch.randn(4, 64), torch.randn(4, 64)
     output = tokenizer(images(4), features, detail)
     joint = output.quantized.z.mean((2, 3))
     projected, pooled = output.semantic
@@ -144,5 +144,5 @@ def test_contrastive_pairs_of_teacher_features_and_pooled_codes(semantic):
     expected = joint[:, 16:] if semantic == "last" else tokenizer.semantic_projection(joint)
     torch.testing.assert_close(pooled, expected)
     projected, pooled = output.detail
-    torch.testing.assert_close(projected, tokenizer.detail_projection(detail))
+    torch.testing.assert_close(projected, tokenizer.quant_conv(detail))
     torch.testing.assert_close(pooled, joint[:, :16])

@@ -20,6 +20,7 @@ from imagefolder.tokenizer.quantizers import (
     phi_of_scale,
     usage_and_perplexity,
 )
+from imagefolder.zoo import TOKENIZERS
 
 CONFIG = TokenizerConfig(scales=(1, 2, 3, 5), codebook_size=64, code_dim=6, dropout_start=2, quantizer_dropout=0.5)
 
@@ -88,13 +89,19 @@ def test_area_down_bicubic_up_and_phi_are_where_the_page_says():
     torch.testing.assert_close(out.z, f_hats[-1])
 
 
-def test_losses_codebook_is_averaged_and_commitment_summed_over_scales():
-    quantizer = MultiScaleQuantizer(CONFIG).eval()
+@pytest.mark.parametrize(("over_scales", "divisor"), [("mean", 4), ("sum", 1)])
+def test_losses_codebook_is_averaged_and_commitment_averaged_or_summed_over_scales(over_scales, divisor):
+    quantizer = MultiScaleQuantizer(replace(CONFIG, commitment_over_scales=over_scales)).eval()
     f = maps(2, 6, 5, 5)
     errors = [float((f_hat - f).square().mean()) for f_hat in by_the_page(quantizer, f)[0]]
     out = quantizer(f)
     assert float(out.codebook_loss.detach()) == pytest.approx(sum(errors) / 4, rel=1e-5)
-    assert float(out.commitment_loss.detach()) == pytest.approx(0.25 * sum(errors), rel=1e-5)
+    assert float(out.commitment_loss.detach()) == pytest.approx(0.25 * sum(errors) / divisor, rel=1e-5)
+
+
+def test_averaging_the_commitment_is_the_default_and_what_imagefolder_takes():
+    assert TokenizerConfig().commitment_over_scales == "mean"
+    assert {TOKENIZERS[f"MSVR10P2-{size}"].commitment_over_scales for size in (4096, 8192, 16384)} == {"mean"}
 
 
 def test_gradients_go_where_the_losses_say():
@@ -164,10 +171,13 @@ def test_single_scale_outputs_normalised_codes():
 
 def test_quantizer_dropout_touches_the_first_share_of_a_batch_only():
     quantizer = ProductQuantizer(CONFIG).train()
-    drawn = torch.stack([quantizer.draw_kept(8, torch.device("cpu")) for _ in range(200)])
+    drawn = torch.stack([quantizer.draw_kept(9) for _ in range(200)])
     assert (drawn[:, 4:] == 4).all()
     assert set(drawn[:, :4].flatten().tolist()) == {2, 3, 4}
-    assert quantizer.eval().draw_kept(8, torch.device("cpu")) is None
+    assert quantizer.share_kept(torch.tensor([2, 4, 4, 3])).tolist() == [1, 1, 0.75, 0.5]
+    assert quantizer.draw_kept(1) is None  # floor(0.5 x 1) images
+    assert ProductQuantizer(replace(CONFIG, quantizer_dropout=0.0)).draw_kept(9) is None
+    assert ProductQuantizer(replace(CONFIG, scales=(5,))).draw_kept(9) is None
 
 
 def test_dropped_scales_add_nothing_and_losses_are_averaged_over_the_rest():
@@ -180,6 +190,21 @@ def test_dropped_scales_add_nothing_and_losses_are_averaged_over_the_rest():
     users = [[0, 1, 2], [0, 1, 2], [1, 2], [1]]
     errors = [float((f_hats[k] - f)[use].square().mean()) for k, use in enumerate(users)]
     assert float(out.codebook_loss.detach()) == pytest.approx(sum(errors) / 4, rel=1e-5)
+
+
+def test_parts_of_a_batch_add_up_to_the_whole():
+    """Losses of equal parts, with the shares of the whole, are on average those of the whole."""
+    for config in (CONFIG, replace(CONFIG, quantizer="bsq")):
+        quantizer = ProductQuantizer(config)
+        f, kept = maps(4, 2, 6, 5, 5), torch.tensor([2, 4, 3, 4])
+        share = quantizer.share_kept(kept)
+        whole = quantizer(f, kept)
+        parts = [quantizer(f[at : at + 2], kept[at : at + 2], share) for at in (0, 2)]
+        for name in ("codebook_loss", "commitment_loss", "sample_entropy", "bits"):
+            mean = torch.stack([getattr(part, name) for part in parts]).mean(0)
+            torch.testing.assert_close(mean, getattr(whole, name))
+        assert torch.equal(parts[0].counts + parts[1].counts, whole.counts)
+        torch.testing.assert_close(torch.cat([part.z for part in parts]), whole.z)
 
 
 def test_one_draw_of_dropout_serves_all_branches():
@@ -202,6 +227,17 @@ def test_hit_counts_are_averaged_with_the_released_rates():
     # fair part of 40 tokens is 10 per code, used from 0.8 on
     assert codebook.usage(40).tolist() == [0.25]
     assert codebook.usage(39).tolist() == [0.5]
+
+
+def test_a_pass_counts_its_codes_and_leaves_the_averages_to_whoever_takes_the_step():
+    quantizer = ProductQuantizer(CONFIG).train()
+    out = quantizer(maps(3, 2, 6, 5, 5))
+    assert out.counts.shape == (2, 4, 64)
+    assert out.counts.sum(-1).tolist() == [[3, 12, 27, 75]] * 2
+    assert all(int(branch.codebook.updates) == 0 for branch in quantizer.branches)
+    quantizer.record_hits(out.counts)
+    for branch, counts in zip(quantizer.branches, out.counts, strict=True):
+        assert torch.equal(branch.codebook.hits, counts.float())
 
 
 def test_usage_and_perplexity():

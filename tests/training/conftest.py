@@ -75,7 +75,7 @@ def training() -> TrainingConfig:
 @pytest.fixture
 def whole_objective() -> LossConfig:
     """Everything but LPIPS, whose weights cannot be had offline; the discriminator joins at step 2 of 8."""
-    return LossConfig(perceptual=0.0, semantic=0.1, adversarial=0.5, adversarial_start=0.25, lecam=0.1)
+    return LossConfig(perceptual=0.0, adversarial_start=0.25, discriminator="patch", lecam=0.1)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 from torch import Tensor, nn
 
 from imagefolder.config import Execution, GeneratorConfig, LossConfig, TokenizerConfig, TrainingConfig
@@ -16,7 +16,7 @@ from imagefolder.data.images import ArrayImages
 from imagefolder.errors import InputError
 from imagefolder.generator.transformer import Transformer
 from imagefolder.training.generator import _decay_groups
-from imagefolder.training.loop import WHOLE, Piece, Task, TrainingFailed, adamw, fit, optimizer_step
+from imagefolder.training.loop import Batch, Step, Task, TrainingFailed, adamw, fit, update
 from imagefolder.training.tokenizer import train_tokenizer
 
 TRAINING = TrainingConfig(steps=100, batch_size=2, checkpoint_every=30)
@@ -28,18 +28,17 @@ class Line(Task):
 
     def __init__(self, training: TrainingConfig = TRAINING, extra: Callable[[int], float] = lambda step: 0.0) -> None:
         torch.manual_seed(0)
-        self.model = nn.Linear(1, 1, bias=False)
+        self.model, self.training = nn.Linear(1, 1, bias=False), replace(training, learning_rate=0.1)
         self.frozen, self.modules, self.settings = [], {}, {}
         self.optimizers = [adamw(self.model.parameters(), training, 0.1, 0.0)]
-        self.extra, self.steps, self.rates = extra, training.steps, []
+        self.extra, self.rates = extra, []
 
-    def step(
-        self, batch: tuple[Tensor, Tensor], progress: float, accelerator: Accelerator, piece: Piece = WHOLE
-    ) -> dict[str, Tensor]:
+    def step(self, pieces: list[Batch], step: Step) -> dict[str, Tensor]:
         self.rates.append(self.optimizers[0].param_groups[0]["lr"])
         loss = next(self.model.parameters()).sum().abs()
-        optimizer_step(loss, self.optimizers[0], self.model.parameters(), 0.0, accelerator, piece)
-        return {"fine": loss.detach(), "codebook": loss.detach() + self.extra(round(progress * self.steps))}
+        step.accelerator.backward(loss)
+        update(self.optimizers[0], self.model.parameters(), 0.0, step.accelerator)
+        return {"fine": loss.detach(), "codebook": loss.detach() + self.extra(step.number)}
 
 
 def not_finite_from(step: int, value: float = float("nan")) -> Callable[[int], float]:
@@ -142,12 +141,13 @@ def test_a_process_that_works_alone_among_several_says_so(tmp_path: Path, monkey
         fit(Line(), TRAINING, NOTHING, tmp_path, 0, "line")
 
 
-def test_biases_and_embeddings_do_not_decay() -> None:
+def test_weights_that_decay_by_name() -> None:
     config = GeneratorConfig(depth=1, width=48, heads=2, num_classes=10, scales=(1, 2), branches=1)
     model = Transformer(config)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decayed, plain = ({names[id(p)] for p in group["params"]} for group in _decay_groups(model, 0.05))
     assert decayed == {
+        "class_embed.weight",
         "input_embed.weight",
         "layers.0.attn.qkv.weight",
         "layers.0.attn.proj.weight",

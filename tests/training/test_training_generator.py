@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from encoding import encoded
+from stepping import take_step
 from torch import Tensor, nn
 
 from imagefolder.config import GeneratorConfig, TrainingConfig
@@ -62,8 +62,7 @@ def test_class_is_dropped_for_a_share_of_the_images(
     config = replace(generator_config, class_dropout=share)
     task = GeneratorTask(Generator(config, tokenizer), TrainingConfig(steps=1, batch_size=300))
     task.model = spy = _Spy(torch.zeros(1, 2, 14, 64))
-    torch.manual_seed(0)
-    losses = task.step((tokens.images, tokens.labels), 0.0, Accelerator())
+    losses = take_step(task, (tokens.images, tokens.labels))
     dropped = spy.labels[0] == 10
     assert float(dropped.float().mean()) == pytest.approx(share, abs=0.08)
     assert torch.equal(spy.labels[0][~dropped], tokens.labels[~dropped])
@@ -79,5 +78,5 @@ def test_training_task_minimises_the_loss_of_the_public_forward_pass(
         logits = generator(tokens.labels, tokens.images)
         expected = nn.functional.cross_entropy(logits.movedim(-1, 1), tokens.images)
     task = GeneratorTask(generator, TrainingConfig(steps=1, batch_size=300))
-    losses = task.step((tokens.images, tokens.labels), 0.0, Accelerator())
+    losses = take_step(task, (tokens.images, tokens.labels))
     assert float(losses["cross_entropy"]) == pytest.approx(float(expected), rel=1e-5)

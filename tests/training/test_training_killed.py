@@ -40,7 +40,9 @@ TOKENIZER = TokenizerConfig(
 TRAINING = TrainingConfig(
     steps=44, batch_size=8, learning_rate=1e-3, ema=0.9, clip=1.0, checkpoint_every=2, evaluate_every=3
 )
-LOSS = LossConfig(perceptual=0.0, adversarial_start=0.2, lecam=0.1, patch_width=8, patch_layers=2)
+LOSS = LossConfig(
+    perceptual=0.0, adversarial_start=0.2, discriminator="patch", lecam=0.1, patch_width=8, patch_layers=2
+)
 EXECUTION = Execution(micro_batch=4, activation_checkpointing=True)
 
 

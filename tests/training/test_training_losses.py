@@ -59,10 +59,11 @@ def test_adaptive_weight_is_clamped_where_the_adversarial_gradient_vanishes() ->
 def test_lecam_follows_the_running_means_of_the_other_side() -> None:
     lecam = LeCam(decay=0.9)
     real, fake = torch.tensor([1.0, 3.0]), torch.tensor([-1.0, -2.0])
-    value = lecam(real, fake)  # means become 0.2 and -0.15
+    lecam.update(real.mean(), fake.mean())  # means become 0.2 and -0.15
+    value = lecam(real, fake)
     assert (float(lecam.real), float(lecam.fake)) == pytest.approx((0.2, -0.15))
     assert float(value) == pytest.approx((1.15**2 + 3.15**2) / 2 + (1.2**2 + 2.2**2) / 2, rel=1e-6)
-    lecam(real, fake)
+    lecam.update(real.mean(), fake.mean())
     assert (float(lecam.real), float(lecam.fake)) == pytest.approx((0.9 * 0.2 + 0.1 * 2, -0.9 * 0.15 - 0.1 * 1.5))
     assert set(lecam.state_dict()) == {"real", "fake"}
 

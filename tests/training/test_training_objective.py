@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from accelerate import Accelerator
 from safetensors.torch import save_file
+from stepping import take_step
 from torch import Tensor
 
 from imagefolder.config import LossConfig, TokenizerConfig, TrainingConfig
-from imagefolder.data.images import ArrayImages
-from imagefolder.tokenizer.discriminator import DinoDiscriminator
+from imagefolder.data.images import ArrayImages, to_float
+from imagefolder.errors import InputError
+from imagefolder.tokenizer.discriminator import DINO, DinoDiscriminator, build_discriminator
 from imagefolder.tokenizer.losses import semantic_loss
 from imagefolder.tokenizer.semantic import Teacher, blank_teacher
-from imagefolder.training.loop import Piece
-from imagefolder.training.tokenizer import DINO, TokenizerTask, build_discriminator, new_tokenizer
+from imagefolder.training.tokenizer import TokenizerTask, new_tokenizer, train_tokenizer
 
 PLAIN = LossConfig(perceptual=0.0, adversarial=0.0)
 
@@ -40,43 +41,66 @@ def test_binary_codes_train_with_their_entropy(
     gradients = []
     for weight in (0.0, 5.0):
         task = new_task(binary, training, replace(PLAIN, entropy=weight))
-        torch.manual_seed(1)
         seen: list[Tensor] = []
         convolution = task.model.quant_conv.weight
         task.optimizers[0].step = lambda seen=seen, convolution=convolution: seen.append(convolution.grad.clone())
-        losses = task.step(batch, 0.0, Accelerator())
+        losses = take_step(task, batch)
         assert set(losses) == {"reconstruction", "codebook", "commitment", "entropy"}
         gradients.append(seen[0])
     assert not torch.allclose(*gradients)
 
 
-def test_detail_guidance_contrasts_the_first_branch_with_its_own_teacher(
+def test_detail_guidance_contrasts_the_first_branch_with_patch_features_of_its_own_teacher(
     tokenizer_config: TokenizerConfig, training: TrainingConfig, teacher: Teacher, batch: tuple[Tensor, Tensor]
 ) -> None:
     torch.manual_seed(3)
-    detail_teacher = blank_teacher(replace(tokenizer_config, width=48, drop_path=0.0))
-    config = replace(tokenizer_config, detail_width=48)
-    task = new_task(config, training, PLAIN, teacher, detail_teacher)
-    losses = task.step(batch, 0.0, Accelerator())
-    assert set(losses) == {"reconstruction", "codebook", "commitment", "semantic", "detail"}
+    detail_teacher = Teacher(blank_teacher(replace(tokenizer_config, drop_path=0.0)).vit, read="patches")
+    config = replace(tokenizer_config, detail=True, drop_path=0.0)
+    task = new_task(config, training, replace(PLAIN, detail=0.3), teacher, detail_teacher)
     assert task.frozen == [teacher, detail_teacher]
-    before = task.model.detail_projection.weight.detach().clone()
-    task.step(batch, 0.5, Accelerator())
-    assert not torch.equal(before, task.model.detail_projection.weight)
+    images = to_float(batch[0])
+    task.model.train()
+    kept = task.tokenizer.quantizer.draw_kept(8, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        patches = detail_teacher.vit.forward_features((images / 2 + 0.5 - teacher.mean) / teacher.std)[:, 1:]
+        out = task.model(images, teacher(images), patches.mean(1), kept)
+        projected = task.model.quant_conv(patches).mean(1)  # projected, then averaged: the same
+        pooled = out.quantized.z.mean((2, 3))[:, : config.code_dim]
+        expected = semantic_loss(projected[4:], pooled[4:])
+    losses = take_step(task, batch)
+    assert set(losses) == {"reconstruction", "codebook", "commitment", "semantic", "detail"}
+    torch.testing.assert_close(losses["detail"], expected)
 
 
-def test_semantic_scale_grows_geometrically_and_normalises_when_asked(
+def test_detail_guidance_is_reached_from_train_tokenizer_and_needs_its_teacher(
+    tmp_path: Path,
+    tokenizer_config: TokenizerConfig,
+    training: TrainingConfig,
+    teacher: Teacher,
+    train_digits: ArrayImages,
+) -> None:
+    config, patches = replace(tokenizer_config, detail=True), Teacher(teacher.vit, read="patches")
+    arguments = (training, PLAIN, train_digits, teacher, tmp_path, 0, "tiny", {})
+    train_tokenizer(config, *arguments, detail_teacher=patches)
+    assert json.loads((tmp_path / "config.json").read_text())["losses"]["detail"] > 0
+    for wrong, given in ((config, None), (tokenizer_config, patches)):
+        with pytest.raises(InputError, match="needs both"):
+            train_tokenizer(wrong, *arguments, detail_teacher=given)
+
+
+def test_semantic_scale_grows_linearly_by_epochs_and_normalises_when_asked(
     tokenizer_config: TokenizerConfig, training: TrainingConfig, teacher: Teacher, batch: tuple[Tensor, Tensor]
 ) -> None:
     config = replace(tokenizer_config, quantizer_dropout=0.0, drop_path=0.0)
     loss = replace(PLAIN, semantic_normalise=True, semantic_scale=(1.0, 100.0))
-    for progress, scale in ((0.0, 1.0), (0.5, 10.0), (1.0, 100.0)):
-        task = new_task(config, training, loss, teacher)
-        images = batch[0].float() / 127.5 - 1
+    by_epochs = replace(training, steps=200, epoch_steps=20)
+    for number, scale in ((0, 1.0), (19, 1.0), (20, 10.9), (100, 50.5), (119, 50.5), (199, 90.1)):
+        task = new_task(config, by_epochs, loss, teacher)
+        images = to_float(batch[0])
         with torch.no_grad():
             task.model.train()
             projected, pooled = task.model(images, teacher(images)).semantic
-        measured = task.step(batch, progress, Accelerator())["semantic"]
+        measured = take_step(task, batch, number=number)["semantic"]
         torch.testing.assert_close(measured, semantic_loss(projected, pooled, scale, normalise=True))
 
 
@@ -84,38 +108,62 @@ def test_samples_touched_by_quantizer_dropout_are_left_out_of_the_contrastive_lo
     tokenizer_config: TokenizerConfig, training: TrainingConfig, teacher: Teacher, batch: tuple[Tensor, Tensor]
 ) -> None:
     task = new_task(replace(tokenizer_config, drop_path=0.0, quantizer_dropout=0.5), training, PLAIN, teacher)
-    images = batch[0].float() / 127.5 - 1
+    images = to_float(batch[0])
     task.model.train()
-    kept = task.quantizer.draw_kept(8, images.device, torch.Generator().manual_seed(4))
+    kept = task.tokenizer.quantizer.draw_kept(8, torch.Generator().manual_seed(4))
     assert (kept[:4] < 3).any()
     with torch.no_grad():
         projected, pooled = task.model(images, teacher(images), kept=kept).semantic
-    measured = task.step(batch, 0.0, Accelerator(), Piece(generator=torch.Generator().manual_seed(4)))["semantic"]
+    measured = take_step(task, batch, seed=4)["semantic"]
     torch.testing.assert_close(measured, semantic_loss(projected[4:], pooled[4:]))
     assert not torch.allclose(measured, semantic_loss(projected, pooled))
 
 
-def test_where_all_samples_are_touched_there_is_nothing_to_contrast(
+@pytest.mark.parametrize(("dropout", "batch_size"), [(1.0, 8), (0.9, 8), (0.0, 1)])
+def test_a_semantic_loss_over_fewer_than_two_images_is_refused(
+    tokenizer_config: TokenizerConfig, training: TrainingConfig, teacher: Teacher, dropout: float, batch_size: int
+) -> None:
+    """It would be zero, whatever the images."""
+    config = replace(tokenizer_config, quantizer_dropout=dropout)
+    with pytest.raises(InputError, match=r"^(0|1) image\(s\) are left for the semantic loss"):
+        new_task(config, replace(training, batch_size=batch_size), PLAIN, teacher)
+    new_task(config, replace(training, batch_size=batch_size), PLAIN)
+
+
+def test_a_single_scale_tokenizer_leaves_its_share_out_of_the_semantic_loss_and_drops_nothing(
     tokenizer_config: TokenizerConfig, training: TrainingConfig, teacher: Teacher, batch: tuple[Tensor, Tensor]
 ) -> None:
-    task = new_task(replace(tokenizer_config, quantizer_dropout=1.0), training, PLAIN, teacher)
-    losses = task.step(batch, 0.0, Accelerator())
-    assert float(losses["semantic"]) == 0
-    assert all(torch.isfinite(weight).all() for weight in task.model.parameters())
+    """As VP2 is trained, with a share of 0.1; VQ and RobustTok have none."""
+    config = replace(tokenizer_config, scales=(3,), quantizer_dropout=0.5, drop_path=0.0)
+    task, images = new_task(config, training, PLAIN, teacher), to_float(batch[0])
+    with torch.no_grad():
+        out = task.model.train()(images, teacher(images))
+    losses = take_step(task, batch)
+    torch.testing.assert_close(losses["semantic"], semantic_loss(*(side[4:] for side in out.semantic)))
+    torch.testing.assert_close(losses["codebook"], out.quantized.codebook_loss.detach())
 
 
-def test_perturbation_falls_to_half_between_its_two_points(
+def test_alpha_and_delta_of_the_perturbation_fall_to_half_together(
     tokenizer_config: TokenizerConfig, training: TrainingConfig, batch: tuple[Tensor, Tensor]
 ) -> None:
     config = replace(
-        tokenizer_config, branches=1, scales=(3,), semantic="none", perturbed_images=0.5, perturbation_depth=10
+        tokenizer_config,
+        branches=1,
+        scales=(3,),
+        semantic="none",
+        quantizer_dropout=0.0,
+        perturbed_images=0.3,
+        perturbed_codes=0.8,
+        perturbation_depth=10,
     )
-    task = new_task(config, training, PLAIN)
-    shares = []
-    for progress in (0.0, 0.2, 0.4, 0.6, 1.0):
-        task.step(batch, progress, Accelerator())
-        shares.append(task.model.quantizer.branches[0].perturbed_images)
-    assert shares == pytest.approx([0.5, 0.5, 0.375, 0.25, 0.25])
+    task = new_task(config, replace(training, steps=200, epoch_steps=20), PLAIN)
+    found = []
+    task.model.register_forward_pre_hook(lambda module, arguments: found.append(arguments[-1]))
+    for number in (0, 40, 60, 80, 99, 120, 200):
+        take_step(task, batch, number=number)
+    assert [perturbation.share for perturbation in found] == pytest.approx([0.8, 0.8, 0.7, 0.6, 0.6, 0.4, 0.4])
+    assert [perturbation.depth for perturbation in found] == [10, 10, 8, 7, 7, 5, 5]
+    assert {perturbation.u.shape for perturbation in found} == {(1, 2, 2, 9)}  # floor(0.3 x 8) images, at every step
 
 
 @pytest.mark.parametrize("kind", ["hinge", "vanilla", "non-saturating"])
@@ -136,9 +184,9 @@ def test_a_step_against_the_dino_discriminator(
     task = new_task(tokenizer_config, training, loss)
     assert isinstance(task.discriminator, DinoDiscriminator)
     few = (batch[0][:2], batch[1][:2])
-    assert "discriminator" not in task.step(few, 0.4, Accelerator())
+    assert "discriminator" not in take_step(task, few, number=3)
     heads = {name: value.clone() for name, value in task.discriminator.state_dict().items()}
-    losses = task.step(few, 0.5, Accelerator())
+    losses = take_step(task, few, number=4)
     assert {"adversarial", "adaptive_weight", "discriminator"} <= set(losses)
     assert all(bool(torch.isfinite(value)) for value in losses.values())
     after = task.discriminator.state_dict()
@@ -149,8 +197,6 @@ def test_the_dino_discriminator_without_weights_says_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import huggingface_hub.constants as hub
-
-    from imagefolder.errors import InputError
 
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))

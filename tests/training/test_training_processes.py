@@ -1,4 +1,4 @@
-"""Two processes over Gloo, each with half of the batch, train as one process on the whole of it."""
+"""Two processes over Gloo, each with half of the batch, in pieces or not, train as one process on the whole of it."""
 
 from __future__ import annotations
 
@@ -62,6 +62,7 @@ LOSS = LossConfig(
     semantic=0.5,
     adversarial=0.5,
     adversarial_start=0.3,
+    discriminator="patch",
     lecam=0.5,
     patch_width=8,
     patch_layers=2,
@@ -74,12 +75,13 @@ pytestmark = pytest.mark.slow  # two processes, which import torch
 
 @dataclass(frozen=True)
 class Case:
-    """One training; `micro_batch` is that of two processes, a single one takes pieces twice as large."""
+    """One training; `micro_batch` is that of two processes, `alone` that of a single one."""
 
     name: str
     model: TokenizerConfig | GeneratorConfig
     loss: LossConfig = LOSS
     micro_batch: int = 0
+    alone: int = 0
 
 
 CASES = {
@@ -88,7 +90,20 @@ CASES = {
         Case("generator", GENERATOR),
         Case("generator in pieces", GENERATOR, micro_batch=2),
         Case("tokenizer", TOKENIZER),
-        Case("tokenizer in pieces", TOKENIZER, micro_batch=2),
+        # PatchGAN normalises a piece of both processes together
+        Case("tokenizer in pieces", TOKENIZER, micro_batch=2, alone=4),
+        Case(
+            "binary in pieces",
+            replace(TOKENIZER, quantizer="bsq", code_dim=6),
+            replace(LOSS, adversarial=0.0, semantic_normalise=True, semantic_scale=(1.0, 10.0)),
+            micro_batch=1,
+        ),
+        Case(
+            "perturbed in pieces",
+            replace(TOKENIZER, scales=(3,), branches=1, perturbed_images=0.4, perturbation_depth=9),
+            replace(LOSS, adversarial=0.0),
+            micro_batch=1,
+        ),
         Case("all branches", replace(TOKENIZER, semantic="all"), replace(LOSS, adversarial_kind="non-saturating")),
     )
 }
@@ -97,7 +112,7 @@ CASES = {
 def train(case: Case, folder: Path, processes: int, steps_before_stop: int | None = None) -> None:
     """Train a case into `folder`; the last process is asked to stop in the step after `steps_before_stop`."""
     torch.manual_seed(11)
-    execution = Execution(micro_batch=case.micro_batch * PROCESSES // processes)
+    execution = Execution(micro_batch=case.alone if processes == 1 else case.micro_batch)
     arguments = (folder, 3, case.name, {}, *([] if isinstance(case.model, GeneratorConfig) else [False, None]))
     if isinstance(case.model, GeneratorConfig):
         draws = torch.Generator().manual_seed(0)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
+from stepping import take_step
 from torch import Tensor
 
 from imagefolder.config import LossConfig, TokenizerConfig, TrainingConfig, from_dict
@@ -65,19 +65,42 @@ def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
     return {name for name, value in after.items() if not torch.equal(before[name], value)}
 
 
-def test_discriminator_rests_before_its_start(task: TokenizerTask, batch: tuple[Tensor, Tensor]) -> None:
-    before = {name: copy.deepcopy(module.state_dict()) for name, module in task.modules.items()}
+def test_discriminator_does_not_learn_before_its_start_but_lecam_follows_its_logits(
+    task: TokenizerTask, batch: tuple[Tensor, Tensor]
+) -> None:
+    weights = {name: value.detach().clone() for name, value in task.discriminator.named_parameters()}
     tokenizer = copy.deepcopy(task.model.state_dict())
-    losses = task.step(batch, 0.249, Accelerator())
+    judge = copy.deepcopy(task.discriminator)
+    shown: list[Tensor] = []
+    task.model.register_forward_hook(lambda module, inputs, output: shown.append(output.images.detach()))
+    losses = take_step(task, batch, number=1)
     assert set(losses) == {"reconstruction", "codebook", "commitment", "semantic"}
-    for name, module in task.modules.items():
-        assert not changed(before[name], module.state_dict())
+    assert not changed(weights, dict(task.discriminator.named_parameters()))
     assert changed(tokenizer, task.model.state_dict())
+    with torch.no_grad():
+        real, fake = judge(to_float(batch[0])).mean(), judge(shown[0]).mean()
+    torch.testing.assert_close(task.lecam.real, 0.001 * real)
+    torch.testing.assert_close(task.lecam.fake, 0.001 * fake)
+
+
+def test_without_lecam_the_discriminator_is_not_asked_before_its_start(
+    tokenizer_config: TokenizerConfig,
+    training: TrainingConfig,
+    whole_objective: LossConfig,
+    batch: tuple[Tensor, Tensor],
+) -> None:
+    loss = replace(whole_objective, lecam=0.0)
+    task = TokenizerTask(new_tokenizer(tokenizer_config, False), training, loss, None)
+    before = copy.deepcopy(task.discriminator.state_dict())
+    take_step(task, batch, number=1)
+    assert not changed(before, task.discriminator.state_dict())
+    take_step(task, batch, number=2)
+    assert changed(before, task.discriminator.state_dict())
 
 
 def test_discriminator_learns_from_its_start(task: TokenizerTask, batch: tuple[Tensor, Tensor]) -> None:
     before = {name: copy.deepcopy(module.state_dict()) for name, module in task.modules.items()}
-    losses = task.step(batch, 0.25, Accelerator())
+    losses = take_step(task, batch, number=2)
     assert {"adversarial", "adaptive_weight", "discriminator"} <= set(losses)
     assert all(math.isfinite(float(value)) for value in losses.values())
     assert 0 < float(losses["adaptive_weight"]) < 1e4
@@ -95,8 +118,9 @@ def test_discriminator_is_trained_on_its_own_loss_alone(task: TokenizerTask, bat
     gradients: list[Tensor] = []
     parameters = list(task.discriminator.parameters())
     task.optimizers[1].step = lambda: gradients.extend(p.grad.clone() for p in parameters)
-    task.step(batch, 1.0, Accelerator())
+    take_step(task, batch, number=8)
     real, fake = before(to_float(batch[0])), before(shown[0])
+    lecam.update(real.mean(), fake.mean())
     loss = discriminator_loss("hinge", real, fake) + task.loss.lecam * lecam(real, fake)
     for ours, expected in zip(gradients, torch.autograd.grad(loss, list(before.parameters())), strict=True):
         torch.testing.assert_close(ours, expected)
@@ -105,7 +129,7 @@ def test_discriminator_is_trained_on_its_own_loss_alone(task: TokenizerTask, bat
 
 def test_teacher_is_frozen(task: TokenizerTask, teacher: Teacher, batch: tuple[Tensor, Tensor]) -> None:
     before = copy.deepcopy(teacher.state_dict())
-    task.step(batch, 0.0, Accelerator())
+    take_step(task, batch)
     assert not teacher.training
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert not changed(before, teacher.state_dict())
@@ -120,7 +144,7 @@ def test_without_adversarial_weight_there_is_no_discriminator(
     task = TokenizerTask(new_tokenizer(tokenizer_config, False), training, loss, None)
     assert task.modules == {}
     assert len(task.optimizers) == 1
-    assert set(task.step(batch, 1.0, Accelerator())) == {"reconstruction", "codebook", "commitment"}
+    assert set(take_step(task, batch, number=8)) == {"reconstruction", "codebook", "commitment"}
 
 
 def test_averaged_weights_are_returned_and_saved(
@@ -136,17 +160,21 @@ def test_averaged_weights_are_returned_and_saved(
     assert (summary["selected_step"], summary["selected_value"]) == (training.steps, None)
 
 
-def test_average_is_not_stuck_at_the_first_weights_in_a_short_training(
+def test_weights_are_averaged_with_the_same_decay_from_the_first_step_on(
     tmp_path: Path, task: TokenizerTask, training: TrainingConfig, train_digits: ArrayImages
 ) -> None:
-    first = copy.deepcopy(task.model.state_dict())
-    slow = replace(training, ema=0.9999)
-    averaged, _ = fit(task, slow, train_digits, tmp_path, 0, "tiny")
-    way, mean = (
-        (model.state_dict()["quant_conv.weight"] - first["quant_conv.weight"]).norm()
-        for model in (task.model, averaged)
-    )
-    assert float(mean) > 0.6 * float(way) > 0
+    weights = [task.model.quant_conv.weight.detach().clone()]
+    step = task.step
+    task.step = lambda *arguments: (
+        step(*arguments),
+        weights.append(task.tokenizer.quant_conv.weight.detach().clone()),
+    )[0]
+    averaged, _ = fit(task, replace(training, ema=0.75), train_digits, tmp_path, 0, "tiny")
+    expected = weights[0]
+    for after in weights[1:]:
+        expected = 0.75 * expected + 0.25 * after
+    assert len(weights) == 1 + training.steps
+    torch.testing.assert_close(averaged.quant_conv.weight, expected)
 
 
 def test_saved_weights_are_the_averaged_ones(
