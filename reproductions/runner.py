@@ -14,6 +14,7 @@ from typing import Annotated
 import tyro
 
 from imagefolder.config import Execution
+from imagefolder.data.order import pieces_per_process
 from imagefolder.distributed import barrier, is_distributed, is_main, join_processes, world_size
 from imagefolder.errors import InputError
 from imagefolder.training.progress import console
@@ -163,6 +164,8 @@ def make_plans(table: str, rows: Rows, chosen: list[str], scale: Scale, options:
     processes = world_size()
     if options.submit:
         processes = processes_of_trainings(scale, options.profile, options.set)
+    for training in (scale.tokenizer_training, scale.generator_training):
+        pieces_per_process(training.batch_size, processes, options.micro_batch)  # refused before anything is trained
     source = data_source(scale.name, options)
     read_splits.cache_clear()  # images may have changed since an earlier run in this process
     if is_main():

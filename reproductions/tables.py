@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -40,12 +41,27 @@ def print_plan(title: str, plans: list[Plan], output: Path) -> None:
     )
     if scale.threads is None and not torch.cuda.is_available():
         console.print("no GPU found: a scale meant for one will take very long on this machine")
+    for text in dict.fromkeys(filter(None, (_normalising(row) for row in plans))):
+        console.print(text)
     table = Table()
     for column in ("row", "seed", "tokenizer", "generator", "evaluation"):
         table.add_column(column)
     for row in plans:
         table.add_row(row.recipe.row, str(row.job.seed), *_states(row))
     console.print(table)
+
+
+def _normalising(row: Plan) -> str | None:
+    """That a row's discriminator sees other images together than in one piece, where it does."""
+    name = "images_normalised_together"
+    whole = replace(row.job, execution=replace(row.job.execution, micro_batch=0))
+    now, else_ = (job.execution_settings(row.recipe).get(name) for job in (row.job, whole))
+    if now == else_:
+        return None
+    return (
+        f"micro-batch {row.job.execution.micro_batch}: the discriminator normalises {now:g} images together instead of "
+        f"{else_:g}; other models come out, which are kept apart"
+    )
 
 
 def _states(row: Plan) -> tuple[str, str, str]:

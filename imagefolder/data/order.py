@@ -25,6 +25,25 @@ class Shard:
     pieces: int = 1
 
 
+def pieces_per_process(batch_size: int, processes: int, micro_batch: int) -> int:
+    """In how many pieces a process works through its share of a batch, none larger than `micro_batch` (0: any).
+
+    Raises:
+        InputError: shares or pieces would not be equally large.
+    """
+    pieces = -(-batch_size // (processes * micro_batch)) if micro_batch else 1
+    _require_equal_pieces(batch_size, processes, pieces)
+    return pieces
+
+
+def _require_equal_pieces(batch_size: int, processes: int, pieces: int) -> None:
+    if batch_size % (processes * pieces):
+        raise InputError(
+            f"batch_size {batch_size} does not divide into {processes} processes x {pieces} pieces; choose another "
+            "number of processes or micro-batch"
+        )
+
+
 class BatchOrder:
     """Which images each training step sees: `shard.pieces` lists of keys per step.
 
@@ -32,11 +51,7 @@ class BatchOrder:
     """
 
     def __init__(self, size: int, batch_size: int, seed: int, start: int, stop: int, shard: Shard) -> None:
-        if batch_size % (shard.world * shard.pieces):
-            raise InputError(
-                f"batch_size {batch_size} does not divide into {shard.world} processes x {shard.pieces} pieces; choose "
-                "another number of processes or micro-batch"
-            )
+        _require_equal_pieces(batch_size, shard.world, shard.pieces)
         self.size, self.batch_size, self.seed, self.start, self.stop = size, batch_size, seed, start, stop
         self.shard = shard
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from imagefolder.config import LossConfig
+from imagefolder.data.order import pieces_per_process
 from imagefolder.distributed import mean_with_gradient, world_size
 from imagefolder.tokenizer.augment import DiffAugment
 from imagefolder.tokenizer.semantic import pretrained
@@ -44,8 +45,7 @@ def images_normalised_together(loss: LossConfig, batch_size: int, processes: int
     Args:
         micro_batch: as in `Execution`.
     """
-    own = batch_size // processes
-    piece = own // -(-own // micro_batch) if micro_batch else own
+    piece = batch_size // (processes * pieces_per_process(batch_size, processes, micro_batch))
     return piece * processes if loss.discriminator == "patch" else piece / math.ceil(piece / VIRTUAL_BATCH)
 
 

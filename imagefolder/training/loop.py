@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from imagefolder.config import Execution, TrainingConfig, config_hash, to_dict
-from imagefolder.data.order import Shard, training_batches
+from imagefolder.data.order import Shard, pieces_per_process, training_batches
 from imagefolder.distributed import (
     average_gradients,
     barrier,
@@ -279,8 +279,7 @@ class _Runner:
         accelerator: Accelerator,
     ) -> None:
         self.task, self.config, self.seed, self.accelerator = task, config, seed, accelerator
-        own = -(-config.batch_size // world_size())
-        self.pieces = -(-own // execution.micro_batch) if execution.micro_batch else 1
+        self.pieces = pieces_per_process(config.batch_size, world_size(), execution.micro_batch)
         shard = Shard(rank(), world_size(), self.pieces)
         self.batches = iter(training_batches(images, config.batch_size, seed, start, config.steps, shard))
         self.generator = torch.Generator()

@@ -151,6 +151,13 @@ def test_dry_run_of_a_submission_shows_every_job_and_makes_nothing(call: Call, t
     assert not output.exists()
 
 
+def test_a_submission_counts_the_processes_of_its_profile(call: Call, tmp_path: Path) -> None:
+    """Batches of 32 and 64 divide among 2 x 2 processes, but not among 3."""
+    arguments = ("--submit", "--dry-run", "--rows", "vq", "--output", tmp_path / "out", "--profile", "slurm", "--set")
+    assert call(*arguments, "small.nodes=2", "small.tasks_per_node=2").code == 0
+    assert_one_line(call(*arguments, "small.tasks_per_node=3"), "32 does not divide into 3 processes")
+
+
 def test_settings_of_a_submission_need_one(call: Call, tmp_path: Path) -> None:
     assert_one_line(call("--set", "partition=gpu", "--output", tmp_path), "--submit")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 import reproductions.job as job
 import reproductions.runner as runner
 from imagefolder.data.digits import digits
+from imagefolder.errors import InputError
 from imagefolder.files import file_sha256
-from reproductions import folding, linear_probe, table2
+from reproductions import ablation, folding, linear_probe, table2
 from reproductions.recipe import SCALES, Recipe, Scale
 from reproductions.runner import Options
 from reproductions.scheduler import run_tasks
@@ -184,6 +186,58 @@ def test_given_weights_are_evaluated_as_a_row_of_their_own(
     assert {m["n_generated"] for m in given["metrics"]} == {40}
     assert {c["selection"] for c in given["checkpoints"] if c["role"] != "extractor"} == {"given, not selected here"}
     assert "tokenizer_training" not in given["config"]
+
+
+def test_generator_trained_on_new_crops_needs_no_cached_tokens(
+    finished: Path, table: Table, records: Records, executed: list[str]
+) -> None:
+    before = weights(finished)
+    assert table(finished, "vq", views=0) == 0
+    assert [name.split()[0] for name in executed] == ["generator", "table2"]
+    assert len(weights(finished)) == len(before) + 1
+    assert records(finished)["vq"]["config"]["views"] == 0
+
+
+@pytest.mark.parametrize(("micro_batch", "together"), [(0, 8), (4, 4)])
+def test_what_pieces_change_is_part_of_models_and_records(
+    tmp_path: Path,
+    tiny_mini: Scale,
+    records: Records,
+    executed: list[str],
+    capsys: pytest.CaptureFixture[str],
+    micro_batch: int,
+    together: int,
+) -> None:
+    """PatchGAN normalises a piece together; batches are of 8 images here."""
+    scales = {"mini": replace(tiny_mini, loss=replace(tiny_mini.loss, adversarial=0.1, patch_width=8, patch_layers=2))}
+    options = Options(rows=("step1",), output=tmp_path, micro_batch=micro_batch)
+    assert runner.run("ablation", "Ablation", ablation.rows, options, scales) == 0
+    record = records(tmp_path)["step1"]
+    assert record["config"]["images_normalised_together"] == together
+    settings = json.loads(next(tmp_path.glob("mini-*/seed0/tokenizers/*/settings.json")).read_text())
+    assert settings["images_normalised_together"] == together
+    assert ("normalises 4 images together instead of 8" in capsys.readouterr().out) == (together == 4)
+    whole = Options(rows=("step1",), output=tmp_path)
+    (row,) = runner.make_plans("ablation", ablation.rows, ["step1"], scales["mini"], whole)
+    assert row.tokenizer_done == (together == 8)  # those of pieces are not taken for it
+
+
+def test_without_a_discriminator_pieces_change_no_model(
+    finished: Path, table: Table, records: Records, executed: list[str]
+) -> None:
+    before = records(finished)["vq"]
+    assert table(finished, "vq", micro_batch=4) == 0
+    assert executed == []
+    assert "images_normalised_together" not in before["config"]
+
+
+@pytest.mark.parametrize(("micro_batch", "message"), [(3, "8 does not divide into 1 processes x 3 pieces"), (-1, "-1")])
+def test_pieces_that_are_none_are_refused_before_anything_is_trained(
+    tmp_path: Path, table: Table, executed: list[str], micro_batch: int, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        table(tmp_path, "vq", micro_batch=micro_batch)
+    assert executed == []
 
 
 def breaking(scale: str, classes: int) -> list[Recipe]:
