@@ -25,6 +25,9 @@ class Shard:
     pieces: int = 1
 
 
+WHOLE = Shard()
+
+
 def pieces_per_process(batch_size: int, processes: int, micro_batch: int) -> int:
     """In how many pieces a process works through its share of a batch, none larger than `micro_batch` (0: any).
 
@@ -75,7 +78,7 @@ class BatchOrder:
 
 
 def training_batches(
-    images: Dataset, batch_size: int, seed: int, start: int, stop: int, shard: Shard = Shard()
+    images: Dataset, batch_size: int, seed: int, start: int, stop: int, shard: Shard = WHOLE
 ) -> DataLoader:
     """This process's batches of the training steps start..stop-1, `shard.pieces` per step."""
     order = BatchOrder(len(images), batch_size, seed, start, stop, shard)
