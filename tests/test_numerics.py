@@ -58,7 +58,7 @@ def test_the_meta_device_is_no_hindrance() -> None:
 def test_a_convolution_on_the_gpu_is_that_of_the_cpu() -> None:
     """By default it is not: TF32 is off by a thousandth."""
     torch.manual_seed(0)
-    x, weight = torch.randn(4, 32, 11, 11), torch.randn(32, 32, 3, 3)
+    x, weight = torch.randn(8, 64, 64, 64), torch.randn(64, 64, 3, 3)  # large enough for cuDNN to choose TF32
     expected = F.conv2d(x.double(), weight.double(), padding=1)
 
     def error() -> float:
@@ -67,7 +67,7 @@ def test_a_convolution_on_the_gpu_is_that_of_the_cpu() -> None:
 
     with without_tf32(GPU):
         exact = error()
-    assert exact < 1e-5
+    assert exact < 2e-5
     if torch.backends.cudnn.allow_tf32 and torch.cuda.get_device_capability() >= (8, 0):
         assert error() > 10 * exact
 
