@@ -30,7 +30,7 @@ from imagefolder.tokenizer.losses import (
 )
 from imagefolder.tokenizer.model import Tokenizer, TrainingOutput
 from imagefolder.tokenizer.quantizers import Perturbation, codebook_entropy
-from imagefolder.tokenizer.semantic import pretrained_vit
+from imagefolder.tokenizer.semantic import Teacher, pretrained_vit
 from imagefolder.training.loop import DEFAULT_EXECUTION, Batch, Step, Task, adamw, fit, learning_rate_share, update
 from imagefolder.training.state import remove_state
 
@@ -88,6 +88,12 @@ class TokenizerTask(Task):
                 f"{contrasted} image(s) are left for the semantic loss, which contrasts at least two: batch_size "
                 f"{training.batch_size}, quantizer_dropout {model.config.quantizer_dropout}"
             )
+        for net in (teacher, detail_teacher):
+            if isinstance(net, Teacher) and net.vit.num_features != model.encoder.vit.embed_dim:
+                raise InputError(
+                    f"a teacher has features of width {net.vit.num_features}, but quant_conv, which projects them, "
+                    f"takes the tokenizer's {model.encoder.vit.embed_dim}; choose a teacher of that width"
+                )
         self.model, self.tokenizer, self.training, self.loss = model, model, training, loss
         self.config, self.last_layer = model.config, model.decoder.to_pixels.weight
         self.settings = {"tokenizer": to_dict(model.config), "loss": to_dict(loss)}

@@ -88,6 +88,15 @@ def test_detail_guidance_is_reached_from_train_tokenizer_and_needs_its_teacher(
             train_tokenizer(wrong, *arguments, detail_teacher=given)
 
 
+@pytest.mark.parametrize("place", ["last branch", "first branch"])
+def test_a_teacher_of_another_width_is_refused(
+    tokenizer_config: TokenizerConfig, training: TrainingConfig, teacher: Teacher, place: str
+) -> None:
+    wider = blank_teacher(replace(tokenizer_config, width=48))
+    with pytest.raises(InputError, match=r"width 48.*tokenizer's 32"):
+        new_task(tokenizer_config, training, PLAIN, *((wider,) if place == "last branch" else (teacher, wider)))
+
+
 def test_semantic_scale_grows_linearly_by_epochs_and_normalises_when_asked(
     tokenizer_config: TokenizerConfig, training: TrainingConfig, teacher: Teacher, batch: tuple[Tensor, Tensor]
 ) -> None:

@@ -19,7 +19,7 @@ from imagefolder.training.tokenizer import TokenizerTask, new_tokenizer
 from imagefolder.zoo import TOKENIZERS
 
 BATCH = 32
-MINI = replace(TOKENIZERS["mini-MSVR3P2-256"], depth=1, quantizer_dropout=0.3, dropout_start=1)
+MINI = replace(TOKENIZERS["mini-MSVR3P2-256"], quantizer_dropout=0.3, dropout_start=1)
 TRAINING = TrainingConfig(steps=100, batch_size=BATCH, learning_rate=1e-3)
 LOSS = LossConfig(perceptual=0.0, adversarial=0.0, semantic=0.5, entropy=0.5)
 PATCH = replace(LOSS, adversarial=0.5, discriminator="patch", lecam=0.5)
