@@ -71,7 +71,8 @@ def evaluate_perturbation(
     distances = torch.tensor([frechet(moments.statistics(), real.statistics()) for moments in generated])
     text = (
         f"mean Frechet distance of test images against reconstructions with a share of codes ({SHARES}) drawn from the "
-        f"nearest to the encoder's output ({depths}, the nearest of all included), both 8-bit, same crop"
+        f"nearest to the encoder's output ({DEPTHS} of {PUBLISHED_SIZE}, in proportion to the codebook, the nearest "
+        "of all included), both 8-bit, same crop"
     )
     protocol = feature_protocol(f"{extractor.prefix}pFID", text, f"{splits.name}/test", extractor, False, version=2)
     return Measurement(protocol, float(distances.mean()), n, n, float(distances.std()))

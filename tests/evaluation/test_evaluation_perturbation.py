@@ -53,6 +53,9 @@ def test_pfid_is_the_mean_over_fifteen_settings(tokenizer, splits: DataSplits, p
     measured = evaluate_perturbation(tokenizer, few, proxy, 0, "perturbing")
     assert (measured.protocol.name, measured.protocol.version) == ("proxy-pFID", 2)
     assert (measured.n_real, measured.n_generated) == (80, 80)
+    larger = imagefolder.load_tokenizer("mini-MSVR3P2-256", codebook_size=512)
+    # In proportion to the codebook, so that tokenizers with others share a column
+    assert evaluate_perturbation(larger, few, proxy, 0, "perturbing").protocol == measured.protocol
     near = tokenizer.neighbours(to_float(test.images), 6)
     distances = []
     for share in (0.5, 0.6, 0.7, 0.8, 0.9):
