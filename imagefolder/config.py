@@ -16,6 +16,12 @@ from imagefolder.errors import InputError
 
 RELEASED_SCALES = (1, 1, 2, 3, 3, 4, 5, 6, 8, 11)
 
+# Fields that say how a model is trained: trained weights mean the same with others
+TRAINING_ONLY = {
+    "drop_path", "commitment", "commitment_over_scales", "quantizer_dropout", "dropout_start", "semantic", "detail",
+    "perturbed_images", "perturbed_codes", "perturbation_depth", "class_dropout", "gamma_init",
+}  # fmt: skip
+
 _Config = TypeVar("_Config")
 
 
@@ -85,6 +91,7 @@ class TokenizerConfig:
             f"a binary quantizer has 2^code_dim codes: codebook_size {self.codebook_size} does not fit code_dim "
             f"{self.code_dim}",
         )
+        _require(0 <= self.quantizer_dropout < 1, f"quantizer_dropout must be in [0, 1), not {self.quantizer_dropout}")
         _require(self.shared_phi >= 0, f"shared_phi must be 0 (one per scale) or more, not {self.shared_phi}")
         _require(self.branches >= 1, f"branches must be at least 1, not {self.branches}")
         _require(self.semantic in ("none", "last", "all"), f"semantic {self.semantic!r} is not none, last or all")
@@ -202,7 +209,8 @@ class TrainingConfig:
 class Execution:
     """How a training is carried out on the machines at hand: speed and memory, not what is trained.
 
-    Numbers change in rounding only. What a discriminator normalises together is the exception: see
+    Numbers change in rounding, and in which noise is drawn inside the networks (stochastic depth, augmentation of what
+    a discriminator sees). What a discriminator normalises together is the exception: see
     `imagefolder.tokenizer.discriminator.images_normalised_together`.
     """
 

@@ -97,11 +97,6 @@ def own_samples(values: Tensor) -> Tensor:
     return values[rank() :: world_size()]
 
 
-def own_count(number: int) -> int:
-    """How many of the first `number` samples of the whole batch are this process's: they are its own first ones."""
-    return len(range(rank(), number, world_size()))
-
-
 def gather_objects(value: T) -> list[T]:
     """Every process's picklable value, by rank, in all of them."""
     if not is_distributed():

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-# torch 2.9 and later have a second switch, which would overrule `allow_tf32`
-_IEEE = (
-    {"fp32_precision": "ieee"} if "fp32_precision" in inspect.signature(torch.backends.cudnn.flags).parameters else {}
-)
+# torch 2.9 and later say it per kind of operation; once that is used, asking the older switches is an error
+_SWITCHES = (torch.backends.cuda.matmul, *(getattr(torch.backends.cudnn, kind, None) for kind in ("conv", "rnn")))
+_PER_KIND = all(hasattr(switch, "fp32_precision") for switch in _SWITCHES)
 
 
 @contextmanager
@@ -24,15 +22,27 @@ def without_tf32(device: torch.device) -> Iterator[None]:
     """
     if device.type != "cuda":
         yield
-        return
-    cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
-    kept = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with cudnn.flags(**kept, allow_tf32=False, **_IEEE):
+    elif _PER_KIND:
+        before = [switch.fp32_precision for switch in _SWITCHES]
+        _set_precisions(["ieee"] * len(_SWITCHES))
+        try:
             yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
+        finally:
+            _set_precisions(before)
+    else:
+        cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
+        kept = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with cudnn.flags(**kept, allow_tf32=False):
+                yield
+        finally:
+            torch.set_float32_matmul_precision(precision)
+
+
+def _set_precisions(values: list[str]) -> None:
+    for switch, value in zip(_SWITCHES, values, strict=True):
+        switch.fp32_precision = value
 
 
 @contextmanager

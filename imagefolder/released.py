@@ -23,7 +23,6 @@ BINARY = ("MSBR10P2-4096", "MSBR10P2-16384")
 PRODUCT = (*MULTI_SCALE, "VP2-4096", "VP2-16384")
 ONE_BRANCH = ("VQ-4096", "VQ-8192", "RobustTok")
 LEARNED = tuple(name for name in OBJECTIVES if name not in BINARY)
-UNSTATED = "not stated for single-scale models: as for ImageFolder"
 
 
 @dataclass(frozen=True)
@@ -144,8 +143,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         "loss.adversarial_start",
         "first epoch with a discriminator",
-        _by(MULTI_SCALE, 56) | _by(BINARY, 64),
-        UNSTATED,
+        _by(LEARNED, 56) | _by(BINARY, 64),
         ours=lambda m: round(m.loss.adversarial_start * EPOCHS, 6),
     ),
     Row("loss.discriminator", "discriminator", "dino", "frozen DINO ViT-S/16 with five heads"),
@@ -194,7 +192,7 @@ ROWS: tuple[Row, ...] = (
         ours=lambda m: m.training.learning_rate * 128 / m.training.batch_size,
     ),
     Row("training.betas", "betas of AdamW", (0.9, 0.95)),
-    Row("training.weight_decay", "weight decay", _by(MULTI_SCALE, 0.0) | _by(BINARY, 5e-5), UNSTATED),
+    Row("training.weight_decay", "weight decay", _by(LEARNED, 0.0) | _by(BINARY, 5e-5)),
     Row("training.schedule", "schedule", "cosine"),
     Row("training.warmup", "warm-up epochs", 1.0, ours=lambda m: m.training.warmup * EPOCHS),
     Row(

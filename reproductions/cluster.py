@@ -19,8 +19,7 @@ from reproductions.recipe import Recipe, Scale, training_of
 from reproductions.scheduler import Task
 from reproductions.stages import run_generator, run_tokenizer
 from slurm.journal import Journal
-from slurm.launch import submit
-from slurm.profile import load_profile
+from slurm.launch import processes_of, submit
 from slurm.stage import Stage
 from slurm.status import StageStatus, read_status
 
@@ -44,8 +43,7 @@ def submit_rows(
 
 def processes_of_trainings(scale: Scale, profile: str | None, settings: tuple[str, ...]) -> int:
     """How many processes a training of a scale has on a cluster."""
-    kind = load_profile(profile, settings).settings(_kind(scale, trains=True))
-    return kind.nodes * kind.tasks
+    return processes_of(profile, settings, _kind(scale, trains=True))
 
 
 def run_stage(function: Callable[..., None], arguments: tuple[Any, ...], threads: int | None) -> None:

@@ -164,8 +164,9 @@ def make_plans(table: str, rows: Rows, chosen: list[str], scale: Scale, options:
     processes = world_size()
     if options.submit:
         processes = processes_of_trainings(scale, options.profile, options.set)
-    for training in (scale.tokenizer_training, scale.generator_training):
-        pieces_per_process(training.batch_size, processes, options.micro_batch)  # refused before anything is trained
+    if options.tokenizer is None:  # what does not divide is refused before anything is trained
+        for training in (scale.tokenizer_training, scale.generator_training):
+            pieces_per_process(training.batch_size, processes, options.micro_batch)
     source = data_source(scale.name, options)
     read_splits.cache_clear()  # images may have changed since an earlier run in this process
     if is_main():

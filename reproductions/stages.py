@@ -6,6 +6,7 @@ Where several processes work together, all call the same stage; proxies are trai
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import torch
 from safetensors.torch import load_file
@@ -13,7 +14,8 @@ from torch import nn
 
 from imagefolder.checkpoints.native import load_weights
 from imagefolder.data.tokens import build_token_cache, open_token_cache
-from imagefolder.distributed import barrier, is_main
+from imagefolder.distributed import barrier, is_main, world_size
+from imagefolder.errors import InputError
 from imagefolder.evaluation.extractor import FEATURES, ProxyNet, default_device
 from imagefolder.evaluation.protocols import real_floors
 from imagefolder.files import file_sha256
@@ -88,6 +90,12 @@ def run_tokenizer(job: Job, recipe: Recipe) -> None:
     folder = job.tokenizer(recipe)
     if is_trained(folder):
         return
+    here = replace(job, processes=world_size()).execution_settings(recipe)
+    if here != job.execution_settings(recipe):
+        raise InputError(
+            f"{folder.name} was planned for {job.processes} process(es) but has {world_size()}, with which its "
+            "discriminator would normalise other images together; start the script again, or submit it anew"
+        )
     settings, about = job.tokenizer_settings(recipe), {}
     if is_main():
         write_settings(folder, settings)

@@ -32,7 +32,7 @@ class Systems:
 SYSTEMS = {
     "mini": Systems(
         tokenizer=TOKENIZERS["mini-MSVR3P2-256"],
-        single_scale=replace(TOKENIZERS["mini-VQ-256"], semantic="none"),
+        single_scale=replace(TOKENIZERS["mini-VQ-256"], name="mini-VQ-256-plain", semantic="none"),
         generator=GENERATORS["VAR-mini-MSVR3P2-256"],
         raster=GENERATORS["AR-mini-VQ-256"],
         shorter=(1, 1, 2),  # 6 positions; ImageFolder: 14
@@ -43,7 +43,7 @@ SYSTEMS = {
     ),
     "small": Systems(
         tokenizer=TOKENIZERS["small-MSVR8P2-1024"],
-        single_scale=replace(TOKENIZERS["small-VQ-1024"], semantic="none"),
+        single_scale=replace(TOKENIZERS["small-VQ-1024"], name="small-VQ-1024-plain", semantic="none"),
         generator=GENERATORS["VAR-small-MSVR8P2-1024"],
         raster=GENERATORS["AR-small-VQ-1024"],
         shorter=(1, 1, 2, 3, 4, 5, 7),  # 105; ImageFolder: 186
@@ -54,7 +54,7 @@ SYSTEMS = {
     ),
     "full": Systems(
         tokenizer=TOKENIZERS["MSVR10P2-4096"],
-        single_scale=replace(TOKENIZERS["VQ-4096"], semantic="none"),
+        single_scale=replace(TOKENIZERS["VQ-4096"], name="VQ-4096-plain", semantic="none"),
         generator=GENERATORS["VAR-d17-MSVR10P2-4096"],
         raster=GENERATORS["AR-d17-VQ-4096"],
         shorter=(1, 1, 2, 3, 3, 4, 5, 6, 8, 10),  # 265, the length the paper's tables print; ImageFolder: 286

@@ -53,14 +53,16 @@ def print_plan(title: str, plans: list[Plan], output: Path) -> None:
 
 def _normalising(row: Plan) -> str | None:
     """That a row's discriminator sees other images together than in one piece, where it does."""
+    if row.tokenizer_done:
+        return None
     name = "images_normalised_together"
     whole = replace(row.job, execution=replace(row.job.execution, micro_batch=0))
-    now, else_ = (job.execution_settings(row.recipe).get(name) for job in (row.job, whole))
-    if now == else_:
+    now, in_one_piece = (job.execution_settings(row.recipe).get(name) for job in (row.job, whole))
+    if now == in_one_piece:
         return None
     return (
         f"micro-batch {row.job.execution.micro_batch}: the discriminator normalises {now:g} images together instead of "
-        f"{else_:g}; other models come out, which are kept apart"
+        f"{in_one_piece:g}; this trains different models, which are stored separately"
     )
 
 

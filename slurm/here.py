@@ -28,7 +28,7 @@ def run_local(journal: Journal, stages: list[Stage], live: list[str], profile: P
 
     `live` are stages that processes of an earlier, killed launcher still run. Returns reasons of failure by name.
     """
-    settings = {stage.name: _fitted(profile.settings(stage.kind)) for stage in stages}
+    settings = {stage.name: fitted(profile.settings(stage.kind)) for stage in stages}
     waiting, failed = list(stages), {}
     running: dict[str, tuple[str, Any]] = {}  # by stage: process id, submitit's job
     for name, status in read_status(journal, live).items():
@@ -99,7 +99,7 @@ def _fits(stage: Stage, running: list[str], settings: dict[str, Settings]) -> bo
     return not running or cores + mine.tasks * mine.cpus_per_task <= (os.cpu_count() or 1)
 
 
-def _fitted(settings: Settings) -> Settings:
+def fitted(settings: Settings) -> Settings:
     """With no more GPUs than this machine has."""
     gpus = min(settings.gpus, _gpus_here()) if settings.gpus else 0
     tasks = settings.tasks_per_node if gpus == settings.gpus else None

@@ -13,7 +13,7 @@ from pathlib import Path
 import submitit
 
 from slurm.batch import sbatch_text, slurm_executor
-from slurm.here import run_debug, run_local
+from slurm.here import fitted, run_debug, run_local
 from slurm.jobs import StageJob
 from slurm.journal import Journal
 from slurm.profile import Profile, Settings, changed, load_profile
@@ -102,6 +102,15 @@ def submit(
     if plan.groups:
         print(f"python -m slurm status {run_folder}   shows how they stand")
     return {}
+
+
+def processes_of(profile: str | Path | None, overrides: Iterable[str], kind: str) -> int:
+    """How many processes a job of this kind has; arguments as of `load_profile`."""
+    loaded = load_profile(profile, overrides)
+    if loaded.cluster == "debug":
+        return 1
+    settings = loaded.settings(kind)
+    return fitted(settings).tasks if loaded.cluster == "local" else settings.nodes * settings.tasks
 
 
 def resubmit(run_folder: Path | str, profile: str | None, overrides: Iterable[str], dry_run: bool) -> dict[str, str]:

@@ -11,7 +11,7 @@ import torch
 
 import imagefolder
 from imagefolder.checkpoints.native import load_weights, save_checkpoint
-from imagefolder.config import config_hash, from_dict, to_dict
+from imagefolder.config import TRAINING_ONLY, GeneratorConfig, TokenizerConfig, config_hash, from_dict, to_dict
 from imagefolder.files import write_atomically
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.zoo import GENERATORS, TOKENIZERS
@@ -69,6 +69,20 @@ def test_another_name_alone_is_no_other_configuration(saved):
     model = Tokenizer(replace(tokenizer.config, name="mine"))
     load_weights(folder, model, model.config)
     assert_same_weights(model, tokenizer)
+
+
+def test_how_a_model_was_trained_is_no_other_configuration_but_what_it_holds_is(saved):
+    """Weights of a zoo's VQ serve the same shape without regularisation, and the other way round."""
+    folder, tokenizer = saved
+    changes = {"semantic": "none", "quantizer_dropout": 0.0, "drop_path": 0.3, "commitment_over_scales": "sum"}
+    assert_same_weights(imagefolder.load_tokenizer(TOKENIZER, weights=folder, **changes), tokenizer)
+    with pytest.raises(imagefolder.InputError, match=r"missing semantic_projection"):
+        imagefolder.load_tokenizer(TOKENIZER, weights=folder, semantic="all")
+
+
+def test_fields_of_training_are_fields():
+    known = {field.name for kind in (TokenizerConfig, GeneratorConfig) for field in fields(kind)}
+    assert known >= TRAINING_ONLY
 
 
 def damage(folder, how: str) -> None:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from imagefolder.config import GeneratorConfig, TokenizerConfig, from_dict, to_dict
+from imagefolder.config import TRAINING_ONLY, GeneratorConfig, TokenizerConfig, from_dict, to_dict
 from imagefolder.errors import InputError
 from imagefolder.files import file_sha256, write_atomically
 
@@ -52,14 +52,15 @@ def load_weights(folder: Path, model: nn.Module, config: TokenizerConfig | Gener
     """Load the weights of a native checkpoint into a model built from `config`.
 
     Raises:
-        InputError: if the stored configuration differs (naming the fields), or a file is missing or damaged.
+        InputError: if the stored configuration differs in more than how it was trained (naming the fields), or a file
+            is missing or damaged.
     """
     about = read_about(folder)
     stored = from_dict(type(config), about.get("config", {}), str(folder / CONFIG))
     different = [
         f"{field.name} {getattr(stored, field.name)} (asked for {getattr(config, field.name)})"
         for field in dataclasses.fields(config)
-        if field.name != "name" and getattr(stored, field.name) != getattr(config, field.name)
+        if field.name not in {"name", *TRAINING_ONLY} and getattr(stored, field.name) != getattr(config, field.name)
     ]
     if different:
         raise InputError(f"{folder}: checkpoint of another configuration: {', '.join(different)}")

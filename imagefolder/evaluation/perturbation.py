@@ -30,18 +30,18 @@ def depths_for(codebook_size: int) -> tuple[int, ...]:
     return tuple(max(2, round(depth * codebook_size / PUBLISHED_SIZE)) for depth in DEPTHS)
 
 
-def perturb_tokens(near: Tensor, share: float, depth: int, seed: int, indices: list[int]) -> Tensor:
-    """Tokens with a share of every branch's codes drawn anew; a function of each image, its index and the seed.
+def perturb_tokens(near: Tensor, alpha: float, delta: int, seed: int, indices: list[int]) -> Tensor:
+    """Tokens with a share alpha of every branch's codes drawn anew; a function of each image, its index and the seed.
 
     Args:
-        near: int64 (B, P, L, at least `depth`), the codes nearest to what each token stands for, nearest first.
+        near: int64 (B, P, L, at least `delta`), the codes nearest to what each token stands for, nearest first.
 
     Returns:
         int64 (B, P, L).
     """
     branches, length = near.shape[1:3]
     u = uniforms(seed, indices, 2 * branches, length).to(near.device).unflatten(1, (2, branches)).movedim(0, 2)
-    parts = [perturb(near[:, p, :, 0], near[:, p], Perturbation(share, depth, u[:, p])) for p in range(branches)]
+    parts = [perturb(near[:, p, :, 0], near[:, p], Perturbation(alpha, delta, u[:, p])) for p in range(branches)]
     return torch.stack(parts, dim=1)
 
 

@@ -44,13 +44,13 @@ def branch_features(tokenizer: Tokenizer, images: Tensor, where: Where, branch: 
         where: "continuous", before quantization; "quantized", the quantized map.
         branch: the last one is the semantic one.
     """
-    latents = tokenizer.latents(images.to(tokenizer.device, tokenizer.quant_conv.weight.dtype))[:, branch].float()
-    if where == "continuous":
-        return latents.mean((2, 3))
-    if where != "quantized":
+    latents = tokenizer.latents(images.to(tokenizer.device, tokenizer.quant_conv.weight.dtype)).float()
+    if where == "quantized":
+        quantizer = tokenizer.quantizer
+        latents = quantizer.decode(quantizer.encode(latents)).unflatten(1, latents.shape[1:3])
+    elif where != "continuous":
         raise InputError(f"probe features are 'continuous' or 'quantized', not {where!r}")
-    quantizer = tokenizer.quantizer.branches[branch]
-    return quantizer.decode(quantizer.encode(latents)).mean((2, 3))
+    return latents[:, branch].mean((2, 3))
 
 
 def extract_features(
@@ -72,7 +72,7 @@ def train_probe(
 ) -> LinearProbe:
     """Fit a probe by the published recipe: AdamW 1e-4, weight decay 1e-4.
 
-    The learning rate is constant: the published script defines a warm-up and drops of it that have no effect.
+    The learning rate is constant, as it is in the release.
 
     Args:
         features: float32 (N, C).

@@ -120,7 +120,7 @@ class State:
                     .view_as(self.f_hat[p])
                 )
             else:
-                self.f_hat[p] = self.f_hat[p] + self.quantizer.branches[p].contribution(block.scale, tokens[:, row])
+                self.f_hat[p] = self.f_hat[p] + self.quantizer.contribution(p, block.scale, tokens[:, row])
 
     def input(self, block: Block) -> Tensor:
         """Input of a block (not the first): float32 (B, size, P*C)."""

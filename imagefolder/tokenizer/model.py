@@ -128,7 +128,7 @@ class Tokenizer(nn.Module, HubModel):
 
     @torch.no_grad()
     def neighbours(self, images: Tensor, number: int) -> Tensor:
-        """The codes nearest to what each token of images stands for, nearest first: those are the tokens themselves.
+        """The codes nearest to what each token of images stands for, nearest first: the first is the token itself.
 
         Args:
             images: as for `encode`.

@@ -63,12 +63,12 @@ def codebook_entropy(bits: Tensor, share: Tensor) -> Tensor:
 class Perturbation:
     """Latent perturbation of the first T samples of a batch (docs/method.md, "Latent perturbation").
 
-    Each code is, with probability `share` (alpha), drawn anew from the `depth` (delta) codes nearest to what it stands
-    for. `u` holds uniform numbers in [0, 1), whether to draw and which one: (2, T, L), of P branches (P, 2, T, L).
+    Each code is, with probability `alpha`, drawn anew from the `delta` codes nearest to what it stands for. `u` holds
+    uniform numbers in [0, 1), whether to draw and which one: (2, T, L), of P branches (P, 2, T, L).
     """
 
-    share: float
-    depth: int
+    alpha: float
+    delta: int
     u: Tensor
 
 
@@ -100,7 +100,7 @@ class SingleScaleQuantizer(nn.Module):
         sample_entropy, bits = _entropies(self.codebook, f, 0, None, 1.0)
         touched = 0 if perturbation is None else perturbation.u.shape[-2]
         if touched:
-            near = self.neighbours(f[:touched], perturbation.depth)
+            near = self.neighbours(f[:touched], perturbation.delta)
             tokens = torch.cat([perturb(tokens[:touched], near, perturbation), tokens[touched:]])
             z = self.contribution(0, tokens)
         return Quantized(
@@ -271,7 +271,7 @@ class ProductQuantizer(nn.Module):
 
     def touched(self, batch: int) -> int:
         """How many samples of a batch quantizer dropout touches: its first ones."""
-        return int(self.dropout * batch)
+        return floor_of_share(self.dropout, batch)
 
     def draw_kept(self, batch: int, generator: torch.Generator | None = None) -> Tensor | None:
         """Quantizer dropout: scales kept by every sample of a whole batch, int64 (B,); None: all scales by all.
@@ -332,10 +332,20 @@ class ProductQuantizer(nn.Module):
         with float32_only(f.device):
             return torch.stack([q.neighbours(f[:, p].float(), number) for p, q in enumerate(self.branches)], dim=1)
 
+    def contribution(self, branch: int, scale: int, tokens: Tensor) -> Tensor:
+        """What the tokens (B, s*s) of one scale add to the map of a branch: (B, C, K, K)."""
+        with float32_only(tokens.device):
+            return self.branches[branch].contribution(scale, tokens)
+
     def decode(self, tokens: Tensor) -> Tensor:
         """int64 (B, P, L) -> (B, P*C, K, K)."""
         with float32_only(tokens.device):
             return torch.cat([q.decode(tokens[:, p]) for p, q in enumerate(self.branches)], dim=1)
+
+
+def floor_of_share(share: float, number: int) -> int:
+    """The whole part of a share of a number, where 0.7 of 90 is 63 although it is less in floating point."""
+    return int(share * number + 1e-6)
 
 
 def phi_of_scale(scales: int, shared: int) -> list[int]:
@@ -353,12 +363,12 @@ def perturb(tokens: Tensor, near: Tensor, perturbation: Perturbation) -> Tensor:
 
     Args:
         tokens: int64 (B, L).
-        near: int64 (B, L, at least `perturbation.depth`), nearest first.
+        near: int64 (B, L, at least `perturbation.delta`), nearest first.
         perturbation: with u (2, B, L).
     """
-    which = (perturbation.u[1] * perturbation.depth).long()
+    which = (perturbation.u[1] * perturbation.delta).long()
     drawn = near.gather(-1, which[..., None])[..., 0]
-    return torch.where(perturbation.u[0] < perturbation.share, drawn, tokens)
+    return torch.where(perturbation.u[0] < perturbation.alpha, drawn, tokens)
 
 
 def usage_and_perplexity(tokens: Tensor, codebook_size: int) -> tuple[float, float]:

@@ -83,22 +83,22 @@ def train_generator(
         about: JSON values; a saved state is continued only where they are the same (say, the tokenizer's sha256).
         tokens: fetched by (epoch, index) as batches of tokens int64 (B, P, L) and labels, or of uint8 images
             (B, 3, H, W) and labels.
-        evaluate: of the generator with averaged weights, as in `fit`, which has the rest.
+        evaluate: of the generator with the weights that `fit` evaluates; `fit` has the rest.
     """
     torch.manual_seed(seed)
     generator = Generator(config, tokenizer)
     task = GeneratorTask(generator, training)
     task.settings["about"] = about
 
-    def evaluate_averaged(transformer: torch.nn.Module) -> float:
+    def evaluate_weights(transformer: torch.nn.Module) -> float:
         trained, generator.transformer = generator.transformer, transformer
         try:
             return evaluate(generator.eval())
         finally:
             generator.transformer = trained
 
-    judge = None if evaluate is None else evaluate_averaged
-    averaged, summary = fit(task, training, tokens, folder, seed, title, execution, judge)
+    judge = None if evaluate is None else evaluate_weights
+    averaged, summary = fit(task, tokens, folder, seed, title, execution, judge)
     if is_main():
         save_checkpoint(folder, averaged, config, **summary, **about)
     remove_state(folder)

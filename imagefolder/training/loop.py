@@ -75,7 +75,7 @@ class Step:
         torch.manual_seed(self.noise_seed + piece * NOISE_OF_A_PIECE)
 
     def accumulating(self, model: nn.Module, piece: int) -> AbstractContextManager:
-        """Context in which processes exchange the gradients of a DDP model with those of the last piece only."""
+        """Context that delays DDP's exchange of gradients to the last piece."""
         return nullcontext() if piece == self.pieces - 1 else self.accelerator.no_sync(model)
 
 
@@ -83,8 +83,8 @@ class Task:
     """What is trained. Subclasses set the attributes and implement `step`.
 
     model: trained, averaged and saved. modules: further modules with state (discriminator). frozen: modules that only
-    have to be on the device. optimizers: by name, the model's first. settings: what besides the `TrainingConfig`
-    decides the outcome, as JSON types.
+    have to be on the device. optimizers: the model's first, in the order of `learning_rates`. settings: what besides
+    the `TrainingConfig` decides the outcome, as JSON types.
     """
 
     model: nn.Module
@@ -136,7 +136,6 @@ def averaging(model: nn.Module, config: TrainingConfig) -> ModelEmaV3:
 
 def fit(
     task: Task,
-    config: TrainingConfig,
     images: Dataset,
     folder: Path,
     seed: int,
@@ -167,6 +166,7 @@ def fit(
         Stopped: `interruption.request_stop` was called in one of the processes; the state is saved.
         TrainingFailed: a loss or evaluation is not finite.
     """
+    config = task.training
     accelerator = _accelerator(config)
     folder.mkdir(parents=True, exist_ok=True)
     for module in (task.model, *task.modules.values(), *task.frozen):
@@ -179,7 +179,7 @@ def fit(
         for layer in model.layers:
             layer.compile(dynamic=False)
 
-    state_file, best_file = (StateFile(folder / name, _hash(task, config, images, seed)) for name in (STATE, BEST))
+    state_file, best_file = (StateFile(folder / name, _hash(task, images, seed)) for name in (STATE, BEST))
     state, best = state_file.read(), best_file.read()
     start, seconds = _restore(state, task, averaged)
     task.model = accelerator.prepare(model)
@@ -195,7 +195,7 @@ def fit(
     reset_peak_memory()
     stop = _StopAgreement(accelerator.device)
     logged: dict[str, float] = {}
-    runner = _Runner(task, config, images, seed, start, execution, accelerator)
+    runner = _Runner(task, images, seed, start, execution, accelerator)
     with Curve(folder, start) as curve, Phase(title, config.steps, start) as phase:
         for done in range(start + 1, config.steps + 1):
             losses = runner.step(done - 1)
@@ -271,14 +271,14 @@ class _Runner:
     def __init__(
         self,
         task: Task,
-        config: TrainingConfig,
         images: Dataset,
         seed: int,
         start: int,
         execution: Execution,
         accelerator: Accelerator,
     ) -> None:
-        self.task, self.config, self.seed, self.accelerator = task, config, seed, accelerator
+        config = task.training
+        self.task, self.seed, self.accelerator = task, seed, accelerator
         self.pieces = pieces_per_process(config.batch_size, world_size(), execution.micro_batch)
         shard = Shard(rank(), world_size(), self.pieces)
         self.batches = iter(training_batches(images, config.batch_size, seed, start, config.steps, shard))
@@ -335,8 +335,9 @@ def _accelerator(config: TrainingConfig) -> Accelerator:
     return accelerator
 
 
-def _hash(task: Task, config: TrainingConfig, images: Dataset, seed: int) -> str:
-    return config_hash({"task": task.settings, "training": to_dict(config), "images": len(images), "seed": seed})
+def _hash(task: Task, images: Dataset, seed: int) -> str:
+    training = to_dict(task.training)
+    return config_hash({"task": task.settings, "training": training, "images": len(images), "seed": seed})
 
 
 def _over_processes(losses: dict[str, Tensor]) -> dict[str, float]:

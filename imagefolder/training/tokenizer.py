@@ -29,12 +29,12 @@ from imagefolder.tokenizer.losses import (
     weight_of_gradients,
 )
 from imagefolder.tokenizer.model import Tokenizer, TrainingOutput
-from imagefolder.tokenizer.quantizers import Perturbation, codebook_entropy
+from imagefolder.tokenizer.quantizers import Perturbation, codebook_entropy, floor_of_share
 from imagefolder.tokenizer.semantic import Teacher, pretrained_vit
 from imagefolder.training.loop import DEFAULT_EXECUTION, Batch, Step, Task, adamw, fit, learning_rate_share, update
 from imagefolder.training.state import remove_state
 
-Shares = dict[str, Tensor]
+Contributions = dict[str, Tensor]
 """What one piece of a step contributes to the terms that all of its samples decide together"""
 
 
@@ -55,7 +55,7 @@ class Ahead:
     gradients with respect to what each piece contributes, and the adaptive weight."""
 
     values: dict[str, Tensor]
-    gradients: list[Shares]
+    gradients: list[Contributions]
     weight: Tensor | None
 
 
@@ -66,9 +66,9 @@ class TokenizerTask(Task):
     `features` is the frozen network under the discriminator's heads (None: the published DINO, where it needs one).
 
     Most terms are means over samples, so that pieces of a batch add up. Three are not: the contrastive losses, the
-    entropy of the codebook, and the adaptive weight. Where a batch has several pieces, a first pass without gradients
-    collects what they need of every piece, and the second one passes their gradients on to it (gradient caching, Gao
-    et al. 2021, arXiv:2101.06983): the outcome is that of the whole batch at once.
+    entropy of the codebook, and the adaptive weight. Where a batch has several pieces, a first pass collects what they
+    need of every piece, without the graph of the transformers, and the second one passes their gradients on to it
+    (gradient caching, Gao et al. 2021, arXiv:2101.06983): the outcome is that of the whole batch at once.
     """
 
     def __init__(
@@ -153,11 +153,11 @@ class TokenizerTask(Task):
         if kept is not None:
             share = quantizer.share_kept(kept).to(device)
             kept = own_samples(kept).to(device)
-        touched = int(config.perturbed_images * whole)
+        touched = floor_of_share(config.perturbed_images, whole)
         u = torch.rand(touched, config.branches, 2, quantizer.length, generator=step.generator)
         u = own_samples(u).movedim(0, 2).to(device)
         left = self._perturbation_left(self.progress(step.number))
-        alpha, delta = config.perturbed_codes * left, max(int(config.perturbation_depth * left), 1)
+        alpha, delta = config.perturbed_codes * left, max(floor_of_share(left, config.perturbation_depth), 1)
         prepared = []
         for i, (images, _) in enumerate(pieces):
             part = slice(i * size, (i + 1) * size)
@@ -181,24 +181,24 @@ class TokenizerTask(Task):
             weight = adaptive_weight(pixel, fooled, self.last_layer) if ahead is None else ahead.weight
             total = total + self.loss.adversarial * weight * fooled
             losses |= {"adversarial": fooled, "adaptive_weight": weight}
-        total, shares = total / step.pieces, self._shares(out)
+        own = self._contributions(out)
         if ahead is None:
-            together, values = self._together([shares], quantized.share, len(images) * world_size(), step)
+            together, values = self._together([own], quantized.share, step)
         else:
-            together, values = sum((shares[name] * g).sum() for name, g in ahead.gradients[index].items()), ahead.values
-        step.accelerator.backward(total + together)
+            values, together = ahead.values, sum((own[name] * g).sum() for name, g in ahead.gradients[index].items())
+        step.accelerator.backward(total / step.pieces + together)
         return out, losses | values
 
     def _look_ahead(self, pieces: list[Piece], step: Step, adversarial: bool) -> Ahead | None:
         """A first pass over the pieces, with the very draws of the second one; None if nothing needs it."""
         if not adversarial and self.config.quantizer == "vq" and self.teachers == [None, None]:
             return None
-        shares, gradients, logits = [], [], []
+        found, gradients, logits = [], [], []
         for i, piece in enumerate(pieces):
             step.seed_noise(i)
             with torch.no_grad():
                 out = self._forward(self.tokenizer, piece, step.accelerator)
-            shares.append({name: value.detach().requires_grad_() for name, value in self._shares(out).items()})
+            found.append({name: value.detach().requires_grad_() for name, value in self._contributions(out).items()})
             if adversarial:
                 images = to_float(piece.images)
                 with step.accelerator.autocast():
@@ -211,41 +211,39 @@ class TokenizerTask(Task):
         if adversarial:
             weight = weight_of_gradients(*torch.stack(gradients).mean(0))
             self.lecam.update(*torch.stack(logits).mean(0))
-        whole = len(pieces) * len(pieces[0].images) * world_size()
-        together, values = self._together(shares, out.quantized.share, whole, step)
-        if not shares[0]:
-            return Ahead({}, [{} for _ in pieces], weight)
-        flat = torch.autograd.grad(together, [value for piece in shares for value in piece.values()])
-        found = iter(flat)
-        return Ahead(values, [{name: next(found) for name in piece} for piece in shares], weight)
+        together, values = self._together(found, out.quantized.share, step)
+        inputs = [value for piece in found for value in piece.values()]
+        of_inputs = iter(torch.autograd.grad(together, inputs) if inputs else ())
+        return Ahead(values, [{name: next(of_inputs) for name in piece} for piece in found], weight)
 
     def _forward(self, model: nn.Module, piece: Piece, accelerator: Accelerator) -> TrainingOutput:
         with accelerator.autocast():
             return model(to_float(piece.images), *piece.features, piece.kept, piece.share, piece.perturbation)
 
-    def _shares(self, out: TrainingOutput) -> Shares:
-        shares = {}
+    def _contributions(self, out: TrainingOutput) -> Contributions:
+        contributions = {}
         for name, pair in (("semantic", out.semantic), ("detail", out.detail)):
             if pair is not None:
-                shares |= {f"{name} projected": pair[0].float(), f"{name} pooled": pair[1].float()}
+                contributions |= {f"{name} projected": pair[0].float(), f"{name} pooled": pair[1].float()}
         if self.config.quantizer != "vq":
-            shares |= {"sample entropy": out.quantized.sample_entropy, "bits": out.quantized.bits}
-        return shares
+            contributions |= {"sample entropy": out.quantized.sample_entropy, "bits": out.quantized.bits}
+        return contributions
 
     def _together(
-        self, pieces: list[Shares], share: Tensor, whole: int, step: Step
+        self, pieces: list[Contributions], share: Tensor, step: Step
     ) -> tuple[Tensor | float, dict[str, Tensor]]:
         """The terms that all samples of a step decide together: their weighted sum, and each by itself.
 
-        `share`: of the samples that keep each scale; `whole`: samples of all processes.
+        `share`: of the samples that keep each scale.
         """
         values, total, progress = {}, 0.0, self.progress(step.number)
         first, last = self.loss.semantic_scale
         scale, normalise = first + (last - first) * progress, self.loss.semantic_normalise
         for name, weight in (("semantic", self.loss.semantic), ("detail", self.loss.detail)):
             if f"{name} pooled" in pieces[0]:
-                sides = (torch.cat([piece[f"{name} {side}"] for piece in pieces]) for side in ("projected", "pooled"))
-                values[name] = semantic_loss(*sides, scale, normalise, skip=self.tokenizer.quantizer.touched(whole))
+                sides = [torch.cat([piece[f"{name} {side}"] for piece in pieces]) for side in ("projected", "pooled")]
+                touched = self.tokenizer.quantizer.touched(len(sides[0]) * world_size())
+                values[name] = semantic_loss(*sides, scale, normalise, skip=touched)
                 total = total + weight * values[name]
         if "bits" in pieces[0]:
             names = ("sample entropy", "bits")
@@ -352,11 +350,12 @@ def train_tokenizer(
     """Train a tokenizer and write its EMA weights into `folder` (with `about` beside them).
 
     Args:
-        teacher: of the last branch or of all, see `TokenizerTask`; None: without semantic regularisation.
+        teacher: of the last branch or of all, see `TokenizerTask`; None: no semantic regularisation, whatever
+            `config.semantic` says.
         about: JSON values; a saved state is continued only where they are the same (say, the teacher's sha256).
         pretrained: start from the backbone's published weights.
         features: frozen network under the discriminator's heads, see `TokenizerTask`.
-        evaluate: of the averaged tokenizer, as in `fit`, which has the rest.
+        evaluate: of the tokenizer, as in `fit`, which has the rest.
         detail_teacher: of the first branch, where `config.detail` asks for one: `Teacher(vit, read="patches")`.
     """
     if config.detail != (detail_teacher is not None):
@@ -364,7 +363,7 @@ def train_tokenizer(
     torch.manual_seed(seed)
     task = TokenizerTask(new_tokenizer(config, pretrained), training, loss, teacher, detail_teacher, features)
     task.settings["about"] = about
-    averaged, summary = fit(task, training, images, folder, seed, title, execution, evaluate)
+    averaged, summary = fit(task, images, folder, seed, title, execution, evaluate)
     if is_main():
         save_checkpoint(folder, averaged, config, **summary, **about)
     remove_state(folder)

@@ -74,6 +74,8 @@ def test_features_are_averages_of_the_chosen_branch_before_or_after_quantization
     torch.testing.assert_close(branch_features(tokenizer, images, "continuous"), latents[:, 1].mean((2, 3)))
     torch.testing.assert_close(branch_features(tokenizer, images, "quantized"), f_hat[:, 16:].mean((2, 3)))
     torch.testing.assert_close(branch_features(tokenizer, images, "quantized", 0), f_hat[:, :16].mean((2, 3)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert branch_features(tokenizer, images, "quantized").dtype == torch.float32
     with pytest.raises(imagefolder.InputError, match="middle"):
         branch_features(tokenizer, images, "middle")
 

@@ -149,6 +149,18 @@ def test_same_label_with_another_index_is_another_image():
     assert not torch.equal(tokens[0], tokens[1])
 
 
+@pytest.mark.parametrize("order", ORDERS)
+def test_sampling_and_teacher_forcing_under_autocast_build_the_same_maps(order):
+    """The quantizer computes in float32 all the same, so that images are those of their tokens."""
+    generator = build(order)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = generator.sample([1, 2], seed=1)
+        logits = generator(torch.tensor([1, 2]), out.tokens)
+        decoded = generator.tokenizer.decode(out.tokens)
+    torch.testing.assert_close(out.images, (decoded + 1) / 2, rtol=0, atol=0.02)  # the decoder itself is in bfloat16
+    assert logits.isfinite().all()
+
+
 def test_folding_halves_the_sequence():
     folded, unfolded = build("folded"), build("unfolded")
     assert folded.transformer.sequence.length == 14

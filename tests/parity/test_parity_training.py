@@ -56,6 +56,7 @@ class Pass:
         kept[tokenizer.quantizer.touched(8) :] = len(tokenizer.config.scales)
         if len(tokenizer.config.scales) > 1:
             tokenizer.quantizer.draw_kept = lambda batch, generator: kept
+        self.quantizer, self.map_size = tokenizer.quantizer, tokenizer.config.latent_side**2
         self.gradients: dict[str, Tensor] = {}
         task.optimizers[0].step = lambda: self.gradients.update(
             (name, parameter.grad.cpu()) for name, parameter in tokenizer.named_parameters()
@@ -79,6 +80,8 @@ class Pass:
         found["entropy"] *= LossConfig().entropy
         found["total"] = sum(found.values())
         assert found == pytest.approx(values, rel=1e-4, abs=1e-7)
+        branches = [branch.codebook.usage(8 * self.map_size) for branch in self.quantizer.branches]
+        assert torch.stack(branches).mean(0).tolist() == pytest.approx([u / 100 for u in self.case["usages"]], abs=1e-3)
         assert deviation(self.images[:, :, ::8, ::8], self.recorded["recon8"]) < 2e-3  # recorded in float16
         translated = {}
         for name, (norm, projection) in self.case["grads"].items():

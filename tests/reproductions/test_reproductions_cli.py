@@ -12,6 +12,7 @@ import pytest
 
 import reproductions.runner as runner
 from reproductions import table2
+from reproductions.cluster import processes_of_trainings
 from reproductions.recipe import SCALES
 
 ROOT = Path(__file__).parents[2]
@@ -156,6 +157,13 @@ def test_a_submission_counts_the_processes_of_its_profile(call: Call, tmp_path: 
     arguments = ("--submit", "--dry-run", "--rows", "vq", "--output", tmp_path / "out", "--profile", "slurm", "--set")
     assert call(*arguments, "small.nodes=2", "small.tasks_per_node=2").code == 0
     assert_one_line(call(*arguments, "small.tasks_per_node=3"), "32 does not divide into 3 processes")
+
+
+@pytest.mark.parametrize(("cluster", "processes"), [("local", 1), ("debug", 1), ("slurm", 6)])
+def test_processes_are_those_that_will_run(cluster: str, processes: int) -> None:
+    """This machine has none of the GPUs of the profile."""
+    settings = (f"cluster={cluster}", "nodes=2", "training.gpus_per_node=3")
+    assert processes_of_trainings(SCALES["full"], "local" if cluster == "local" else "slurm", settings) == processes
 
 
 def test_settings_of_a_submission_need_one(call: Call, tmp_path: Path) -> None:

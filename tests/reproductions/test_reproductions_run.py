@@ -19,6 +19,7 @@ from reproductions import ablation, folding, linear_probe, table2
 from reproductions.recipe import SCALES, Recipe, Scale
 from reproductions.runner import Options
 from reproductions.scheduler import run_tasks
+from reproductions.stages import run_tokenizer
 
 Table = Callable[..., int]
 Records = Callable[[Path], dict[str, dict[str, Any]]]
@@ -216,10 +217,22 @@ def test_what_pieces_change_is_part_of_models_and_records(
     assert record["config"]["images_normalised_together"] == together
     settings = json.loads(next(tmp_path.glob("mini-*/seed0/tokenizers/*/settings.json")).read_text())
     assert settings["images_normalised_together"] == together
-    assert ("normalises 4 images together instead of 8" in capsys.readouterr().out) == (together == 4)
+    assert ("normalises 4 images together instead of 8; this trains different models" in capsys.readouterr().out) == (
+        together == 4
+    )
     whole = Options(rows=("step1",), output=tmp_path)
     (row,) = runner.make_plans("ablation", ablation.rows, ["step1"], scales["mini"], whole)
     assert row.tokenizer_done == (together == 8)  # those of pieces are not taken for it
+
+
+def test_a_training_with_other_processes_than_planned_is_refused(tmp_path: Path, tiny_mini: Scale) -> None:
+    """Its models would be taken for those of the plan."""
+    scale = replace(tiny_mini, loss=replace(tiny_mini.loss, adversarial=0.1, patch_width=8, patch_layers=2))
+    options = Options(output=tmp_path, micro_batch=4)
+    (row,) = runner.make_plans("ablation", ablation.rows, ["step1"], scale, options)
+    planned = replace(row.job, processes=2)
+    with pytest.raises(InputError, match=r"planned for 2 process\(es\) but has 1"):
+        run_tokenizer(planned, row.recipe)
 
 
 def test_without_a_discriminator_pieces_change_no_model(

@@ -17,6 +17,7 @@ from imagefolder.tokenizer.quantizers import (
     MultiScaleQuantizer,
     ProductQuantizer,
     SingleScaleQuantizer,
+    floor_of_share,
     phi_of_scale,
     usage_and_perplexity,
 )
@@ -238,6 +239,12 @@ def test_a_pass_counts_its_codes_and_leaves_the_averages_to_whoever_takes_the_st
     quantizer.record_hits(out.counts)
     for branch, counts in zip(quantizer.branches, out.counts, strict=True):
         assert torch.equal(branch.codebook.hits, counts.float())
+
+
+def test_shares_of_numbers_are_whole_where_arithmetic_says_so():
+    assert [floor_of_share(share, number) for share, number in ((0.7, 90), (0.9, 100), (0.55, 100), (0.1, 1024))] == [
+        63, 90, 55, 102,
+    ]  # fmt: skip
 
 
 def test_usage_and_perplexity():

@@ -19,7 +19,7 @@ from imagefolder.training.generator import _decay_groups
 from imagefolder.training.loop import Batch, Step, Task, TrainingFailed, adamw, fit, update
 from imagefolder.training.tokenizer import train_tokenizer
 
-TRAINING = TrainingConfig(steps=100, batch_size=2, checkpoint_every=30)
+TRAINING = TrainingConfig(steps=100, batch_size=2, learning_rate=0.1, checkpoint_every=30)
 NOTHING = ArrayImages(torch.zeros(4, 1), torch.zeros(4))
 
 
@@ -28,7 +28,7 @@ class Line(Task):
 
     def __init__(self, training: TrainingConfig = TRAINING, extra: Callable[[int], float] = lambda step: 0.0) -> None:
         torch.manual_seed(0)
-        self.model, self.training = nn.Linear(1, 1, bias=False), replace(training, learning_rate=0.1)
+        self.model, self.training = nn.Linear(1, 1, bias=False), training
         self.frozen, self.modules, self.settings = [], {}, {}
         self.optimizers = [adamw(self.model.parameters(), training, 0.1, 0.0)]
         self.extra, self.rates = extra, []
@@ -48,7 +48,7 @@ def not_finite_from(step: int, value: float = float("nan")) -> Callable[[int], f
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_loss_that_is_not_finite_stops_the_training_and_keeps_the_state(tmp_path: Path, value: float) -> None:
     with pytest.raises(TrainingFailed, match="codebook") as caught:
-        fit(Line(extra=not_finite_from(35, value)), TRAINING, NOTHING, tmp_path, 0, "line")
+        fit(Line(extra=not_finite_from(35, value)), NOTHING, tmp_path, 0, "line")
     assert "fine" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
     state = torch.load(tmp_path / "state.pt", weights_only=True)
@@ -59,18 +59,18 @@ def test_loss_that_is_not_finite_stops_the_training_and_keeps_the_state(tmp_path
 def test_a_state_with_a_loss_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
     # 25 lies after the log at 20 and before the save at 30
     with pytest.raises(TrainingFailed, match="codebook not finite"):
-        fit(Line(extra=not_finite_from(25)), TRAINING, NOTHING, tmp_path, 0, "line")
+        fit(Line(extra=not_finite_from(25)), NOTHING, tmp_path, 0, "line")
     assert not (tmp_path / "state.pt").exists()
 
 
 def test_learning_rates_of_a_continued_training_follow_the_schedule(tmp_path: Path) -> None:
     training = replace(TRAINING, steps=40)
     whole = Line(training)
-    fit(whole, training, NOTHING, tmp_path / "whole", 0, "line")
+    fit(whole, NOTHING, tmp_path / "whole", 0, "line")
     with pytest.raises(TrainingFailed):
-        fit(Line(training, not_finite_from(36)), training, NOTHING, tmp_path / "stopped", 0, "line")
+        fit(Line(training, not_finite_from(36)), NOTHING, tmp_path / "stopped", 0, "line")
     continued = Line(training)
-    fit(continued, training, NOTHING, tmp_path / "stopped", 0, "line")
+    fit(continued, NOTHING, tmp_path / "stopped", 0, "line")
     assert continued.rates == whole.rates[30:]
     assert max(whole.rates) == pytest.approx(0.1, rel=0.02)
     assert torch.equal(continued.model.weight, whole.model.weight)
@@ -80,14 +80,14 @@ def test_learning_rates_of_a_continued_training_follow_the_schedule(tmp_path: Pa
 def failed(tmp_path: Path) -> Path:
     """The folder of a training that saved its state after step 30 and failed at 35."""
     with pytest.raises(TrainingFailed):
-        fit(Line(extra=not_finite_from(35)), TRAINING, NOTHING, tmp_path, 0, "line")
+        fit(Line(extra=not_finite_from(35)), NOTHING, tmp_path, 0, "line")
     return tmp_path
 
 
 def test_a_curve_line_cut_short_does_not_keep_training_from_going_on(failed: Path) -> None:
     with (failed / "curve.jsonl").open("a") as curve:
         curve.write('{"step": 40, "lo')
-    fit(Line(), TRAINING, NOTHING, failed, 0, "line")
+    fit(Line(), NOTHING, failed, 0, "line")
     steps = [int(line.split(",")[0].split(":")[1]) for line in (failed / "curve.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps))
     assert steps[-1] == 100
@@ -98,21 +98,21 @@ def test_a_state_of_other_settings_is_refused(failed: Path, other: str) -> None:
     training = replace(TRAINING, learning_rate=1.0) if other == "training" else TRAINING
     images = ArrayImages(torch.zeros(6, 1), torch.zeros(6)) if other == "images" else NOTHING
     with pytest.raises(InputError, match=r"state\.pt is of a training with other settings") as caught:
-        fit(Line(training), training, images, failed, 1 if other == "seed" else 0, "line")
+        fit(Line(training), images, failed, 1 if other == "seed" else 0, "line")
     assert str(failed) in str(caught.value)
 
 
 def test_an_unreadable_state_is_named(failed: Path) -> None:
     (failed / "state.pt").write_bytes((failed / "state.pt").read_bytes()[:200])
     with pytest.raises(InputError, match=r"state\.pt cannot be read .*; delete it") as caught:
-        fit(Line(), TRAINING, NOTHING, failed, 0, "line")
+        fit(Line(), NOTHING, failed, 0, "line")
     assert "\n" not in str(caught.value)
 
 
 def test_what_a_killed_process_left_half_written_is_removed(failed: Path) -> None:
     for name in (".state.pt.123.tmp", ".best.pt.5.tmp"):
         (failed / name).write_bytes(b"half")
-    fit(Line(), TRAINING, NOTHING, failed, 0, "line")
+    fit(Line(), NOTHING, failed, 0, "line")
     assert not list(failed.glob(".*.tmp"))
 
 
@@ -121,7 +121,7 @@ def test_fp16_is_for_generators_on_gpus(
 ) -> None:
     half = replace(TRAINING, precision="fp16")
     with pytest.raises(InputError, match="fp16 needs a GPU"):
-        fit(Line(half), half, NOTHING, tmp_path, 0, "line")
+        fit(Line(half), NOTHING, tmp_path, 0, "line")
     loss = LossConfig(perceptual=0.0, adversarial=0.0)
     with pytest.raises(InputError, match="fp16 is for generators"):
         train_tokenizer(tokenizer_config, half, loss, train_digits, None, tmp_path, 0, "tiny", {})
@@ -130,7 +130,7 @@ def test_fp16_is_for_generators_on_gpus(
 def test_a_batch_that_does_not_divide_into_pieces_is_refused(tmp_path: Path) -> None:
     odd = replace(TRAINING, batch_size=7)
     with pytest.raises(InputError, match="batch_size 7 does not divide into 1 processes x 3 pieces"):
-        fit(Line(odd), odd, NOTHING, tmp_path, 0, "line", Execution(micro_batch=3))
+        fit(Line(odd), NOTHING, tmp_path, 0, "line", Execution(micro_batch=3))
 
 
 def test_a_process_that_works_alone_among_several_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_a_process_that_works_alone_among_several_says_so(tmp_path: Path, monkey
     PartialState()
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="WORLD_SIZE says 2 processes, but this one works with 1"):
-        fit(Line(), TRAINING, NOTHING, tmp_path, 0, "line")
+        fit(Line(), NOTHING, tmp_path, 0, "line")
 
 
 def test_weights_that_decay_by_name() -> None:

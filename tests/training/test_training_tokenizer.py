@@ -150,7 +150,7 @@ def test_without_adversarial_weight_there_is_no_discriminator(
 def test_averaged_weights_are_returned_and_saved(
     tmp_path: Path, task: TokenizerTask, training: TrainingConfig, train_digits: ArrayImages
 ) -> None:
-    averaged, summary = fit(task, training, train_digits, tmp_path, 0, "tiny")
+    averaged, summary = fit(task, train_digits, tmp_path, 0, "tiny")
     raw, mean = task.model.state_dict(), averaged.state_dict()
     assert not averaged.training
     assert changed(raw, mean) >= {"quant_conv.weight", "decoder.to_pixels.weight"}
@@ -169,7 +169,8 @@ def test_weights_are_averaged_with_the_same_decay_from_the_first_step_on(
         step(*arguments),
         weights.append(task.tokenizer.quant_conv.weight.detach().clone()),
     )[0]
-    averaged, _ = fit(task, replace(training, ema=0.75), train_digits, tmp_path, 0, "tiny")
+    task.training = replace(training, ema=0.75)
+    averaged, _ = fit(task, train_digits, tmp_path, 0, "tiny")
     expected = weights[0]
     for after in weights[1:]:
         expected = 0.75 * expected + 0.25 * after
