@@ -6,8 +6,8 @@ python reproductions/zoo.py --scale full --data IMAGENET --rows VP2-16384       
 
 At full, tokenizer, objective and optimiser of every row are the released ones, as far as the release states them
 (docs/zoo.md sets them beside the published configurations). The generators are not: the release trains VAR on
-ImageFolder's tokens alone and a RAR on those of some single-scale tokenizers. Here multi-scale tokens are predicted scale
-by scale, single-scale ones in raster order, by transformers of one shape.
+ImageFolder's tokens alone and a RAR on those of some single-scale tokenizers. Here multi-scale tokens are predicted
+scale by scale, single-scale ones in raster order, by transformers of one shape.
 """
 
 from __future__ import annotations
