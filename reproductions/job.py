@@ -3,7 +3,7 @@
 Folders below the output folder:
 
     SCALE-DATASET-HASH/proxies/                  semantic teacher and proxy extractor, shared by all rows and seeds
-    SCALE-DATASET-HASH/seedN/tokenizers/NAME-HASH/    weights; tokens-VIEWS/ holds the token cache
+    SCALE-DATASET-HASH/seedN/tokenizers/NAME-HASH/    weights; tokens/ holds the token caches, by views
     SCALE-DATASET-HASH/seedN/generators/NAME-HASH/
     records/, pictures/                          results
 
@@ -115,7 +115,7 @@ class Job:
         return self.folder / "tokenizers" / f"{recipe.tokenizer.name}-{config_hash(settings)[:8]}"
 
     def tokens(self, recipe: Recipe) -> Path:
-        return self.tokenizer(recipe) / f"tokens-{self.scale.views}"
+        return self.tokenizer(recipe) / "tokens" / f"{self.scale.views}-views"
 
     def generator(self, recipe: Recipe) -> Path:
         settings = self.generator_settings(recipe)

@@ -197,6 +197,9 @@ def test_generator_trained_on_new_crops_needs_no_cached_tokens(
     assert [name.split()[0] for name in executed] == ["generator", "table2"]
     assert len(weights(finished)) == len(before) + 1
     assert records(finished)["vq"]["config"]["views"] == 0
+    executed.clear()
+    assert table(finished, "vq", views=2) == 0  # beside the cache of one view
+    assert [name.split()[0] for name in executed] == ["tokens", "generator", "table2"]
 
 
 @pytest.mark.parametrize(("micro_batch", "together"), [(0, 8), (4, 4)])
