@@ -28,7 +28,7 @@ class Images(Protocol):
         """The same images without augmentation."""
         ...
 
-    def augmented(self, training: Literal["tokenizer", "generator"], seed: int) -> Images:
+    def augmented(self, training: Literal["tokenizer", "generator"], seed: int = 0) -> Images:
         """The same images, augmented as for one of the two trainings of a run with this seed."""
         ...
 
@@ -56,7 +56,7 @@ class ArrayImages(Dataset):
     def plain(self) -> ArrayImages:
         return self
 
-    def augmented(self, training: Literal["tokenizer", "generator"], seed: int) -> ArrayImages:
+    def augmented(self, training: Literal["tokenizer", "generator"], seed: int = 0) -> ArrayImages:
         return self
 
     def fingerprint(self) -> str:
@@ -79,7 +79,7 @@ class SomeImages(Dataset):
     def plain(self) -> SomeImages:
         return SomeImages(self.images.plain(), self.places)
 
-    def augmented(self, training: Literal["tokenizer", "generator"], seed: int) -> SomeImages:
+    def augmented(self, training: Literal["tokenizer", "generator"], seed: int = 0) -> SomeImages:
         return SomeImages(self.images.augmented(training, seed), self.places)
 
     def fingerprint(self) -> str:

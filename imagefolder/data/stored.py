@@ -88,7 +88,7 @@ class StoredImages(Dataset):
         """The same images, centre-cropped."""
         return StoredImages(self.root, self.rows, self.labels, self.image_size)
 
-    def augmented(self, training: Literal["tokenizer", "generator"], seed: int) -> StoredImages:
+    def augmented(self, training: Literal["tokenizer", "generator"], seed: int = 0) -> StoredImages:
         """The same images, cropped and flipped at random as for one of the two trainings of a run with this seed."""
         return StoredImages(self.root, self.rows, self.labels, self.image_size, training, seed)
 
