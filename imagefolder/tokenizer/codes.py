@@ -42,6 +42,16 @@ class Codes(nn.Module):
         """A map (B, C, s, s) as the codes are compared with it: normalised over channels, or as it is."""
         raise AssertionError("abstract")
 
+    def entropies(
+        self, rest: Tensor, scale: int, used: Tensor | None = None, share: Tensor | float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """What a scale adds to the entropy loss, from what is left (B, C, K, K) before it is quantized.
+
+        Averages over positions and the samples with `used` = 1 (B,), of which a step's batch has this `share`: entropy
+        summed over bits (), probability of each bit (C,). Zero and of no bits for learned codes.
+        """
+        return rest.new_zeros(()), rest.new_zeros(0)
+
     @torch.no_grad()
     def record_hits(self, counts: Tensor) -> None:
         """Average in the hit counts (scales, V) of one step over all ranks: 0.9 for 100 updates, then 0.99."""
@@ -135,6 +145,15 @@ class BinaryCodes(Codes):
     def bit_log_odds(self, rest: Tensor, scale: int) -> Tensor:
         """Log odds of each bit being set, given what is left to be quantized: (B, C, K, K) -> (B, C, K*K)."""
         return BIT_SHARPNESS * self.magnitude(scale) * rest.flatten(2)
+
+    def entropies(
+        self, rest: Tensor, scale: int, used: Tensor | None = None, share: Tensor | float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        x = self.bit_log_odds(rest, scale)
+        entropy, bits = entropy_of_log_odds(x).sum(1).mean(-1), torch.sigmoid(x).mean(-1)  # (B,), (B, C)
+        if used is None:
+            return entropy.mean(), bits.mean(0)
+        return (entropy * used).mean() / share, (bits * used[:, None]).mean(0) / share
 
 
 def entropy_of_log_odds(x: Tensor) -> Tensor:

@@ -17,13 +17,7 @@ from torch import Tensor, nn
 
 from imagefolder.config import TokenizerConfig
 from imagefolder.numerics import float32_only
-from imagefolder.tokenizer.codes import (
-    BinaryCodes,
-    Codes,
-    build_codes,
-    entropy_of_log_odds,
-    entropy_of_probabilities,
-)
+from imagefolder.tokenizer.codes import build_codes, entropy_of_probabilities
 
 
 @dataclass
@@ -97,7 +91,7 @@ class SingleScaleQuantizer(nn.Module):
         counts = _count(tokens, self.codebook.size)[None]
         z = self.contribution(0, tokens)
         codebook_loss, commitment_loss = F.mse_loss(z, f.detach()), self.commitment * F.mse_loss(z.detach(), f)
-        sample_entropy, bits = _entropies(self.codebook, f, 0, None, 1.0)
+        sample_entropy, bits = self.codebook.entropies(f, 0)
         touched = 0 if perturbation is None else perturbation.u.shape[-2]
         if touched:
             near = self.neighbours(f[:touched], perturbation.delta)
@@ -210,7 +204,7 @@ class MultiScaleQuantizer(nn.Module):
             index = self.codebook.nearest(self.down(rest, scale))
             used = None if use is None else use[scale]
             # Of what is left with the encoder attached to it, before this scale's contribution
-            entropies = _entropies(self.codebook, f - f_hat.detach(), scale, used, share[scale])
+            entropies = self.codebook.entropies(f - f_hat.detach(), scale, used, share[scale])
             h = self.contribution(scale, index)
             rest = rest - h.detach()
             f_hat = f_hat + (h if used is None else h * used[:, None, None, None])
@@ -380,23 +374,6 @@ def usage_and_perplexity(tokens: Tensor, codebook_size: int) -> tuple[float, flo
 
 def _count(tokens: Tensor, size: int) -> Tensor:
     return torch.bincount(tokens.flatten(), minlength=size)
-
-
-def _entropies(
-    codebook: Codes, rest: Tensor, scale: int, use: Tensor | None, share: Tensor | float
-) -> tuple[Tensor, Tensor]:
-    """What a scale adds to the entropy loss, from what is left (B, C, K, K) before it is quantized.
-
-    Averages over positions and the samples with use = 1: entropy summed over bits (), probability of each bit (C,);
-    zero and of no bits for learned codes.
-    """
-    if not isinstance(codebook, BinaryCodes):
-        return rest.new_zeros(()), rest.new_zeros(0)
-    x = codebook.bit_log_odds(rest, scale)
-    entropy, bits = entropy_of_log_odds(x).sum(1).mean(-1), torch.sigmoid(x).mean(-1)  # (B,), (B, C)
-    if use is None:
-        return entropy.mean(), bits.mean(0)
-    return (entropy * use).mean() / share, (bits * use[:, None]).mean(0) / share
 
 
 def _masked_mse(a: Tensor, b: Tensor, use: Tensor | None, share: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from imagefolder.data.images import to_float
 from imagefolder.distributed import barrier, is_main, own_samples, world_size
 from imagefolder.generator.model import Generator
 from imagefolder.tokenizer.model import Tokenizer
-from imagefolder.training.loop import DEFAULT_EXECUTION, Batch, Step, Task, adamw, fit, update
+from imagefolder.training.loop import DEFAULT_EXECUTION, Batch, Step, Task, adamw, fit, mean_over_pieces, update
 from imagefolder.training.state import remove_state
 
 
@@ -47,7 +47,7 @@ class GeneratorTask(Task):
             with step.accumulating(self.model, i):
                 results.append(self._learn(tokens, labels.masked_fill(unclassed, self.config.num_classes), step))
         update(self.optimizers[0], self.model.parameters(), self.training.clip, step.accelerator)
-        return {name: torch.stack([result[name] for result in results]).mean(0) for name in results[0]}
+        return mean_over_pieces(results)
 
     def _learn(self, tokens: Tensor, labels: Tensor, step: Step) -> dict[str, Tensor]:
         """Losses on a piece, and their backward pass."""

@@ -245,6 +245,11 @@ def fit(
     }
 
 
+def mean_over_pieces(losses: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Each loss averaged over equally large pieces."""
+    return {name: torch.stack([piece[name] for piece in losses]).mean(0) for name in losses[0]}
+
+
 def update(
     optimizer: torch.optim.Optimizer,
     parameters: Iterable[Tensor],

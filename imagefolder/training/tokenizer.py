@@ -31,7 +31,17 @@ from imagefolder.tokenizer.losses import (
 from imagefolder.tokenizer.model import Tokenizer, TrainingOutput
 from imagefolder.tokenizer.quantizers import Perturbation, codebook_entropy, floor_of_share
 from imagefolder.tokenizer.semantic import Teacher, pretrained_vit
-from imagefolder.training.loop import DEFAULT_EXECUTION, Batch, Step, Task, adamw, fit, learning_rate_share, update
+from imagefolder.training.loop import (
+    DEFAULT_EXECUTION,
+    Batch,
+    Step,
+    Task,
+    adamw,
+    fit,
+    learning_rate_share,
+    mean_over_pieces,
+    update,
+)
 from imagefolder.training.state import remove_state
 
 Contributions = dict[str, Tensor]
@@ -143,7 +153,7 @@ class TokenizerTask(Task):
         if logits:  # the running means follow the logits from the first step on
             self.lecam.update(*torch.stack(logits).mean(0))
         self.tokenizer.quantizer.record_hits(torch.stack(counts).sum(0))
-        return {name: torch.stack([result[name] for result in results]).mean(0) for name in results[0]}
+        return mean_over_pieces(results)
 
     def _prepare(self, pieces: list[Batch], step: Step) -> list[Piece]:
         """Draw for the whole batch what decides the objective, and give every piece its part."""

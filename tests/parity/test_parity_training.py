@@ -19,7 +19,6 @@ from torch import Tensor
 import imagefolder
 from imagefolder.checkpoints.authors import translate
 from imagefolder.config import LossConfig, TokenizerConfig, TrainingConfig
-from imagefolder.tokenizer import quantizers
 from imagefolder.tokenizer.codes import BinaryCodes, entropy_of_log_odds
 from imagefolder.tokenizer.model import TrainingOutput
 from imagefolder.training.loop import Step, learning_rate_share
@@ -102,17 +101,17 @@ def test_losses_and_gradients_of_learned_codes(kind: str, pieces: int, tmp_path:
 
 
 def selected_by_an_integer_mask(
-    codebook: BinaryCodes, rest: Tensor, scale: int, use: Tensor, share: Tensor
+    codes: BinaryCodes, rest: Tensor, scale: int, used: Tensor, share: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The release's slip: its mask of kept samples is an index, so that samples 0 and 1 alone enter the entropy."""
-    x = codebook.bit_log_odds(rest, scale)[use.long()]
+    x = codes.bit_log_odds(rest, scale)[used.long()]
     return entropy_of_log_odds(x).sum(1).mean(), torch.sigmoid(x).mean((0, 2))
 
 
 def test_losses_and_gradients_of_binary_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The recorded pass contains the slip; with it our entropy is the recorded one, and without it another one."""
     ours = Pass("bsq", tmp_path)
-    monkeypatch.setattr(quantizers, "_entropies", selected_by_an_integer_mask)
+    monkeypatch.setattr(BinaryCodes, "entropies", selected_by_an_integer_mask)
     Pass("bsq", tmp_path).assert_recorded()
     slipped = ours.case["values"]["entropy"] / LossConfig().entropy
     assert float(ours.losses["entropy"]) != pytest.approx(slipped, rel=0.1)
