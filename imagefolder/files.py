@@ -1,17 +1,31 @@
-"""Writing and identifying files."""
+"""Reading, writing and identifying files.
+
+Whatever this project stores and reads again carries a checksum: JSON documents their own, files of tensors one in the
+document beside them. It is verified where it is read.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from imagefolder.errors import DamagedFile, InputError, reason
+from imagefolder.numerics import not_finite
+
+CHECKSUM = "checksum"
+LARGEST_JSON = 2**26  # bytes
 
 
 def file_sha256(path: Path) -> str:
@@ -20,25 +34,138 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextlib.contextmanager
+def reading(path: Path, what: str, remedy: str = "") -> Iterator[None]:
+    """Turn whatever readers of a file raise over its content into a `DamagedFile` of one line.
+
+    Raises:
+        DamagedFile: "PATH: not readable as WHAT (reason)REMEDY".
+        InputError: there is no such file.
+    """
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file{remedy}") from None
+    except Exception as error:  # readers of archives, pickles and JSON raise almost anything over damaged content
+        raise DamagedFile(f"{path}: not readable as {what} ({reason(error)}){remedy}") from None
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Store a JSON document with its checksum, atomically."""
+    text = json.dumps(sealed(document), indent=1, allow_nan=False)
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path, remedy: str = "") -> dict[str, Any]:
+    """A JSON document, its checksum verified where it has one (documents from elsewhere need not) and taken off.
+
+    Raises:
+        DamagedFile: it is no JSON object, or not what was written.
+        InputError: there is no such file.
+    """
+    with reading(path, "a JSON document", remedy):
+        if (size := path.stat().st_size) > LARGEST_JSON:
+            raise ValueError(f"{size:,} bytes are too many")
+        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        if not isinstance(document, dict):
+            raise ValueError(f"it holds a {type(document).__name__}")
+        checksum = document.pop(CHECKSUM, None)
+        if checksum is not None and checksum != _checksum(document):
+            raise ValueError("its checksum is another: damaged, or changed by hand")
+    return document
+
+
+def sealed(document: dict[str, Any]) -> dict[str, Any]:
+    """A JSON document with its checksum."""
+    plain = json.loads(json.dumps(document))  # as it will be read
+    return {**plain, CHECKSUM: _checksum(plain)}
+
+
+def _checksum(document: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number")
+
+
+def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, on the CPU.
+
+    Args:
+        sha256: what the file's hash must be, where it is known.
+
+    Raises:
+        DamagedFile: unreadable, another hash, or values that are not finite.
+        InputError: there is no such file.
+    """
+    with reading(path, "safetensors"):
+        if sha256 is not None and file_sha256(path) != sha256:
+            raise ValueError("its sha256 is not the one stored beside it: damaged, or exchanged")
+        tensors = load_file(path)
+    require_finite(tensors, str(path))
+    return tensors
+
+
+def require_finite(tensors: Any, origin: str) -> None:
+    """`DamagedFile` if tensors, in any nesting of containers, hold NaN or infinity."""
+    if bad := not_finite(tensors):
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise DamagedFile(f"{origin}: {bad[0]}{more} hold NaN or infinity: these weights are of no use")
+
+
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Call `write(temporary path)` and move the result to `path`, so that no half-written file is ever seen.
 
-    What has been written survives a power failure too. Raises `OSError`, with the path and the space left, if it cannot
-    be written.
+    What has been written survives a power failure too, and has the usual permissions. What a killed process left
+    half-written of the same file is removed. Raises `OSError`, with the path and the space left, if it cannot be
+    written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp")
     try:
-        temporary.touch()  # with the usual permissions, where a library would create it for the owner alone
+        remove_half_written(path)
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(mode)  # libraries that replace the file create theirs for the owner alone
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is the last two to torch and safetensors
-        free = shutil.disk_usage(path.parent).free
-        raise OSError(f"{path} cannot be written: {error} ({free:,} bytes are free on its disk)") from error
+        with contextlib.suppress(OSError):
+            free = f" ({shutil.disk_usage(path.parent).free:,} bytes are free on its disk)"
+            raise OSError(f"{path} cannot be written: {reason(error)}{free}") from error
+        raise OSError(f"{path} cannot be written: {reason(error)}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def remove_half_written(path: Path) -> None:
+    """Remove what killed processes of this machine left half-written of a file."""
+    prefix = f".{path.name}.{platform.node()}-"
+    for left in path.parent.glob(f"{glob_escape(prefix)}*.tmp"):
+        pid = left.name.removeprefix(prefix).removesuffix(".tmp")
+        if pid.isdigit() and not _lives(int(pid)):
+            left.unlink(missing_ok=True)
+
+
+def glob_escape(text: str) -> str:
+    """A file name as a pattern that only it matches."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in text)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _sync(path: Path) -> None:

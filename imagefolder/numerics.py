@@ -1,11 +1,13 @@
-"""Float32 that is float32, where results must be the same on every device."""
+"""Float32 that is float32, where results must be the same on every device; and numbers that are none."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor
 
 # torch 2.9 and later say it per kind of operation; once that is used, asking the older switches is an error
 _SWITCHES = (torch.backends.cuda.matmul, *(getattr(torch.backends.cudnn, kind, None) for kind in ("conv", "rnn")))
@@ -51,3 +53,17 @@ def float32_only(device: torch.device) -> Iterator[None]:
     kind = "cpu" if device.type == "meta" else device.type  # the meta device knows no autocast
     with torch.autocast(kind, enabled=False), without_tf32(device):
         yield
+
+
+def not_finite(values: Any, name: str = "") -> list[str]:
+    """Names of the tensors that hold NaN or infinity, in any nesting of mappings and sequences."""
+    if isinstance(values, Tensor):
+        if not (values.is_floating_point() or values.is_complex()):
+            return []
+        values = values.float() if values.element_size() == 1 else values  # torch asks float8 nothing
+        return [] if bool(torch.isfinite(values).all()) else [name]
+    if isinstance(values, Mapping):
+        return [bad for key, value in values.items() for bad in not_finite(value, f"{name}.{key}".lstrip("."))]
+    if isinstance(values, list | tuple):
+        return [bad for i, value in enumerate(values) for bad in not_finite(value, f"{name}[{i}]")]
+    return []

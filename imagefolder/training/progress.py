@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -20,12 +21,22 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from imagefolder.distributed import is_main
+from imagefolder.errors import one_line
 
 PLAIN_SECONDS = 10.0
 
-console = Console(highlight=False, soft_wrap=True)
+
+class _Console(Console):
+    """Shows names as they are: brackets are no markup, and control characters do nothing to the terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str("\n".join(map(one_line, text.split("\n"))), **options)
+
+
+console = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 @dataclass(frozen=True)
@@ -57,8 +68,9 @@ class Display:
 
     def _show_bar(self, event: Event, text: str) -> None:
         if self._bars is None:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            left = (TimeRemainingColumn(), TextColumn("{task.fields[values]}"))
+            title = TextColumn("{task.description}", markup=False)
+            columns = (title, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            left = (TimeRemainingColumn(), TextColumn("{task.fields[values]}", markup=False))
             self._bars = Progress(*columns, *left, console=console)
             self._bars.start()
         if event.title not in self._tasks:
@@ -118,7 +130,7 @@ class Phase:
     """
 
     def __init__(self, title: str, total: int, start: int = 0) -> None:
-        self.title, self.total, self.done, self.sent = title, total, start, 0.0
+        self.title, self.total, self.done, self.sent = one_line(title), total, start, 0.0
 
     def __enter__(self) -> Phase:
         self._send(Event(self.title, self.done, self.total))
