@@ -14,6 +14,8 @@ import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor
 
+from imagefolder.errors import InputError
+
 T = TypeVar("T")
 
 
@@ -21,9 +23,26 @@ def join_processes() -> None:
     """Join the processes started by torchrun or Slurm (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT).
 
     NCCL with a GPU of its own for each, else Gloo. Does nothing where this process is the only one, or has joined.
+
+    Raises:
+        InputError: WORLD_SIZE says that there are several, and what else that takes is not set.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if started_processes() > 1:
         PartialState(cpu=not torch.cuda.is_available())  # accelerate would leave processes without GPUs alone
+
+
+def started_processes() -> int:
+    """How many processes WORLD_SIZE speaks of; `InputError` if nothing else does, as in a shell where it was left."""
+    text = os.environ.get("WORLD_SIZE", "1")
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"WORLD_SIZE={text} is no number of processes; unset it")
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if int(text) > 1 and missing:
+        raise InputError(
+            f"WORLD_SIZE={text} speaks of several processes, but {', '.join(missing)} is not set: unset WORLD_SIZE, or "
+            "start all by torchrun or Slurm"
+        )
+    return int(text)
 
 
 def is_distributed() -> bool:

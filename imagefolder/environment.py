@@ -36,13 +36,19 @@ PACKAGES = (
 
 
 def git_state() -> tuple[str | None, bool | None]:
-    """Commit of the source tree and whether it has uncommitted changes; (None, None) outside a checkout."""
-    root = Path(__file__).parent.parent
+    """Commit of the source tree and whether it has uncommitted changes; (None, None) outside a checkout of its own."""
+    root = Path(__file__).resolve().parent.parent
+    # GIT_DIR and the like would speak of another repository
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        command = ["git", *arguments]
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return None, None  # unpacked inside another repository
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
     except (OSError, subprocess.CalledProcessError):
         return None, None
@@ -54,7 +60,7 @@ def describe() -> dict[str, Any]:
     return {
         "git_commit": commit,
         "git_dirty": dirty,
-        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
@@ -149,6 +155,13 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has done all it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _cpu_name() -> str:

@@ -7,6 +7,8 @@ document beside them. It is verified where it is read.
 from __future__ import annotations
 
 import contextlib
+import functools
+import glob
 import hashlib
 import json
 import os
@@ -23,15 +25,37 @@ from torch import Tensor
 
 from imagefolder.errors import DamagedFile, InputError, reason
 from imagefolder.numerics import not_finite
+from imagefolder.training.progress import Phase
 
 CHECKSUM = "checksum"
 LARGEST_JSON = 2**26  # bytes
+BIG = 2**28  # bytes; the hash of larger files takes long enough to show progress
+CHUNK = 2**24
 
 
 def file_sha256(path: Path) -> str:
     """sha256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checked_sha256(path: Path) -> str:
+    """sha256 of a file, with progress where it is big; once per process and state of the file."""
+    stat = path.stat()
+    return _shown_sha256(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+@functools.lru_cache
+def _shown_sha256(path: Path, size: int, *_changed: int) -> str:
+    digest, done = hashlib.sha256(), 0
+    shown = Phase(f"{path.name}: checking its hash (MiB)", size >> 20) if size >= BIG else contextlib.nullcontext()
+    with shown as phase, path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            done += len(chunk)
+            if phase is not None:
+                phase.update(done >> 20)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -147,15 +171,10 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 def remove_half_written(path: Path) -> None:
     """Remove what killed processes of this machine left half-written of a file."""
     prefix = f".{path.name}.{platform.node()}-"
-    for left in path.parent.glob(f"{glob_escape(prefix)}*.tmp"):
+    for left in path.parent.glob(f"{glob.escape(prefix)}*.tmp"):
         pid = left.name.removeprefix(prefix).removesuffix(".tmp")
         if pid.isdigit() and not _lives(int(pid)):
             left.unlink(missing_ok=True)
-
-
-def glob_escape(text: str) -> str:
-    """A file name as a pattern that only it matches."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in text)
 
 
 def _lives(pid: int) -> bool:

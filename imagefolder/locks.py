@@ -17,16 +17,15 @@ ASK_SECONDS = 0.2
 
 
 @contextmanager
-def building(path: Path) -> Iterator[None]:
-    """Be the only run that builds, replaces or removes the file or folder `path`, on any machine that sees it.
+def building(file: Path, what: str) -> Iterator[None]:
+    """Hold the lock `file`: be the only run, on any machine that sees it, that builds, replaces or removes `what`.
 
     All processes of a run enter together. Where another run is at work, this one says so and waits: look again
     afterwards whether anything is left to build. A lock whose owner was killed is free.
 
     Raises:
-        InputError: the lock's file, hidden beside `path`, cannot be made.
+        InputError: the lock's file cannot be made.
     """
-    file = path.with_name(f".{path.name}.lock")
     lock = FileLock(file)
     waits = False
     while True:
@@ -37,7 +36,7 @@ def building(path: Path) -> Iterator[None]:
         if answer:
             break
         if not waits and is_main():
-            console.print(f"{path}: another run is at work on it; waiting until it has finished")
+            console.print(f"{what}: another run is at work on this; waiting until it has finished")
         waits = True
         time.sleep(ASK_SECONDS)
     try:

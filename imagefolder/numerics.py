@@ -55,6 +55,11 @@ def float32_only(device: torch.device) -> Iterator[None]:
         yield
 
 
+def any_seed(seed: int) -> int:
+    """A seed of any size and sign as one that torch takes; ordinary ones stay as they are."""
+    return seed % 2**63
+
+
 def not_finite(values: Any, name: str = "") -> list[str]:
     """Names of the tensors that hold NaN or infinity, in any nesting of mappings and sequences."""
     if isinstance(values, Tensor):

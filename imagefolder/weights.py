@@ -6,11 +6,8 @@ some of the formats execute what they hold.
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import sys
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,13 +19,10 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
 from imagefolder.errors import InputError
-from imagefolder.files import find_weights, weight_folders
+from imagefolder.files import checked_sha256, find_weights, weight_folders
 from imagefolder.tokenizer.losses import VGG16_FILE, VGG16_SHA256
 from imagefolder.tokenizer.semantic import TIMM_FILES
-from imagefolder.training.progress import Phase, console
-
-BIG = 2**28  # bytes; the hash of larger files takes long enough to show progress
-CHUNK = 2**24
+from imagefolder.training.progress import console
 
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 CLEAN_INCEPTION = "inception-2015-12-05.pt"
@@ -120,32 +114,6 @@ def verify(path: Path) -> None:
     expected = FILES[path.name].sha256
     if expected is not None and (found := checked_sha256(path)) != expected:
         raise InputError(f"{path} has sha256 {found}, not {expected}; replace it by the published file")
-
-
-def checked_sha256(path: Path) -> str:
-    """sha256 of a file, with progress where it is big; once per process and state of the file."""
-    stat = path.stat()
-    return _sha256(path, stat.st_size, stat.st_mtime_ns)
-
-
-@functools.lru_cache
-def _sha256(path: Path, size: int, _modified: int) -> str:
-    digest = hashlib.sha256()
-
-    def read(update: Callable[[int], None]) -> None:
-        done = 0
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
-                done += len(chunk)
-                update(done >> 20)
-
-    if size < BIG:
-        read(lambda _: None)
-    else:
-        with Phase(f"{path.name}: checking its hash (MiB)", size >> 20) as phase:
-            read(phase.update)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

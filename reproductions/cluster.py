@@ -27,7 +27,12 @@ TRAININGS = (run_tokenizer, run_generator)  # these can be watched, and asked to
 
 
 def submit_rows(
-    table: str, plans: list[Plan], profile: str | None, settings: tuple[str, ...], dry_run: bool = False
+    table: str,
+    plans: list[Plan],
+    profile: str | None,
+    settings: tuple[str, ...],
+    dry_run: bool = False,
+    prepare: Callable[[], None] | None = None,
 ) -> dict[str, str]:
     """Hand what rows still need to a cluster; arguments and result as of `slurm.launch.submit`."""
     stages = [_stage(task) for task in graph(plans)]
@@ -38,7 +43,7 @@ def submit_rows(
     job = plans[0].job
     name = f"report {table} {job.shared.name}"
     report = Stage(name, finish_rows, (plans,), after_any=everything, kind="small")
-    return submit(job.output, [*stages, report], profile, settings, dry_run, fresh=True)
+    return submit(job.output, [*stages, report], profile, settings, dry_run, fresh=True, prepare=prepare)
 
 
 def processes_of_trainings(scale: Scale, profile: str | None, settings: tuple[str, ...]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import math
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from imagefolder.checkpoints.native import WEIGHTS, load_weights
 from imagefolder.config import config_hash, to_dict
 from imagefolder.distributed import is_main, world_size
 from imagefolder.environment import describe, peak_memory_mib, reset_peak_memory
+from imagefolder.errors import InputError
 from imagefolder.evaluation.extractor import Extractor, default_device, inception_extractor, proxy_extractor
 from imagefolder.evaluation.perturbation import evaluate_perturbation
 from imagefolder.evaluation.probe import evaluate_probe
@@ -30,6 +30,7 @@ from imagefolder.generator.model import Generator
 from imagefolder.tokenizer.discriminator import DINO
 from imagefolder.tokenizer.losses import VGG16_FILE
 from imagefolder.tokenizer.model import Tokenizer
+from imagefolder.training.classifier import read_classifier
 from imagefolder.training.progress import console
 from imagefolder.weights import ADM_REFERENCE, ADM_STATISTICS, INCEPTION, absent_weights
 from leaderboard.record import Checkpoint, CodebookUsage, Cost, Metric, Record, Run, Size
@@ -45,15 +46,26 @@ PROXY_SELECTION = "weights of the last step, fixed seed"
 GIVEN_SELECTION = "given, not selected here"
 
 
-def evaluate_row(job: Job, recipe: Recipe, order: int, tokenizer_shared: bool) -> None:
-    """Evaluate the models of a row by what its recipe measures, and write the record."""
+Models = tuple[Tokenizer, Generator | None, list[Checkpoint], dict[str, dict[str, Any]]]
+"""a row's models, the files they come from, and what is stored about their trainings (nothing if given)"""
+
+
+def evaluate_row(job: Job, recipe: Recipe, order: int, tokenizer_shared: bool, models: Models) -> None:
+    """Evaluate the models of a row by what its recipe measures, and write the record.
+
+    Raises:
+        InputError: a file is damaged or missing, models do not belong together, or the images are no longer those of
+            the record.
+    """
     started, clock = _now(), time.monotonic()
     reset_peak_memory()
-    tokenizer, generator, checkpoints, about = _models(job, recipe)
+    tokenizer, generator, checkpoints, about = models
     extractor = _extractor(job)
     results = [_measure(job, recipe, extractor, tokenizer, generator, measure) for measure in recipe.measures]
     if not is_main():
         return
+    for images in (job.splits.train, job.splits.test):
+        images.verify()
     if job.scale.published:  # at the other scales nobody expects what published weights are needed for
         for note in (note for result in results for note in result.notes):
             console.print(f"{recipe.row}: {note}")
@@ -65,6 +77,11 @@ def evaluate_row(job: Job, recipe: Recipe, order: int, tokenizer_shared: bool) -
         config["weights"] = {checkpoint.role: checkpoint.sha256 for checkpoint in checkpoints}
     generation = next((r for r in results if r.samples_per_second), None)
     peaks = [peak_memory_mib(), *(document["peak_memory_mib"] for document in about.values())]
+    pictures = {
+        CAPTIONS[measure]: _picture(job, recipe, measure, result.picture)
+        for measure, result in zip(recipe.measures, results, strict=True)
+        if result.picture is not None
+    }
     write_record(
         job.output / "records",
         Record(
@@ -74,11 +91,8 @@ def evaluate_row(job: Job, recipe: Recipe, order: int, tokenizer_shared: bool) -
             checkpoints=checkpoints,
             metrics=[Metric.model_validate(asdict(m)) for result in results for m in result.measurements],
             codebook_usage=[CodebookUsage(**asdict(usage)) for result in results for usage in result.usage],
-            pictures={
-                CAPTIONS[measure]: _picture(job, recipe, measure, result.picture)
-                for measure, result in zip(recipe.measures, results, strict=True)
-                if result.picture is not None
-            },
+            pictures=pictures,
+            picture_sha256={path: file_sha256(job.output / path) for path in pictures.values()},
             cost=Cost(
                 tokenizer_train_seconds=about.get("tokenizer", {}).get("seconds"),
                 generator_train_seconds=about.get("generator", {}).get("seconds"),
@@ -118,10 +132,11 @@ def missing_weights(job: Job, recipe: Recipe) -> str | None:
 
 
 def write_unfinished(job: Job, recipe: Recipe, order: int, status: str, reason: str) -> None:
-    """Record that a row failed or was not run, and why."""
+    """Record that a row failed or was not run, and why; a finished record stays."""
     config = job.config(recipe)
     record = Record(**_identity(job, recipe, order, config), status=status, reason=reason, run=_run(job, _now()))
-    write_record(job.output / "records", record)
+    if write_record(job.output / "records", record) is None:
+        console.print(f"{recipe.row} seed {job.seed}: the record of its earlier, finished run stays")
 
 
 def _measure(
@@ -150,14 +165,12 @@ def _extractor(job: Job) -> Extractor:
     """What the metrics of a scale rest on."""
     if job.scale.published:
         return inception_extractor()
-    about = json.loads(job.extractor.with_suffix(".json").read_text())
+    _, about = read_classifier(job.extractor)
     return proxy_extractor(job.extractor, about["floors"])
 
 
-def _models(
-    job: Job, recipe: Recipe
-) -> tuple[Tokenizer, Generator | None, list[Checkpoint], dict[str, dict[str, Any]]]:
-    """The row's models, the files they come from, and what is stored about their trainings (nothing if given)."""
+def load_models(job: Job, recipe: Recipe) -> Models:
+    """The row's models, frozen and on the device; `InputError` for files that are damaged or do not belong together."""
     tokenizer, about, checkpoints = Tokenizer(recipe.tokenizer), {}, []
 
     def load(role: str, model: nn.Module, folder: Path, given: str | None, config: Any) -> None:
@@ -176,8 +189,15 @@ def _models(
         generator = Generator(recipe.generator, tokenizer)
         load("generator", generator.transformer, job.generator(recipe), job.generator_weights, recipe.generator)
         generator.to(default_device()).eval()
+    if "generator" in about and about["generator"].get("tokenizer_sha256") != about["tokenizer"]["weights_sha256"]:
+        raise InputError(
+            f"{job.generator(recipe)} was trained on the tokens of another tokenizer than {job.tokenizer(recipe)} is "
+            "now; the same command trains it anew"
+        )
     if not given and "teacher_sha256" in about["tokenizer"]:
-        checkpoints.append(_checkpoint(job, "teacher", job.teacher(recipe), PROXY_SELECTION))
+        path = str(job.teacher(recipe).relative_to(job.output))
+        sha256 = about["tokenizer"]["teacher_sha256"]  # of then, whatever lies there now
+        checkpoints.append(Checkpoint(role="teacher", path=path, sha256=sha256, selection=PROXY_SELECTION))
     if not job.scale.published:
         checkpoints.append(_checkpoint(job, "extractor", job.extractor, PROXY_SELECTION))
     return tokenizer, generator, checkpoints, about

@@ -46,7 +46,7 @@ from imagefolder.evaluation.files import PngFolder
 from imagefolder.evaluation.metrics import fidelity, frechet
 from imagefolder.evaluation.statistics import IS_SPLITS, Statistics, measure
 from imagefolder.files import write_atomically
-from imagefolder.training.classifier import save_classifier, train_classifier
+from imagefolder.training.classifier import finish_classifier, read_classifier, save_classifier, train_classifier
 from imagefolder.training.progress import console, display
 from imagefolder.weights import WeightsAbsent
 
@@ -347,15 +347,16 @@ def _extractor(options: Options) -> Extractor:
     if options.images is not None:
         raise InputError("say with --extractor what to measure images of your own with: inception, or a proxy's file")
     finished = sorted(options.output.glob("mini-digits-*/proxies/extractor.json"))
-    if finished:
-        return proxy_extractor(finished[0].with_suffix(".safetensors"))
-    path = options.output / "evaluators-extractor.safetensors"
-    if not path.exists():
+    path = finished[0] if finished else options.output / "evaluators-extractor.safetensors"
+    path = path.with_suffix(".safetensors")
+    if not path.with_suffix(".json").exists():
         torch.manual_seed(SEED)
         splits = digits()
         net = ProxyNet(len(splits.classes)).to(default_device())
         train_classifier(net.features, net.head, splits.train, STEPS, BATCH, SEED, "proxy extractor: training")
         save_classifier(path, net)
+        finish_classifier(path, {"steps": STEPS, "seed": SEED})
+    read_classifier(path)  # which compares the weights with their hash
     return proxy_extractor(path)
 
 

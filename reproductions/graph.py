@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reproductions.evaluation import evaluate_row
 from reproductions.job import Job, has_record, is_proxy_done, is_trained, needs_teacher
 from reproductions.recipe import Recipe
 from reproductions.scheduler import Task
-from reproductions.stages import run_generator, run_tokenizer, run_tokens, train_extractor, train_teacher
+from reproductions.stages import (
+    run_evaluation,
+    run_generator,
+    run_tokenizer,
+    run_tokens,
+    train_extractor,
+    train_teacher,
+)
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,8 @@ class Plan:
     tokenizer_done: bool
     generator_done: bool
     recorded: bool
+    fresh: bool
+    """everything is done anew, whatever is there"""
 
     @property
     def name(self) -> str:
@@ -41,7 +49,7 @@ def plan(job: Job, recipe: Recipe, order: int, shared: bool, fresh: bool) -> Pla
     tokenizer = given or (not fresh and is_trained(job.tokenizer(recipe)))
     generator = given or recipe.generator is None or (tokenizer and is_trained(job.generator(recipe)))
     recorded = tokenizer and generator and not given and not fresh and has_record(job, recipe)
-    return Plan(job, recipe, order, shared, tokenizer, generator, recorded)
+    return Plan(job, recipe, order, shared, tokenizer, generator, recorded, fresh)
 
 
 def graph(plans: list[Plan]) -> list[Task]:
@@ -50,7 +58,7 @@ def graph(plans: list[Plan]) -> list[Task]:
     for row in plans:
         if not row.recorded:
             _add_row(tasks, row)
-    stages = (train_extractor, train_teacher, run_tokenizer, run_tokens, run_generator, evaluate_row)
+    stages = (train_extractor, train_teacher, run_tokenizer, run_tokens, run_generator, run_evaluation)
     return sorted(tasks.values(), key=lambda task: stages.index(task.function))
 
 
@@ -76,4 +84,4 @@ def _add_row(tasks: dict[str, Task], row: Plan) -> None:
         if job.scale.views:
             before = [add(f"tokens {job.tokenizer(recipe).name} {seed}", run_tokens, (job, recipe), before)]
         needs.append(add(f"generator {job.generator(recipe).name} {seed}", run_generator, (job, recipe), before))
-    add(row.task, evaluate_row, (job, recipe, row.order, row.shared), needs)
+    add(row.task, run_evaluation, (job, recipe, row.order, row.shared, row.fresh), needs)

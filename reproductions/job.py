@@ -6,6 +6,7 @@ Folders below the output folder:
     SCALE-DATASET-HASH/seedN/tokenizers/NAME-HASH/    weights; tokens/ holds the token caches, by views
     SCALE-DATASET-HASH/seedN/generators/NAME-HASH/
     records/, pictures/                          results
+    locks/                                       who builds which of these at the moment
 
 The hash of a model's folder is that of everything that decides its weights, so that rows of all tables which need the
 same model share it, and no model is ever taken for another.
@@ -14,21 +15,24 @@ same model share it, and no model is ever taken for another.
 from __future__ import annotations
 
 import functools
-import json
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from imagefolder.checkpoints.native import CONFIG, WEIGHTS
+from imagefolder.checkpoints.native import CONFIG, WEIGHTS, read_about
 from imagefolder.config import Execution, config_hash, to_dict
 from imagefolder.data.digits import digits
 from imagefolder.data.folder import read_data
 from imagefolder.data.images import DataSplits, SomeImages
 from imagefolder.errors import InputError
-from imagefolder.files import write_atomically
+from imagefolder.files import read_json, write_json
+from imagefolder.locks import building
 from imagefolder.tokenizer.discriminator import images_normalised_together
-from leaderboard.record import Dataset
-from leaderboard.store import read_record
+from imagefolder.training.classifier import read_classifier
+from leaderboard.pictures import pictures_intact
+from leaderboard.record import Dataset, Record
+from leaderboard.store import RecordError, read_record
 from reproductions.recipe import Recipe, Scale, loss_of, resolved, training_of
 
 SETTINGS = "settings.json"
@@ -126,6 +130,14 @@ class Job:
         stem = f"{self.table}-{recipe.row}-{self.scale.name}-{data}-seed{self.seed}"
         return self.output / "records" / f"{stem}.json"
 
+    def building(self, path: Path) -> AbstractContextManager[None]:
+        """Be the only run that builds, replaces or removes a file or folder of the output folder; all processes call.
+
+        Where several are needed, in the order generator, tokenizer.
+        """
+        inside = path.relative_to(self.output)
+        return building(self.output / "locks" / f"{'-'.join(inside.parts)}.lock", str(inside))
+
     def title(self, text: str) -> str:
         return f"seed {self.seed} {text}"
 
@@ -176,31 +188,47 @@ def is_trained(folder: Path) -> bool:
 
 
 def is_proxy_done(path: Path, job: Job) -> bool:
-    """Whether a teacher or extractor is trained, with this scale's number of steps."""
-    about = path.with_suffix(".json")
-    return path.exists() and about.exists() and json.loads(about.read_text())["steps"] == job.scale.proxy_steps
+    """Whether a teacher or extractor is trained, with this scale's number of steps, and undamaged."""
+    if not (path.exists() and path.with_suffix(".json").exists()):
+        return False
+    try:
+        _, about = read_classifier(path)
+    except InputError:
+        return False
+    return (about.get("steps"), about.get("dataset_sha256")) == (job.scale.proxy_steps, job.dataset.sha256)
 
 
 def has_record(job: Job, recipe: Recipe) -> bool:
-    """Whether the row's finished record of these very settings exists."""
+    """Whether there is the row's finished record of these very settings and models, undamaged, with its pictures."""
     path = job.record(recipe)
-    if not path.exists():
+    try:
+        record = read_record(path)
+    except RecordError:
         return False
-    record = read_record(path)
-    same = record.config_sha256 == config_hash(job.config(recipe))
-    return record.status == "finished" and same and record.dataset.sha256 == job.dataset.sha256
+    same = record.config_sha256 == config_hash(job.config(recipe)) and record.dataset.sha256 == job.dataset.sha256
+    finished = record.status == "finished" and same and _is_of_these_models(record, job, recipe)
+    return finished and pictures_intact(record, job.output)
+
+
+def _is_of_these_models(record: Record, job: Job, recipe: Recipe) -> bool:
+    folders = {"tokenizer": job.tokenizer(recipe)}
+    if recipe.generator is not None:
+        folders["generator"] = job.generator(recipe)
+    recorded = {checkpoint.role: checkpoint.sha256 for checkpoint in record.checkpoints}
+    return all(recorded.get(role) == read_about(folder).get("weights_sha256") for role, folder in folders.items())
 
 
 def write_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Note beside a model what it is trained with."""
-    text = json.dumps(settings, indent=1)
-    write_atomically(folder / SETTINGS, lambda temporary: temporary.write_text(text))
+    write_json(folder / SETTINGS, settings)
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
-    """What `write_settings` noted; None if there is nothing."""
-    path = folder / SETTINGS
-    return json.loads(path.read_text()) if path.exists() else None
+    """What `write_settings` noted; None if there is nothing, or nothing readable."""
+    try:
+        return read_json(folder / SETTINGS)
+    except InputError:
+        return None
 
 
 def _nameless(config: Any) -> dict[str, Any]:

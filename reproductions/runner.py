@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,11 +15,12 @@ import tyro
 from imagefolder.config import Execution
 from imagefolder.data.order import pieces_per_process
 from imagefolder.distributed import barrier, is_distributed, is_main, join_processes, world_size
-from imagefolder.errors import InputError
+from imagefolder.errors import InputError, one_line, reason
 from imagefolder.training.progress import console
 from leaderboard.record import Dataset
 from leaderboard.report import build_report
 from leaderboard.store import RecordError, read_records
+from reproductions.aside import remove_aside, set_aside
 from reproductions.cluster import processes_of_trainings, submit_rows
 from reproductions.evaluation import missing_weights, write_unfinished
 from reproductions.graph import Plan, graph, plan
@@ -29,7 +29,7 @@ from reproductions.recipe import SCALES, Recipe, Scale, on_this_machine
 from reproductions.scheduler import run_here, run_tasks
 from reproductions.systems import SYSTEMS
 from reproductions.tables import print_plan, print_results, print_rows
-from slurm import SlurmError
+from slurm import SlurmError, redacted
 
 MIN_TEST_IMAGES = 10  # the inception score alone takes ten splits
 
@@ -54,7 +54,7 @@ class Options:
     output: Path = Path("runs")
     """folder for models, records, pictures and the report"""
     fresh: bool = False
-    """redo the chosen rows from the beginning"""
+    """redo the chosen rows from the beginning; earlier models and records go when the new ones are there"""
     skip_corrupt: bool = False
     """leave unreadable training images out instead of stopping"""
     tokenizer: str | None = None
@@ -131,23 +131,27 @@ def run(table: str, title: str, rows: Rows, options: Options, scales: dict[str, 
         return 0
     if is_main():
         _require_writable(options.output)
-        if options.fresh:
-            for row in plans:
-                _remove(row.job, row.recipe)
         for row in plans:
             if row.name in missing:
-                write_unfinished(row.job, row.recipe, row.order, "not run", missing[row.name])
                 console.print(f"{row.name}: not run: {missing[row.name]}")
+                write_unfinished(row.job, row.recipe, row.order, "not run", missing[row.name])
     barrier()
+
+    def prepare() -> None:
+        """What cannot be taken back, once all else has been checked."""
+        for row in possible if options.fresh else ():
+            set_aside(row.job, row.recipe)
+
     if options.submit and graph(possible):
-        return 1 if submit_rows(table, possible, options.profile, options.set) else 0
+        return 1 if submit_rows(table, possible, options.profile, options.set, prepare=prepare) else 0
+    prepare()
     failed = _run_plans(possible)
     if is_main():
+        for row, why in failed.items():
+            print(f"error: {row}: {why}", file=sys.stderr)
         paths = build_report(options.output, read_records(options.output / "records"), REPORTED_CSV)
         print_results(table, name, options.output)
         console.print(f"report: {paths[0]}")
-        for row, reason in failed.items():
-            print(f"error: {row}: {reason}", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -161,6 +165,10 @@ def make_plans(table: str, rows: Rows, chosen: list[str], scale: Scale, options:
         if options.views < 0:
             raise InputError(f"--views must be 0 (none encoded beforehand) or more, not {options.views}")
         scale = replace(scale, views=options.views)
+    seeds = tuple(dict.fromkeys(options.seeds or (options.seed,)))
+    for seed in seeds:
+        if not -(2**63) <= seed < 2**63:
+            raise InputError(f"seed {seed} has more than 64 bits; choose a smaller one")
     processes = world_size()
     if options.submit:
         processes = processes_of_trainings(scale, options.profile, options.set)
@@ -185,11 +193,12 @@ def make_plans(table: str, rows: Rows, chosen: list[str], scale: Scale, options:
         n_test=len(splits.test),
         classes=len(splits.classes),
         image_size=splits.image_size,
+        left_out=splits.left_out,
     )
     every = rows(scale.name, dataset.classes)
     users = [recipe.tokenizer.name for recipe in every]
     plans = []
-    for seed in options.seeds or (options.seed,):
+    for seed in seeds:
         job = Job(
             table,
             options.output,
@@ -197,7 +206,7 @@ def make_plans(table: str, rows: Rows, chosen: list[str], scale: Scale, options:
             source,
             dataset,
             seed,
-            shlex.join(["python", *sys.argv]),
+            one_line(shlex.join(["python", *redacted(sys.argv)])),
             Execution(options.micro_batch, options.activation_checkpointing, options.compile),
             options.tokenizer,
             options.generator,
@@ -253,25 +262,20 @@ def _given(recipe: Recipe, options: Options) -> Recipe:
 def _require_writable(output: Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
-        probe = output / f".writable-{os.getpid()}"
+        probe = output / ".writable"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(
             f"output folder {output} cannot be written ({error.strerror}); choose another --output"
         ) from None
 
 
-def _remove(job: Job, recipe: Recipe) -> None:
-    """Forget a row's own stages and record (the proxies stay: they are what makes numbers comparable)."""
-    shutil.rmtree(job.tokenizer(recipe), ignore_errors=True)
-    if recipe.generator is not None:
-        shutil.rmtree(job.generator(recipe), ignore_errors=True)
-    job.record(recipe).unlink(missing_ok=True)
-
-
 def _run_plans(plans: list[Plan]) -> dict[str, str]:
     """Run what is not finished; returns the reason of every failed row and writes its record."""
+    for row in plans:
+        if row.recorded:  # by a run that was killed right after that
+            remove_aside(row.job, row.recipe)
     tasks = graph(plans)
     if not tasks:
         return {}
@@ -284,5 +288,8 @@ def _run_plans(plans: list[Plan]) -> dict[str, str]:
     reasons = {row.name: failed[row.task] for row in plans if row.task in failed}
     for row in plans:
         if row.name in reasons:
-            write_unfinished(row.job, row.recipe, row.order, "failed", reasons[row.name])
+            try:
+                write_unfinished(row.job, row.recipe, row.order, "failed", reasons[row.name])
+            except OSError as error:  # the disk may be full; why the row failed is said all the same
+                reasons[row.name] += f"; its record cannot be written either: {reason(error)}"
     return reasons

@@ -14,6 +14,9 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
+import torch.distributed as dist
+
+from imagefolder.errors import InputError, reason
 from imagefolder.training.progress import display, send_to
 
 
@@ -95,9 +98,20 @@ def run_here(tasks: list[Task]) -> dict[str, str]:
     """Run all tasks in this process, one after the other, together with the other processes of torchrun.
 
     A failure ends the run: the other processes would wait for this one for ever.
+
+    Raises:
+        InputError: another process has ended.
     """
     for task in tasks:
-        task.function(*task.arguments)
+        try:
+            task.function(*task.arguments)
+        except RuntimeError as error:
+            if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+                raise
+            raise InputError(
+                f"{task.name}: another of the processes has ended, or cannot be reached ({reason(error)}); its own "
+                "output says why, and the same command continues"
+            ) from error
     return {}
 
 
@@ -119,16 +133,15 @@ def _end_with_parent() -> None:
 
 def _run(task: Task) -> str | None:
     """None, or one line on what went wrong; the traceback goes to the worker's stderr unless it is a known error."""
-    from imagefolder.errors import InputError
-    from imagefolder.training.loop import TrainingFailed
+    from imagefolder.training.sanity import TrainingFailed
 
     try:
         task.function(*task.arguments)
     except (InputError, TrainingFailed, OSError) as error:
-        return str(error)
+        return reason(error)
     except Exception as error:
         traceback.print_exc()
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return f"{type(error).__name__}: {reason(error)}"
     return None
 
 

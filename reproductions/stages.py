@@ -1,20 +1,23 @@
-"""The training stages of a row: proxies, tokenizer, token cache, generator. Each is finished once and found by name.
+"""The stages of a row: proxies, tokenizer, token cache, generator, evaluation. Each is finished once and found by name.
 
 Where several processes work together, all call the same stage; proxies are trained by each alike, the first one writes.
+Where several runs need the same, one builds it under its lock while the others wait. A stage makes sure of what it
+needs itself, as another run may be making it anew.
 """
 
 from __future__ import annotations
 
-import shutil
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
-from imagefolder.checkpoints.native import load_weights
-from imagefolder.data.tokens import build_token_cache, open_token_cache
-from imagefolder.distributed import barrier, is_main, world_size
+from imagefolder.checkpoints.native import load_weights, read_about
+from imagefolder.data.tokens import TokenCache, build_token_cache
+from imagefolder.distributed import barrier, gather_objects, is_main, world_size
 from imagefolder.errors import InputError
 from imagefolder.evaluation.extractor import FEATURES, ProxyNet, default_device
 from imagefolder.evaluation.protocols import real_floors
@@ -22,19 +25,44 @@ from imagefolder.files import file_sha256
 from imagefolder.tokenizer.discriminator import dino
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.tokenizer.semantic import Teacher, blank_teacher, pretrained_vit
-from imagefolder.training.classifier import accuracy, finish_classifier, save_classifier, train_classifier
+from imagefolder.training.classifier import (
+    accuracy,
+    finish_classifier,
+    read_classifier,
+    save_classifier,
+    train_classifier,
+)
 from imagefolder.training.generator import train_generator
+from imagefolder.training.progress import console
+from imagefolder.training.state import remove_state
 from imagefolder.training.tokenizer import train_tokenizer
-from reproductions.evaluation import validation
-from reproductions.job import Job, is_trained, needs_teacher, read_settings, write_settings
+from reproductions.aside import move_aside, remove_aside
+from reproductions.evaluation import Models, evaluate_row, load_models, validation
+from reproductions.job import (
+    Job,
+    has_record,
+    is_proxy_done,
+    is_trained,
+    needs_teacher,
+    read_settings,
+    write_settings,
+)
 from reproductions.recipe import Recipe, loss_of, training_of
 
 EXTRACTOR_SEED, TEACHER_SEED = 0, 1
 PROXY_BATCH = 64
 
+T = TypeVar("T")
+
 
 def train_extractor(job: Job) -> None:
     """Train the proxy extractor on the training split and measure it on the real test images."""
+    with job.building(job.extractor):
+        if not _is_done(job.extractor, job):
+            _train_extractor(job)
+
+
+def _train_extractor(job: Job) -> None:
     torch.manual_seed(EXTRACTOR_SEED)
     splits, steps = job.splits, job.scale.proxy_steps
     net = ProxyNet(len(splits.classes)).to(default_device())
@@ -66,6 +94,12 @@ def train_extractor(job: Job) -> None:
 
 def train_teacher(job: Job, recipe: Recipe) -> None:
     """Train the semantic teacher (a classifier of the tokenizer's shape) on the training split."""
+    with job.building(job.teacher(recipe)):
+        if not _is_done(job.teacher(recipe), job):
+            _train_teacher(job, recipe)
+
+
+def _train_teacher(job: Job, recipe: Recipe) -> None:
     torch.manual_seed(TEACHER_SEED)
     splits, steps = job.splits, job.scale.proxy_steps
     teacher = blank_teacher(recipe.tokenizer).to(default_device())
@@ -87,8 +121,14 @@ def train_teacher(job: Job, recipe: Recipe) -> None:
 
 def run_tokenizer(job: Job, recipe: Recipe) -> None:
     """Train the tokenizer of a row."""
+    with job.building(job.tokenizer(recipe)):
+        _finish_tokenizer(job, recipe)
+
+
+def _finish_tokenizer(job: Job, recipe: Recipe) -> None:
     folder = job.tokenizer(recipe)
-    if is_trained(folder):
+    if _of_main(is_trained(folder)):
+        remove_state(folder)  # left by a run that was killed right after its end
         return
     here = replace(job, processes=world_size()).execution_settings(recipe)
     if here != job.execution_settings(recipe):
@@ -121,32 +161,40 @@ def run_tokenizer(job: Job, recipe: Recipe) -> None:
 
 def run_tokens(job: Job, recipe: Recipe) -> None:
     """Encode the training images once for all generators on a tokenizer."""
-    tokenizer, sha256 = load_tokenizer(job, recipe)
+    _tokens(job, recipe, *load_tokenizer(job, recipe))
+
+
+def _tokens(job: Job, recipe: Recipe, tokenizer: Tokenizer, sha256: str) -> TokenCache:
     images = job.splits.train.augmented("generator", job.seed)
     title = job.title(f"{job.tokenizer(recipe).name}: encoding training images")
-    build_token_cache(tokenizer, sha256, images, job.scale.views, job.tokens(recipe), title)
+    return build_token_cache(tokenizer, sha256, images, job.scale.views, job.tokens(recipe), title)
 
 
 def run_generator(job: Job, recipe: Recipe) -> None:
     """Train the generator of a row on the cached tokens, or on images that are encoded as they come."""
+    with job.building(job.generator(recipe)):
+        _finish_generator(job, recipe, *load_tokenizer(job, recipe))
+
+
+def _finish_generator(job: Job, recipe: Recipe, tokenizer: Tokenizer, sha256: str) -> None:
     folder = job.generator(recipe)
-    tokenizer, sha256 = load_tokenizer(job, recipe)
-    settings = {**job.generator_settings(recipe), "tokenizer_sha256": sha256}
-    current = read_settings(folder) == settings
-    if current and is_trained(folder):
+    if _of_main(is_trained(folder) and read_about(folder).get("tokenizer_sha256") == sha256):
+        remove_state(folder)
         return
-    barrier()  # all have looked, before what another training of the tokenizer left goes
-    if is_main() and not current:
-        shutil.rmtree(folder, ignore_errors=True)
+    settings = {**job.generator_settings(recipe), "tokenizer_sha256": sha256}
+    if is_main():
+        noted = read_settings(folder)
+        if is_trained(folder) or noted not in (None, settings):  # of another training of the tokenizer
+            move_aside(folder)
         write_settings(folder, settings)
     barrier()
-    images = job.splits.train.augmented("generator", job.seed)
-    tokens = open_token_cache(job.tokens(recipe), sha256, images, job.scale.views) if job.scale.views else images
+    views = job.scale.views
+    images = _tokens(job, recipe, tokenizer, sha256) if views else job.splits.train.augmented("generator", job.seed)
     train_generator(
         recipe.generator,
         job.scale.generator_training,
         tokenizer,
-        tokens,
+        images,
         folder,
         job.seed,
         job.title(f"{folder.name}: training generator"),
@@ -155,8 +203,35 @@ def run_generator(job: Job, recipe: Recipe) -> None:
     )
 
 
+def run_evaluation(job: Job, recipe: Recipe, order: int, tokenizer_shared: bool, fresh: bool) -> None:
+    """Evaluate a row and record it, unless another run has done so meanwhile (and this one is not to do it `fresh`)."""
+    with job.building(job.record(recipe).with_suffix("")):
+        models = _models(job, recipe)
+        if job.tokenizer_weights is not None or fresh or not _of_main(has_record(job, recipe)):
+            evaluate_row(job, recipe, order, tokenizer_shared, models)
+    remove_aside(job, recipe)
+
+
+def _models(job: Job, recipe: Recipe) -> Models:
+    """The models of a row, under their locks from the look at them to the end of loading."""
+    if job.tokenizer_weights is not None:
+        return load_models(job, recipe)
+    generator = nullcontext() if recipe.generator is None else job.building(job.generator(recipe))
+    with generator, job.building(job.tokenizer(recipe)):
+        _finish_tokenizer(job, recipe)
+        if recipe.generator is not None:
+            _finish_generator(job, recipe, *_load(job, recipe))
+        return load_models(job, recipe)
+
+
 def load_tokenizer(job: Job, recipe: Recipe) -> tuple[Tokenizer, str]:
-    """The trained tokenizer of a row, frozen, and the sha256 of its weights."""
+    """The trained tokenizer of a row, frozen, and the sha256 of its weights; trained first if it is not."""
+    with job.building(job.tokenizer(recipe)):
+        _finish_tokenizer(job, recipe)
+        return _load(job, recipe)
+
+
+def _load(job: Job, recipe: Recipe) -> tuple[Tokenizer, str]:
     tokenizer = Tokenizer(recipe.tokenizer)
     about = load_weights(job.tokenizer(recipe), tokenizer, recipe.tokenizer)
     return tokenizer.to(default_device()).eval().requires_grad_(False), about["weights_sha256"]
@@ -179,5 +254,17 @@ def _discriminator_features(job: Job, recipe: Recipe) -> nn.Module | None:
 
 def _proxy_teacher(job: Job, recipe: Recipe) -> Teacher:
     teacher = blank_teacher(recipe.tokenizer)
-    teacher.load_state_dict(load_file(job.teacher(recipe)))
+    teacher.load_state_dict(read_classifier(job.teacher(recipe))[0])
     return teacher
+
+
+def _is_done(proxy: Path, job: Job) -> bool:
+    done = _of_main(is_proxy_done(proxy, job))
+    if not done and proxy.exists() and is_main():
+        console.print(f"{proxy}: unfinished, damaged or trained otherwise; trained anew")
+    return done
+
+
+def _of_main(value: T) -> T:
+    """The main process's value, in all of them: what one sees on a shared disk, another may not see yet."""
+    return gather_objects(value)[0]

@@ -1,17 +1,19 @@
 """The token cache: every training image encoded once, in several augmented views, for all generators on a tokenizer.
 
 tokens.npy        uint16 or int32 (views, N, P, L); memory-mapped, so it may be larger than memory
-about.json        of which tokenizer and images; written last: a cache without it is unfinished
-unfinished.json, done-*.json    while it is made: for what, and which batches are on the disk
+about.json        of which tokenizer and images, and the tokens' hash; written last: a cache without it is unfinished
+unfinished.json, done-*.json    while it is made: for what, and which batches are on the disk, with their hashes
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import hashlib
 import math
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from imagefolder.data.images import Images, Key, to_float
 from imagefolder.distributed import barrier, gather_objects, is_main, my_part
-from imagefolder.errors import InputError
-from imagefolder.files import file_sha256, write_atomically
+from imagefolder.errors import DamagedFile, InputError, reason
+from imagefolder.files import CHUNK, checked_sha256, read_json, reading, write_json
+from imagefolder.locks import building
 from imagefolder.tokenizer.model import Tokenizer
-from imagefolder.training.progress import Phase
+from imagefolder.training.progress import Phase, console
 
-TOKENS, ABOUT, UNFINISHED = "tokens.npy", "about.json", "unfinished.json"
+TOKENS, ABOUT, UNFINISHED, LOCK = "tokens.npy", "about.json", "unfinished.json", ".lock"
 SAVE_SECONDS = 10.0
 
 
@@ -58,26 +61,28 @@ class TokenCache(Dataset):
 def open_token_cache(folder: Path, tokenizer_sha256: str, images: Images, views: int) -> TokenCache | None:
     """The finished cache in `folder`, or None if there is none yet.
 
+    All processes call it; the main one compares the tokens with their hash.
+
     Raises:
-        InputError: it was made with another tokenizer, other images or another number of views, or is damaged.
+        DamagedFile: its files are not what was written.
+        InputError: it was made with another tokenizer, other images or another number of views.
     """
     if not (folder / ABOUT).exists():
         return None
-    remedy = f"delete {folder} to encode the images anew"
+    remedy = f"; delete {folder} to encode the images anew"
     wanted = _identity(tokenizer_sha256, images, views)
-    try:
-        about = json.loads((folder / ABOUT).read_text())
-        odd = [name for name in wanted if about[name] != wanted[name]]
-        if odd:
-            found = ", ".join(f"{name} is {about[name]}, not {wanted[name]}" for name in odd)
-            raise InputError(f"{folder} holds tokens of other images or of another tokenizer ({found}); {remedy}")
+    about = read_json(folder / ABOUT, remedy)
+    odd = [name for name in wanted if about.get(name) != wanted[name]]
+    if odd:
+        found = ", ".join(f"{name} is {about.get(name)}, not {wanted[name]}" for name in odd)
+        raise InputError(f"{folder} holds tokens of other images or of another tokenizer ({found}){remedy}")
+    with reading(folder / TOKENS, "a token cache", remedy):
+        same = not is_main() or checked_sha256(folder / TOKENS) == about["sha256"]
+        if not gather_objects(same)[0]:
+            raise ValueError("its sha256 is not the one stored beside it")
         cache = TokenCache(folder / TOKENS, images.labels)
         if list(cache.tokens.shape) != about["shape"]:
             raise ValueError(f"shape {cache.tokens.shape}")
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise InputError(f"{folder}: damaged token cache ({error}); {remedy}") from None
     return cache
 
 
@@ -93,7 +98,8 @@ def build_token_cache(
     """Encode every image in `views` views (those of epochs 0..views-1) into `folder`, or open what is finished there.
 
     A build that was interrupted continues, with any number of processes; each encodes its part. Batches are the same
-    however they are divided, so the file is too.
+    however they are divided, so the file is too. Where another run builds the same, this one waits and uses the result;
+    what is damaged is encoded anew.
 
     Args:
         tokenizer: frozen, in evaluation mode.
@@ -103,9 +109,29 @@ def build_token_cache(
     Raises:
         InputError: the disk is too small, or `folder` holds another finished cache.
     """
-    cache = open_token_cache(folder, tokenizer_sha256, images, views)
-    if cache is not None:
+    with building(folder / LOCK, title):
+        try:
+            cache = open_token_cache(folder, tokenizer_sha256, images, views)
+        except DamagedFile as error:
+            if is_main():
+                console.print(f"{reason(error)}; encoding the images anew")
+                (folder / ABOUT).unlink(missing_ok=True)
+            barrier()
+            cache = None
+        if cache is None:
+            cache = _build(tokenizer, tokenizer_sha256, images, views, folder, title, batch_size)
         return cache
+
+
+def _build(
+    tokenizer: Tokenizer,
+    tokenizer_sha256: str,
+    images: Images,
+    views: int,
+    folder: Path,
+    title: str,
+    batch_size: int,
+) -> TokenCache:
     config = tokenizer.config
     shape = (views, len(images), config.branches, config.length)
     plan = {**_identity(tokenizer_sha256, images, views), "shape": list(shape), "batch_size": batch_size}
@@ -117,8 +143,8 @@ def build_token_cache(
     _encode(tokenizer, images, folder, shape, batch_size, title)
     barrier()
     if is_main():
-        about = {**plan, "dtype": str(dtype), "sha256": file_sha256(folder / TOKENS)}
-        _write_json(folder / ABOUT, about)
+        about = {**plan, "dtype": str(dtype), "sha256": checked_sha256(folder / TOKENS)}
+        write_json(folder / ABOUT, about)
         for path in [folder / UNFINISHED, *folder.glob("done-*.json")]:
             path.unlink()
     barrier()
@@ -137,7 +163,7 @@ def _identity(tokenizer_sha256: str, images: Images, views: int) -> dict[str, An
 def _prepare(folder: Path, plan: dict[str, Any], shape: tuple[int, ...], dtype: np.dtype) -> str | None:
     """Make the file, unless this very cache was begun before; what hinders it, or None."""
     path, tokens = folder / UNFINISHED, folder / TOKENS
-    begun = path.exists() and json.loads(path.read_text()) == plan
+    begun = _read_or_none(path) == plan and _has_header(tokens, shape, dtype)
     if not begun:
         for old in [path, tokens, *folder.glob("done-*.json")]:
             old.unlink(missing_ok=True)  # begun for something else
@@ -149,8 +175,15 @@ def _prepare(folder: Path, plan: dict[str, Any], shape: tuple[int, ...], dtype: 
         return f"{folder}: the token cache needs {missing}; free them or choose another output folder"
     if not begun:
         np.lib.format.open_memmap(tokens, "w+", dtype, shape).flush()
-        _write_json(path, plan)
+        write_json(path, plan)
     return None
+
+
+def _has_header(tokens: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    with contextlib.suppress(InputError), reading(tokens, "tokens"):
+        array = np.load(tokens, mmap_mode="r")
+        return (array.shape, array.dtype) == (shape, dtype)
+    return False
 
 
 def _encode(
@@ -163,43 +196,77 @@ def _encode(
         return range(batch * batch_size, min((batch + 1) * batch_size, total))
 
     mine = my_part(-(-total // batch_size))
-    finished = [run for path in folder.glob("done-*.json") for run in json.loads(path.read_text())]
-    done = {batch for start, stop in finished for batch in range(start, stop)}
+    file_of_mine = folder / f"done-{mine.start}-{mine.stop}.json"
+    tokens = np.load(folder / TOKENS, mmap_mode="r")
+    size = tokens[0, 0].nbytes
+
+    def same(run: dict[str, Any]) -> bool:
+        """Whether the batches of a run lie on the disk as they were written."""
+        first, last = places(run["start"])[0], places(run["stop"] - 1)[-1]
+        return _sha256_of(folder / TOKENS, tokens.offset + first * size, (last + 1 - first) * size) == run["sha256"]
+
+    stored = {path: (_read_or_none(path) or {}).get("runs", []) for path in folder.glob("done-*.json")}
+    sound = {path: [run for run in runs if same(run)] for path, runs in stored.items()}
+    damaged = sum(map(len, stored.values())) - sum(map(len, sound.values()))
+    if damaged and is_main():
+        console.print(f"{folder / TOKENS}: {damaged} pieces are damaged and encoded anew")
+    done = {batch for runs in sound.values() for run in runs for batch in range(run["start"], run["stop"])}
     todo = [batch for batch in mine if batch not in done]
     keys = ([divmod(place, number) for place in places(batch)] for batch in todo)  # (view, image)
     loader = DataLoader(images, batch_sampler=keys, collate_fn=_as_fetched, num_workers=images.workers)
-    file_of_mine = folder / f"done-{mine.start}-{mine.stop}.json"
-    runs: list[list[int]] = json.loads(file_of_mine.read_text()) if file_of_mine.exists() else []
-    tokens = np.load(folder / TOKENS, mmap_mode="r")
+    runs: list[dict[str, Any]] = sound.get(file_of_mine, [])
     whole, left = (sum(len(places(batch)) for batch in batches) for batches in (mine, todo))
     # Written, not mapped: two machines that write to one page of a shared file would undo each other's half of it
-    with (folder / TOKENS).open("r+b") as file, Phase(title, whole, whole - left) as phase:
+    with _named(folder / TOKENS), (folder / TOKENS).open("r+b") as file, Phase(title, whole, whole - left) as phase:
 
         def save() -> None:
             file.flush()
             os.fsync(file.fileno())
-            _write_json(file_of_mine, runs)
+            if current is not None:
+                runs.append({"start": current[0], "stop": current[1], "sha256": digest.hexdigest()})
+            write_json(file_of_mine, {"runs": runs})
 
-        saved = time.monotonic()
+        saved, current, digest = time.monotonic(), None, hashlib.sha256()
         try:
             for batch, (pixels, _) in zip(todo, loader, strict=True):
                 encoded = tokenizer.encode(to_float(pixels.to(tokenizer.device))).cpu().numpy().astype(tokens.dtype)
-                file.seek(tokens.offset + places(batch).start * encoded[0].nbytes)
-                file.write(encoded.tobytes())
-                if runs and runs[-1][1] == batch:
-                    runs[-1][1] = batch + 1
-                else:
-                    runs.append([batch, batch + 1])
-                phase.update(phase.done + len(encoded))
-                if time.monotonic() - saved > SAVE_SECONDS:
+                if current is not None and (current[1] != batch or time.monotonic() - saved > SAVE_SECONDS):
                     save()
-                    saved = time.monotonic()
+                    saved, current, digest = time.monotonic(), None, hashlib.sha256()
+                file.seek(tokens.offset + places(batch).start * size)
+                file.write(encoded.tobytes())
+                digest.update(encoded.tobytes())
+                current = (batch if current is None else current[0], batch + 1)
+                phase.update(phase.done + len(encoded))
         finally:
             save()
 
 
-def _write_json(path: Path, values: Any) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(values)))
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """A full disk says nothing of what was being written."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {reason(error)}") from error
+
+
+def _read_or_none(path: Path) -> dict[str, Any] | None:
+    """A document of an unfinished cache; None if there is none, or it is damaged: then its part is encoded again."""
+    with contextlib.suppress(InputError):
+        return read_json(path)
+    return None
+
+
+def _sha256_of(path: Path, start: int, length: int) -> str:
+    """sha256 of a part of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(start)
+        while length > 0 and (chunk := file.read(min(length, CHUNK))):
+            digest.update(chunk)
+            length -= len(chunk)
+    return digest.hexdigest()
 
 
 def _as_fetched(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

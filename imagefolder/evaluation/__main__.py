@@ -29,8 +29,8 @@ def main(samples: Annotated[Path, tyro.conf.Positional], reference: Path, extrac
         extractor: inception (published metrics; needs its weight file), or a proxy extractor's .safetensors.
     """
     keep_freed_memory()
-    join_processes()
     try:
+        join_processes()
         chosen = inception_extractor() if extractor == "inception" else proxy_extractor(Path(extractor))
         result, sha256 = evaluate_files(samples, reference, chosen)
     except (InputError, OSError) as error:

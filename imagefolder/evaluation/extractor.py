@@ -12,8 +12,6 @@ import torch
 import torch_fidelity
 from cleanfid.inception_torchscript import InceptionV3W
 from cleanfid.resize import build_resizer
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import register_feature_extractor
@@ -21,7 +19,7 @@ from torch_fidelity.utils import create_feature_extractor
 
 from imagefolder.data.images import to_float
 from imagefolder.errors import InputError
-from imagefolder.files import file_sha256
+from imagefolder.files import file_sha256, read_tensors, reading
 from imagefolder.numerics import without_tf32
 from imagefolder.weights import CLEAN_INCEPTION, FILES, INCEPTION, require
 
@@ -105,12 +103,10 @@ class ProxyNet(nn.Module):
 
 def load_proxy(path: Path) -> ProxyNet:
     """A trained proxy network from its weight file, frozen; `InputError` if the file holds something else."""
-    try:
-        state = load_file(path)
+    state = read_tensors(path)
+    with reading(path, "weights of the proxy extractor"):
         net = ProxyNet(len(state["head.bias"]))
         net.load_state_dict(state)
-    except (KeyError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{path}: no weights of the proxy extractor ({str(error).splitlines()[0]})") from None
     return net.eval().requires_grad_(False)
 
 

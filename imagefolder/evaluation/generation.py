@@ -52,7 +52,9 @@ def generation_metrics(
         if n < FEW:
             mean, spread = kernel_distance(statistics.features, reference.features)
             add(f"{kind}{distance.replace('FID', 'KID')}", f"kernel distance of {what}", mean, n_real, False, spread)
-    if labels is not None and extractor.is_proxy:
+    if labels is not None and extractor.is_proxy and extractor.widths[1] < 2:
+        result.notes.append("class accuracy not measured: with one class, every sample is right")
+    elif labels is not None and extractor.is_proxy:
         right = float((statistics.classes == labels).float().mean())
         add("class accuracy", "share of samples the extractor assigns to their class", right, 0, True)
     return result

@@ -17,6 +17,7 @@ from imagefolder.data.order import ordered_batches
 from imagefolder.distributed import gather_objects, my_part
 from imagefolder.errors import InputError
 from imagefolder.evaluation.results import Measurement, Protocol, Result
+from imagefolder.numerics import any_seed
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.training.progress import Phase
 
@@ -78,9 +79,9 @@ def train_probe(
         features: float32 (N, C).
         labels: int64 (N,) in [0, classes).
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(any_seed(seed))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(any_seed(seed))
         probe = LinearProbe(features.shape[1], classes)
     optimizer = torch.optim.AdamW(probe.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
     for _ in range(epochs):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,15 +12,19 @@ from torch import Tensor, nn
 
 from imagefolder.data.images import Images, to_float
 from imagefolder.data.order import ordered_batches, training_batches
-from imagefolder.files import file_sha256, write_atomically
+from imagefolder.errors import DamagedFile
+from imagefolder.files import file_sha256, read_json, read_tensors, write_atomically, write_json
+from imagefolder.numerics import any_seed
 from imagefolder.training.progress import Phase
+
+REMEDY = "; delete it, and the same command trains it anew"
 
 
 def train_classifier(
     features: nn.Module, head: nn.Linear, images: Images, steps: int, batch_size: int, seed: int, title: str
 ) -> None:
     """Train `head(features(images))` by cross-entropy with a one-cycle learning rate."""
-    torch.manual_seed(seed)
+    torch.manual_seed(any_seed(seed))
     model = nn.Sequential(features, head).train()
     device = head.weight.device
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05, fused=True)
@@ -55,5 +59,16 @@ def save_classifier(path: Path, model: nn.Module) -> None:
 
 def finish_classifier(path: Path, about: dict[str, object]) -> None:
     """Write what is known about the weights at `path`, with their sha256, as JSON beside them: now they are done."""
-    text = json.dumps({**about, "sha256": file_sha256(path)}, indent=1)
-    write_atomically(path.with_suffix(".json"), lambda temporary: temporary.write_text(text))
+    write_json(path.with_suffix(".json"), {**about, "sha256": file_sha256(path)})
+
+
+def read_classifier(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights that are done, and what is known about them.
+
+    Raises:
+        InputError: weights or document are missing or damaged, or do not belong together.
+    """
+    about = read_json(path.with_suffix(".json"), REMEDY)
+    if not isinstance(about.get("sha256"), str):
+        raise DamagedFile(f"{path.with_suffix('.json')}: names no sha256 of the weights{REMEDY}")
+    return read_tensors(path, about["sha256"]), about

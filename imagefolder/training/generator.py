@@ -16,6 +16,7 @@ from imagefolder.config import Execution, GeneratorConfig, TrainingConfig, to_di
 from imagefolder.data.images import to_float
 from imagefolder.distributed import barrier, is_main, own_samples, world_size
 from imagefolder.generator.model import Generator
+from imagefolder.numerics import any_seed
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.training.loop import DEFAULT_EXECUTION, Batch, Step, Task, adamw, fit, mean_over_pieces, update
 from imagefolder.training.state import remove_state
@@ -85,7 +86,7 @@ def train_generator(
             (B, 3, H, W) and labels.
         evaluate: of the generator with the weights that `fit` evaluates; `fit` has the rest.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(any_seed(seed))
     generator = Generator(config, tokenizer)
     task = GeneratorTask(generator, training)
     task.settings["about"] = about

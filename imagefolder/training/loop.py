@@ -10,7 +10,6 @@ depth, augmentation of what a discriminator sees) is each piece's own, seeded by
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -33,24 +32,23 @@ from imagefolder.distributed import (
     is_main,
     mean_over_processes,
     rank,
+    started_processes,
     sum_over_processes,
     world_size,
 )
 from imagefolder.environment import peak_memory_mib, reset_peak_memory
 from imagefolder.errors import InputError
+from imagefolder.numerics import any_seed
 from imagefolder.training.curve import Curve
 from imagefolder.training.interruption import Stopped, stop_requested
 from imagefolder.training.progress import Phase
-from imagefolder.training.state import BEST, STATE, StateFile, remove_leftovers
+from imagefolder.training.sanity import require_finite_losses, require_finite_weights, tell_of_zeros
+from imagefolder.training.state import BEST, PREVIOUS, STATE, StateFile, remove_leftovers
 
 LOG_EVERY = 20
 SEEDS_PER_STEP = 1_009  # one for each process, the last for what all draw alike
 NOISE_OF_A_PIECE = 1_000_000_007
 DEFAULT_EXECUTION = Execution()
-
-
-class TrainingFailed(RuntimeError):
-    """Training cannot go on (a loss is not finite); the last saved state is kept."""
 
 
 Batch = tuple[Tensor, Tensor]
@@ -164,7 +162,7 @@ def fit(
     Raises:
         InputError: a precision this machine lacks, a batch that does not divide, a state of other settings.
         Stopped: `interruption.request_stop` was called in one of the processes; the state is saved.
-        TrainingFailed: a loss or evaluation is not finite.
+        TrainingFailed: a loss, evaluation or weight is not finite.
     """
     config = task.training
     accelerator = _accelerator(config)
@@ -179,7 +177,8 @@ def fit(
         for layer in model.layers:
             layer.compile(dynamic=False)
 
-    state_file, best_file = (StateFile(folder / name, _hash(task, images, seed)) for name in (STATE, BEST))
+    settings = _hash(task, images, seed)
+    state_file, best_file = StateFile(folder / STATE, settings, PREVIOUS), StateFile(folder / BEST, settings)
     state, best = state_file.read(), best_file.read()
     start, seconds = _restore(state, task, averaged)
     task.model = accelerator.prepare(model)
@@ -208,8 +207,12 @@ def fit(
             writing = saving or evaluating or last or done % LOG_EVERY == 0
             stopping = not last and stop.agreed()
             if writing or stopping:
-                logged = _over_processes(losses)
-                _check_finite(logged, done - 1, folder)
+                first, logged = not logged, _over_processes(losses)
+                require_finite_losses(logged, done - 1, folder)
+                if first and is_main():
+                    tell_of_zeros(title, logged, done)
+            if saving or stopping or evaluating or last:
+                require_finite_weights(_state(task, model, averaged, accelerator, done, 0.0), folder)
             phase.update(done, logged)
             if writing:
                 values = dict(logged)
@@ -218,7 +221,7 @@ def fit(
                         judged = averaged if config.select_by == "averaged" else model
                         value = _of_main(evaluate(judged.eval()), accelerator.device)
                     values["evaluation"] = value
-                    _check_finite({"evaluation": value}, done - 1, folder)
+                    require_finite_losses({"evaluation": value}, done - 1, folder)
                     if value < chosen[0]:
                         chosen = value, done
                         if is_main():
@@ -291,7 +294,7 @@ class _Runner:
 
     def step(self, number: int) -> dict[str, Tensor]:
         """The losses of a step in this process."""
-        first = (self.seed * 1_000_003 + number) * SEEDS_PER_STEP
+        first = any_seed((self.seed * 1_000_003 + number) * SEEDS_PER_STEP)
         step = Step(number, self.pieces, self.accelerator, self.generator, first + rank())
         self.generator.manual_seed(first + SEEDS_PER_STEP - 1)
         rates = self.task.learning_rates(number).values()
@@ -331,7 +334,7 @@ def _accelerator(config: TrainingConfig) -> Accelerator:
         accelerator = Accelerator(mixed_precision=config.precision, cpu=cpu, kwargs_handlers=[options])
     except ValueError as error:
         raise InputError(f"precision {config.precision} does not work on this machine ({error})") from None
-    started = int(os.environ.get("WORLD_SIZE", "1"))
+    started = started_processes()
     if not accelerator.num_processes == world_size() == started:
         raise InputError(
             f"WORLD_SIZE says {started} processes, but this one works with {world_size()}; start all by torchrun or "
@@ -353,12 +356,6 @@ def _over_processes(losses: dict[str, Tensor]) -> dict[str, float]:
 def _of_main(value: float, device: torch.device) -> float:
     """The main process's value, in all of them."""
     return float(sum_over_processes(torch.tensor(value if is_main() else 0.0, dtype=torch.float64, device=device)))
-
-
-def _check_finite(losses: dict[str, float], step: int, folder: Path) -> None:
-    bad = [name for name, value in losses.items() if not math.isfinite(value)]
-    if bad:
-        raise TrainingFailed(f"{folder}: {', '.join(bad)} not finite at step {step}; lower the learning rate")
 
 
 def _state(

@@ -17,6 +17,7 @@ from imagefolder.config import Execution, LossConfig, TokenizerConfig, TrainingC
 from imagefolder.data.images import Images, to_float
 from imagefolder.distributed import barrier, is_main, mean_with_gradient, own_samples, world_size
 from imagefolder.errors import InputError
+from imagefolder.numerics import any_seed
 from imagefolder.tokenizer.discriminator import build_discriminator
 from imagefolder.tokenizer.losses import (
     LeCam,
@@ -370,7 +371,7 @@ def train_tokenizer(
     """
     if config.detail != (detail_teacher is not None):
         raise InputError("detail guidance needs both: TokenizerConfig.detail, and a detail_teacher")
-    torch.manual_seed(seed)
+    torch.manual_seed(any_seed(seed))
     task = TokenizerTask(new_tokenizer(config, pretrained), training, loss, teacher, detail_teacher, features)
     task.settings["about"] = about
     averaged, summary = fit(task, images, folder, seed, title, execution, evaluate)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +19,8 @@ from imagefolder.data.images import ArrayImages
 from imagefolder.errors import InputError
 from imagefolder.generator.transformer import Transformer
 from imagefolder.training.generator import _decay_groups
-from imagefolder.training.loop import Batch, Step, Task, TrainingFailed, adamw, fit, update
+from imagefolder.training.loop import Batch, Step, Task, adamw, fit, update
+from imagefolder.training.sanity import TrainingFailed
 from imagefolder.training.tokenizer import train_tokenizer
 
 TRAINING = TrainingConfig(steps=100, batch_size=2, learning_rate=0.1, checkpoint_every=30)
@@ -104,16 +108,21 @@ def test_a_state_of_other_settings_is_refused(failed: Path, other: str) -> None:
 
 def test_an_unreadable_state_is_named(failed: Path) -> None:
     (failed / "state.pt").write_bytes((failed / "state.pt").read_bytes()[:200])
-    with pytest.raises(InputError, match=r"state\.pt cannot be read .*; delete it") as caught:
+    with pytest.raises(InputError, match=r"state\.pt: not readable as a saved state .*; delete") as caught:
         fit(Line(), NOTHING, failed, 0, "line")
     assert "\n" not in str(caught.value)
 
 
 def test_what_a_killed_process_left_half_written_is_removed(failed: Path) -> None:
-    for name in (".state.pt.123.tmp", ".best.pt.5.tmp"):
-        (failed / name).write_bytes(b"half")
+    """But not what another process is writing at the moment."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for name in ("state.pt", "best.pt"):
+        (failed / f".{name}.{platform.node()}-{dead.pid}.tmp").write_bytes(b"half")
+    living = failed / f".state.pt.{platform.node()}-{os.getppid()}.tmp"
+    living.write_bytes(b"half")
     fit(Line(), NOTHING, failed, 0, "line")
-    assert not list(failed.glob(".*.tmp"))
+    assert list(failed.glob(".*.tmp")) == [living]
 
 
 def test_fp16_is_for_generators_on_gpus(
@@ -137,6 +146,10 @@ def test_a_process_that_works_alone_among_several_says_so(tmp_path: Path, monkey
     """As accelerate's own PartialState() does on machines without GPUs; all would write the same files."""
     PartialState()
     monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="WORLD_SIZE=2 speaks of several processes, but RANK, MASTER_ADDR"):
+        fit(Line(), NOTHING, tmp_path, 0, "line")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
     with pytest.raises(InputError, match="WORLD_SIZE says 2 processes, but this one works with 1"):
         fit(Line(), NOTHING, tmp_path, 0, "line")
 

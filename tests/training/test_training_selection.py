@@ -16,7 +16,7 @@ from imagefolder.data.images import ArrayImages
 from imagefolder.generator.model import Generator
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.training.generator import train_generator
-from imagefolder.training.loop import TrainingFailed
+from imagefolder.training.sanity import TrainingFailed
 
 Evaluate = Callable[[Generator], float] | None
 Train = Callable[[Path, Evaluate], dict[str, torch.Tensor]]

@@ -1,0 +1,76 @@
+"""Models of earlier runs that are to be made anew: set aside, and removed once the new results are recorded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+
+from imagefolder.data.tokens import LOCK
+from imagefolder.distributed import gather_objects, is_main
+from imagefolder.errors import InputError, reason
+from imagefolder.locks import building
+from imagefolder.training.progress import console
+from reproductions.job import Job, is_trained
+from reproductions.recipe import Recipe
+
+
+def set_aside(job: Job, recipe: Recipe) -> None:
+    """Have a row's own models made anew (the proxies stay: they are what makes numbers comparable).
+
+    All processes call it. Models that somebody gave are left alone, and the row's record stays until there is a new
+    one.
+
+    Raises:
+        InputError: a model cannot be moved: it would be taken for the new one.
+    """
+    for folder in _models(job, recipe):
+        with ExitStack() as locks:
+            locks.enter_context(job.building(folder))
+            for tokens in gather_objects(sorted(folder.glob("tokens/*/")))[0]:  # encoded at the moment, perhaps
+                locks.enter_context(building(tokens / LOCK, str(tokens)))
+            problem = _move_aside(folder) if is_main() else None
+            if problem := gather_objects(problem)[0]:
+                raise InputError(problem)
+
+
+def move_aside(folder: Path) -> None:
+    """Rename a finished model, remove an unfinished one; its lock is held. Raises `InputError`."""
+    if problem := _move_aside(folder):
+        raise InputError(problem)
+
+
+def remove_aside(job: Job, recipe: Recipe) -> None:
+    """Remove what was set aside, now that the row's new record is there."""
+    for folder in _models(job, recipe):
+        earlier = _earlier(folder)
+        if is_main() and earlier.exists():
+            try:
+                shutil.rmtree(earlier)
+            except OSError as error:
+                console.print(f"{earlier}, the model of an earlier run, cannot be removed: {reason(error)}")
+
+
+def _move_aside(folder: Path) -> str | None:
+    earlier = _earlier(folder)
+    try:
+        if is_trained(folder):
+            if earlier.exists():
+                shutil.rmtree(earlier)
+            os.rename(folder, earlier)
+        elif folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        return f"{folder} is to be made anew, and what is there cannot be moved or removed: {reason(error)}"
+    return None
+
+
+def _models(job: Job, recipe: Recipe) -> list[Path]:
+    if job.tokenizer_weights is not None:
+        return []
+    return [job.tokenizer(recipe)] + ([] if recipe.generator is None else [job.generator(recipe)])
+
+
+def _earlier(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.earlier")

@@ -1,0 +1,395 @@
+"""Full disks, machines that lack this or that, numbers that are none, and results that must not go."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lab
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+NAMES_OF_WRITES = ("state.pt", "config.json", "about.json", "records", "report.html", "extractor.json", "curve.jsonl")
+
+
+def poison(task: Any) -> None:
+    """One weight of the model is no number."""
+    with torch.no_grad():
+        next(task.model.parameters()).view(-1)[0] = float("nan")
+
+
+def poison_all(task: Any) -> None:
+    with torch.no_grad():
+        for parameter in task.model.parameters():
+            parameter.fill_(float("nan"))
+
+
+def poison_moments(task: Any) -> None:
+    state = task.optimizers[0].state
+    next(iter(state.values()))["exp_avg"].fill_(float("inf"))
+
+
+@pytest.mark.parametrize("act", [poison, poison_all, poison_moments])
+@pytest.mark.parametrize(
+    ("task", "step"),
+    [("Tokenizer", lab.TOKENIZER_STEPS - 1), ("Generator", lab.GENERATOR_STEPS - 1), ("Tokenizer", 11)],
+)
+def test_a_nan_that_came_once_is_neither_saved_nor_recorded(
+    finished: Path, tmp_path: Path, task: str, step: int, act: Callable[[Any], None], tally: Any
+) -> None:
+    output = tmp_path / "runs"
+    run = lab.run(output, "imagefolder", hook=lab.at_step(step, task, act, after=True))
+    assert run.code == 1, run.text
+    assert any("not finite" in line for line in run.errors), run.errors
+    assert [record["status"] for record in lab.results(output).values()] == ["failed"]
+    again = lab.run(output, "imagefolder")
+    assert again.code == 0, again.text
+    assert lab.results(output) == lab.results(finished)
+    tally("not a number").add("recovered")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 60 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = os.getuid() == 0 and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=60m", "tmpfs", str(folder)], capture_output=True
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("mounting a small file system needs root, and a machine that allows it")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(disk: Path) -> None:
+    if not (disk / "filler").exists():
+        with (disk / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+
+
+def filled_before(name: str, disk: Path) -> Callable[[], None]:
+    """A hook: the disk is full from the moment on in which a file of this name is to be put into its place."""
+
+    def install() -> None:
+        with_name = Path.with_name  # which gives the temporary file its name
+
+        def filling(self: Path, other: str) -> Path:
+            if name in str(self) and other.endswith(".tmp"):
+                fill(disk)
+            return with_name(self, other)
+
+        Path.with_name = filling
+
+    return install
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.faults) for n in NAMES_OF_WRITES] + ["settings.json"]
+)
+def test_a_full_disk_is_named_and_nothing_is_lost(finished: Path, small_disk: Path, name: str, tally: Any) -> None:
+    output = small_disk / "runs"
+    at_once = lab.at_step(5, "Tokenizer", lambda _: fill(small_disk))
+    hook = at_once if name == "curve.jsonl" else filled_before(name, small_disk)
+    run = lab.run(output, "imagefolder", hook=hook)
+    assert run.code in (1, 2), run.text
+    assert not run.is_traceback, run.text
+    assert any(str(output) in line for line in run.errors), run.errors
+    (small_disk / "filler").unlink()
+    again = lab.run(output, "imagefolder")
+    assert again.code == 0, again.text
+    assert lab.results(output) == lab.results(finished)
+    assert lab.leftovers(output) == []
+    tally("full disk").add("recovered")
+
+
+def test_failed_and_not_run_do_not_replace_finished(finished: Path, tmp_path: Path, tally: Any) -> None:
+    output = tmp_path / "runs"
+    shutil.copytree(finished, output)
+    before = lab.results(output)
+
+    def no_weights() -> None:
+        lab.runner.missing_weights = lambda job, recipe: "weights absent: inception.pth"
+
+    def broken() -> None:
+        import reproductions.evaluation
+
+        def fail(*_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        reproductions.evaluation._measure = fail
+
+    for hook, options in ((no_weights, {}), (no_weights, {"fresh": True}), (broken, {"num_samples": 20})):
+        run = lab.run(output, "imagefolder", hook=hook, **options)
+        assert not run.is_traceback, run.text
+        assert "earlier, finished run stays" in run.text
+        assert lab.results(output) == before
+        tally("finished results").add("right")
+    assert lab.run(output, "imagefolder").code == 0
+    assert lab.results(output) == before
+
+
+def test_a_quick_try_keeps_the_long_one(finished: Path, tmp_path: Path, tally: Any) -> None:
+    output = tmp_path / "runs"
+    shutil.copytree(finished, output)
+    before = lab.results(output)
+    assert lab.run(output, "imagefolder", num_samples=20).code == 0
+    (name,) = before
+    assert lab.results(output)[name]["config"]["samples"] == 20
+    (kept,) = (output / "records" / "earlier").glob("*.json")
+    assert json.loads(kept.read_text())["config"]["samples"] == before[name]["config"]["samples"]
+    tally("finished results").add("right")
+
+
+def test_a_typo_in_a_submission_destroys_nothing(finished: Path, tmp_path: Path, tally: Any) -> None:
+    output = tmp_path / "runs"
+    shutil.copytree(finished, output)
+    weights = next(output.glob("mini-*/seed0/tokenizers/*/model.safetensors"))
+    for options in ({"profile": "no-such-profile"}, {"set": ("partitoin=gpu",)}, {"profile": "slurm"}):
+        hook = (lambda: os.environ.update(PATH="/nowhere")) if options.get("profile") == "slurm" else None
+        run = lab.run(output, "imagefolder", submit=True, fresh=True, hook=hook, **options)
+        assert run.code == 2, run.text
+        assert weights.exists()
+        assert lab.results(output) == lab.results(finished)
+        tally("finished results").add("right")
+
+
+def test_fresh_leaves_given_weights_and_trained_models_alone(finished: Path, tmp_path: Path) -> None:
+    output = tmp_path / "runs"
+    shutil.copytree(finished, output)
+    folder = next(output.glob("mini-*/seed0/tokenizers/*"))
+    run = lab.run(output, "imagefolder", fresh=True, tokenizer=str(folder))
+    assert run.code == 0, run.text
+    assert (folder / "model.safetensors").exists()
+
+
+def test_files_have_the_usual_permissions(finished: Path) -> None:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    odd = [
+        path
+        for path in finished.rglob("*")
+        if path.is_file() and path.suffix != ".lock" and stat.S_IMODE(path.stat().st_mode) != 0o666 & ~mask
+    ]
+    assert odd == []
+
+
+def test_a_generator_of_another_tokenizer_is_trained_anew(finished: Path, tmp_path: Path) -> None:
+    """The tokenizer was exchanged by hand, say: its generator no longer fits."""
+    output = tmp_path / "runs"
+    shutil.copytree(finished, output)
+    shutil.rmtree(output / "records")
+    path = next(output.glob("mini-*/seed0/generators/*/config.json"))
+    about = json.loads(path.read_text())
+    del about["checksum"]
+    path.write_text(json.dumps(about | {"tokenizer_sha256": "0" * 64}))
+    run = lab.run(output, "imagefolder")
+    assert run.code == 0, run.text
+    assert "training generator" in run.text
+    assert lab.results(output) == lab.results(finished)
+
+
+@pytest.mark.parametrize("draw", ["train", "all"])
+def test_images_replaced_during_a_training_are_noticed(tmp_path: Path, draw: str, tally: Any) -> None:
+    data = lab.image_folder(tmp_path / "data")
+    output = tmp_path / "runs"
+
+    def replace(_: Any) -> None:
+        times = {path: path.stat() for path in data.rglob("*.png")}
+        lab.image_folder(data, draw=1)
+        for path, status in times.items():  # as a copy that keeps times
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    task, step = ("Tokenizer", 5) if draw == "train" else ("Generator", lab.GENERATOR_STEPS - 1)
+    run = lab.run(output, "vq", data=data, scale="small", hook=lab.at_step(step, task, replace))
+    assert run.code == 1, run.text
+    assert any("changed" in line and str(data) in line for line in run.errors), run.errors
+    tally("images replaced").add("refused")
+
+
+def test_an_image_removed_during_a_training_is_named(tmp_path: Path, tally: Any) -> None:
+    data = lab.image_folder(tmp_path / "data")
+    hook = lab.at_step(3, "Tokenizer", lambda _: shutil.rmtree(data / "class0"))
+    run = lab.run(tmp_path / "runs", "vq", data=data, scale="small", hook=hook)
+    assert run.code == 1, run.text
+    (record,) = lab.results(tmp_path / "runs").values()
+    assert "\n" not in record["reason"]
+    assert any("class0" in line for line in run.errors), run.errors
+    tally("images replaced").add("refused")
+
+
+def test_the_output_folder_is_removed_during_a_run(tmp_path: Path, tally: Any) -> None:
+    output = tmp_path / "runs"
+    run = lab.run(output, "imagefolder", hook=lab.at_step(6, "Tokenizer", lambda _: shutil.rmtree(output)))
+    assert run.code in (0, 1, 2), run.text
+    assert not run.is_traceback, run.text
+    assert lab.run(output, "imagefolder").code == 0
+    tally("output removed").add("recovered")
+
+
+def test_an_output_folder_that_cannot_be_written(tmp_path: Path, tally: Any) -> None:
+    (tmp_path / "file").write_text("")
+    run = lab.run(tmp_path / "file", "imagefolder")
+    assert run.code == 2, run.text
+    assert any("cannot be written" in line for line in run.errors)
+    tally("read-only output").add("refused")
+
+
+def test_too_little_memory_is_one_line(finished: Path, tmp_path: Path, tally: Any) -> None:
+    def starve(_: Any) -> None:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**20, used + 2**20))
+
+    output = tmp_path / "runs"
+    run = lab.run(output, "imagefolder", hook=lab.at_step(6, "Tokenizer", starve))
+    assert run.code in (1, 2), run.text
+    assert run.errors
+    assert all(len(line) < 1000 for line in run.errors)
+    again = lab.run(output, "imagefolder")
+    assert again.code == 0, again.text
+    assert lab.results(output) == lab.results(finished)
+    tally("memory limit").add("recovered")
+
+
+@pytest.mark.parametrize("seed", [20241126120000, 2**63 - 1, -3])
+def test_seeds_of_many_digits(tmp_path: Path, seed: int) -> None:
+    run = lab.run(tmp_path / "runs", "imagefolder", seed=seed)
+    assert run.code == 0, run.text
+    assert lab.run(tmp_path / "runs", "imagefolder", seed=seed).code == 0
+
+
+def test_a_seed_of_too_many_digits_is_refused(tmp_path: Path) -> None:
+    run = lab.run(tmp_path / "runs", "imagefolder", seeds=(0, 2**63))
+    assert run.code == 2, run.text
+    assert any(f"seed {2**63}" in line for line in run.errors)
+
+
+def test_a_secret_of_the_jobs_stays_out_of_record_and_report(tmp_path: Path, tally: Any) -> None:
+    output, secret = tmp_path / "runs", "environment.HF_TOKEN=hf_secret123"
+    (tmp_path / "here.yaml").write_text("cluster: debug\n")
+
+    def typed() -> None:
+        sys.argv = ["table2.py", "--submit", "--set", secret]
+
+    options = {"submit": True, "profile": str(tmp_path / "here.yaml"), "set": (secret,)}
+    run = lab.run(output, "vq", hook=typed, **options)
+    assert run.code == 0, run.text
+    holders = [path for path in output.rglob("*") if path.is_file() and b"hf_secret123" in path.read_bytes()]
+    assert all(path.is_relative_to(output / "slurm") for path in holders), holders
+    assert all(stat.S_IMODE(path.stat().st_mode) & 0o077 == 0 for path in holders), holders
+    assert "hf_secret123" not in run.text
+    tally("secrets").add("right")
+
+
+def script(folder: Path, *arguments: str, **environment: str | None) -> subprocess.CompletedProcess[str]:
+    """table2.py in a process of its own; variables of None are taken away."""
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **environment}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "reproductions/table2.py"), "--rows", "vq", "--dry-run", *arguments],
+        cwd=folder,
+        env={name: value for name, value in variables.items() if value is not None},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_leftover_world_size_is_named(tmp_path: Path, tally: Any) -> None:
+    found = script(tmp_path, WORLD_SIZE="8", RANK=None, MASTER_ADDR=None, MASTER_PORT=None)
+    assert found.returncode == 2, found.stderr
+    assert "WORLD_SIZE=8" in found.stderr
+    assert "Traceback" not in found.stderr
+    tally("machine").add("refused")
+
+
+def test_neither_home_nor_user(tmp_path: Path, tally: Any) -> None:
+    missing = dict.fromkeys(("HOME", "USER", "LOGNAME", "USERNAME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"))
+    found = script(tmp_path, "--submit", "--output", "runs[/x]", **missing)
+    assert found.returncode == 0, found.stderr
+    assert "runs[/x]" in found.stdout.replace("\n", "")
+    tally("machine").add("right")
+
+
+def test_the_commit_of_another_repository_is_not_ours(tmp_path: Path, tally: Any) -> None:
+    who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    subprocess.run(["git", *who, "commit", "-q", "--allow-empty", "-m", "other"], cwd=tmp_path, check=True)
+    copy = tmp_path / "project"
+    shutil.copytree(ROOT / "imagefolder", copy / "imagefolder", ignore=shutil.ignore_patterns("__pycache__"))
+    ask = "from imagefolder.environment import git_state; print(git_state())"
+    other = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True).stdout.strip()
+    for place, extra in ((copy, {}), (ROOT, {"GIT_DIR": str(tmp_path / ".git")})):
+        environment = {**os.environ, "PYTHONPATH": str(place), **extra}
+        command = [sys.executable, "-c", ask]
+        shown = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert shown.returncode == 0, shown.stderr
+        assert other not in shown.stdout
+    tally("machine").add("right")
+
+
+@pytest.mark.faults
+def test_a_data_worker_that_dies_is_named(tmp_path: Path, tally: Any) -> None:
+    data = lab.image_folder(tmp_path / "data")
+
+    def kill_a_worker(_: Any) -> None:
+        group = os.getpgrp()
+        workers = [pid for pid in lab.Process(group, tmp_path).members() if pid != os.getpid()]
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
+
+    started = time.monotonic()
+    hook = lab.at_step(4, "Tokenizer", kill_a_worker)
+    run = lab.run(tmp_path / "runs", "vq", data=data, scale="small", hook=hook)
+    assert time.monotonic() - started < 60
+    assert run.code == 1, run.text
+    assert run.errors
+    assert lab.run(tmp_path / "runs", "vq", data=data, scale="small").code == 0
+    tally("processes dying").add("recovered")
+
+
+def of_two(rank: int, port: int, then: Callable[[], None] | None = None) -> Callable[[], None]:
+    """A hook: this is one of two processes that train together."""
+
+    def install() -> None:
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        if then is not None:
+            then()
+
+    return install
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_dies_ends_the_others_with_a_cause(tmp_path: Path, victim: int, tally: Any) -> None:
+    output = tmp_path / "runs"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    dies = lab.at_step(6, "Tokenizer", lambda _: lab.die())
+    hooks = [of_two(rank, port, dies if rank == victim else None) for rank in range(2)]
+    started = time.monotonic()
+    processes = [lab.start(output, "imagefolder", hook=hook) for hook in hooks]
+    runs = [process.wait() for process in processes]
+    assert time.monotonic() - started < 60
+    assert runs[victim].code == -signal.SIGKILL
+    survivor = runs[1 - victim]
+    assert survivor.code == 2, survivor.text
+    assert any("another of the processes has ended" in line for line in survivor.errors), survivor.text
+    again = lab.run(output, "imagefolder")
+    assert again.code == 0, again.text
+    tally("processes dying").add("recovered")
