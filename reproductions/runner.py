@@ -30,6 +30,7 @@ from reproductions.scheduler import run_here, run_tasks
 from reproductions.systems import SYSTEMS
 from reproductions.tables import print_plan, print_results, print_rows
 from slurm import SlurmError, redacted
+from slurm.launch import require_plain
 
 MIN_TEST_IMAGES = 10  # the inception score alone takes ten splits
 
@@ -119,6 +120,7 @@ def run(table: str, title: str, rows: Rows, options: Options, scales: dict[str, 
         raise InputError("--profile and --set say how jobs are submitted; add --submit")
     if options.submit:
         options = replace(options, output=options.output.resolve())  # jobs may start in another folder
+        require_plain(options.output)
     join_processes()
     plans = make_plans(table, rows, chosen, scales[name], options)
     if is_main():
@@ -139,12 +141,14 @@ def run(table: str, title: str, rows: Rows, options: Options, scales: dict[str, 
 
     def prepare() -> None:
         """What cannot be taken back, once all else has been checked."""
-        for row in possible if options.fresh else ():
+        for row in possible:
             set_aside(row.job, row.recipe)
 
     if options.submit and graph(possible):
-        return 1 if submit_rows(table, possible, options.profile, options.set, prepare=prepare) else 0
-    prepare()
+        fresh = prepare if options.fresh else None
+        return 1 if submit_rows(table, possible, options.profile, options.set, prepare=fresh) else 0
+    if options.fresh:
+        prepare()
     failed = _run_plans(possible)
     if is_main():
         for row, why in failed.items():

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+from slurm.files import opened
 from slurm.journal import Journal
 from slurm.launch import resubmit
-from slurm.stage import SlurmError
-from slurm.status import LIVE, WRONG, StageStatus, read_status, table
+from slurm.stage import SlurmError, one_line
+from slurm.states import scancel
+from slurm.status import LIVE, WRONG, StageStatus, live_strays, read_status, table
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point. Returns 0, 1 (a stage failed), 2 (bad input) or 130 (interrupted)."""
     options = _parser().parse_args(arguments)
     try:
-        return options.command(options)
-    except (SlurmError, OSError, subprocess.TimeoutExpired) as error:
-        print(f"error: {error}", file=sys.stderr)
+        code = options.command(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader has seen enough; nothing more can be written, not even at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (SlurmError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -63,6 +70,7 @@ def _status(options: argparse.Namespace) -> int:
     journal = Journal(options.run)
     statuses = read_status(journal, strict=False)
     print(table(journal, statuses))
+    _complain(journal)
     return int(any(status.state in WRONG for status in statuses.values()))
 
 
@@ -72,21 +80,26 @@ def _cancel(options: argparse.Namespace) -> int:
     if options.stages:
         statuses = {status.name: status for status in (_find(statuses, text, journal) for text in options.stages)}
     live = [status for status in statuses.values() if status.state in LIVE]
+    strays = {} if options.stages else live_strays(journal)
     slurm = [status.job for status in live if status.cluster == "slurm"]
-    if slurm:
-        subprocess.run(["scancel", *slurm], check=False, timeout=60)
+    slurm += [job for job, cluster in strays.items() if cluster == "slurm"]
+    scancel(slurm)
     holder = journal.holder()
     if holder is not None and holder[1] != platform.node():
         raise SlurmError(f"the run belongs to process {holder[0]} on {holder[1]}: cancel it there")
     if holder is not None and not options.stages:
-        os.kill(holder[0], signal.SIGTERM)  # which ends its stages
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(holder[0], signal.SIGTERM)  # which ends its stages
     else:
-        for status in live:
-            if status.cluster == "local":
-                os.kill(int(status.job), signal.SIGTERM)
+        local = [status.job for status in live if status.cluster == "local"]
+        for job in [*local, *(job for job, cluster in strays.items() if cluster == "local")]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(job), signal.SIGTERM)
     for status in live:
-        print(f"{status.name}: cancelled, job {status.job}")
-    if not live:
+        print(f"{one_line(status.name)}: cancelled, job {status.job}")
+    for job in strays:
+        print(f"a stage that the journal does not name: cancelled, job {job}")
+    if not live and not strays:
         print("nothing waits or runs")
     return 0
 
@@ -95,16 +108,17 @@ def _logs(options: argparse.Namespace) -> int:
     journal = Journal(options.run)
     status = _find(read_status(journal, strict=False), options.stage, journal)
     if not status.job:
-        raise SlurmError(f"stage {status.name!r} has not been submitted")
+        raise SlurmError(
+            f"stage {status.name!r} has not been submitted: {journal.folder}/jobs.jsonl names no job of it"
+        )
     path, shown = journal.log(status.job), 0
     while True:
         live = status.state in LIVE
-        if path.exists():
-            with path.open(errors="replace") as file:
-                file.seek(shown)
-                sys.stdout.write(file.read())
-                sys.stdout.flush()
-                shown = file.tell()
+        with contextlib.suppress(FileNotFoundError), os.fdopen(opened(path, os.O_RDONLY), errors="replace") as file:
+            file.seek(shown)
+            sys.stdout.write(file.read())
+            sys.stdout.flush()
+            shown = file.tell()
         if not options.follow or not live:
             break
         time.sleep(1)
@@ -117,7 +131,13 @@ def _logs(options: argparse.Namespace) -> int:
 
 
 def _resubmit(options: argparse.Namespace) -> int:
+    _complain(Journal(options.run))
     return int(bool(resubmit(options.run, options.profile, options.set, options.dry_run)))
+
+
+def _complain(journal: Journal) -> None:
+    for line in journal.complaints():
+        print(f"note: {one_line(line)}", file=sys.stderr)
 
 
 def _find(statuses: dict[str, StageStatus], text: str, journal: Journal) -> StageStatus:
@@ -132,4 +152,6 @@ def _find(statuses: dict[str, StageStatus], text: str, journal: Journal) -> Stag
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a log may hold what the terminal cannot show
     sys.exit(main())

@@ -9,8 +9,7 @@ from typing import Any
 import submitit
 from submitit.slurm.slurm import SlurmExecutor
 
-from slurm.profile import Settings
-from slurm.stage import SlurmError
+from slurm.settings import Settings
 
 ALWAYS = {
     "requeue": True,
@@ -37,10 +36,8 @@ def slurm_executor(folder: Path, settings: Settings, name: str, dependency: str)
     return executor
 
 
-def local_executor(folder: Path, settings: Settings, name: str) -> submitit.AutoExecutor:
-    """The executor that starts processes on this machine. Raises `SlurmError` for several nodes."""
-    if settings.nodes > 1:
-        raise SlurmError(f"{name}: {settings.nodes} nodes need Slurm; on cluster local set nodes=1")
+def local_executor(folder: Path, settings: Settings) -> submitit.AutoExecutor:
+    """The executor that starts processes on this machine."""
     executor = submitit.AutoExecutor(folder, cluster="local", local_max_num_timeout=MAX_TIMEOUTS)
     executor.update_parameters(
         timeout_min=settings.time,
@@ -63,7 +60,7 @@ def sbatch_text(folder: Path, settings: Settings, name: str, dependency: str, co
 def _parameters(settings: Settings, name: str, dependency: str) -> dict[str, Any]:
     """In the words of submitit's Slurm executor; None and "" are left out."""
     environment = [f"export {key}={shlex.quote(value)}" for key, value in settings.environment.items()]
-    extra = {key.lstrip("-"): True if value == "true" else value for key, value in settings.sbatch.items()}
+    extra = {key: True if value == "true" else value for key, value in settings.sbatch.items()}
     parameters = {
         "job_name": name,
         "partition": settings.partition,

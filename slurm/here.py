@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import submitit
 from submitit.core.utils import environment_variables
 
 from slurm.batch import local_executor
+from slurm.files import PRIVATE, umask, writing
 from slurm.jobs import USER_SIGNAL, StageJob
 from slurm.journal import Journal
-from slurm.profile import Profile, Settings
-from slurm.stage import Stage
+from slurm.profile import Profile
+from slurm.settings import Settings
+from slurm.stage import Stage, one_line
 from slurm.status import process_lives, read_status
 
 LEAVE_SECONDS = 60.0  # for saving the state when the run is interrupted
@@ -38,8 +40,8 @@ def run_local(journal: Journal, stages: list[Stage], live: list[str], profile: P
             for stage in list(waiting):
                 missing = next((need for need in stage.after if need in failed), None)
                 if missing is not None:
-                    failed[stage.name] = f"{missing} failed: {failed[missing]}"
-                    print(f"{stage.name}: not run: {missing} failed", flush=True)
+                    failed[stage.name] = one_line(f"{missing} failed: {failed[missing]}")
+                    _say(f"{stage.name}: not run: {missing} failed")
                     waiting.remove(stage)
                 elif _ready(stage, {*running, *(s.name for s in waiting)}) and _fits(stage, list(running), settings):
                     running[stage.name] = _start(journal, stage, settings[stage.name])
@@ -51,10 +53,10 @@ def run_local(journal: Journal, stages: list[Stage], live: list[str], profile: P
                 del running[name]
                 status = read_status(journal, [name])[name]
                 if status.state == "finished":
-                    print(f"{name}: finished", flush=True)
+                    _say(f"{name}: finished")
                 else:
                     failed[name] = status.reason
-                    print(f"{name}: failed: {status.reason} (log: {status.log})", flush=True)
+                    _say(f"{name}: failed: {status.reason} (log: {status.log})")
     return failed
 
 
@@ -66,20 +68,29 @@ def run_debug(journal: Journal, stages: list[Stage], profile: Profile) -> dict[s
     for stage in stages:
         missing = next((need for need in stage.after if need in failed), None)
         if missing is not None:
-            failed[stage.name] = f"{missing} failed: {failed[missing]}"
+            failed[stage.name] = one_line(f"{missing} failed: {failed[missing]}")
             continue
         settings = profile.settings(stage.kind).model_copy(update={"nodes": 1, "tasks_per_node": 1})
-        job = executor.submit(StageJob.of(journal.run, stage, settings))
-        journal.submitted(stage.name, job.job_id, "debug")
-        print(f"{stage.name}: started", flush=True)
-        with environment_variables(SUBMITIT_DEBUG_JOB_ID=job.job_id, **settings.environment):
-            error = job.exception()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        with umask(PRIVATE) as usual:
+            process = executor.submit(StageJob.of(journal.run, stage, settings, usual))
+            job = f"DEBUG_{time.time_ns()}"  # submitit's own is an address in memory, which comes again
+            journal.submitted(stage.name, job, "debug")
+            _say(f"{stage.name}: started")
+            try:
+                with environment_variables(**(settings.environment | {"SUBMITIT_DEBUG_JOB_ID": job})):
+                    error = process.exception()
+            finally:
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
         if error is not None:
-            failed[stage.name] = journal.outcome(stage.name, job.job_id).reason
-        print(f"{stage.name}: {'finished' if error is None else f'failed: {failed[stage.name]}'}", flush=True)
+            outcome = journal.outcome(stage.name, job)
+            failed[stage.name] = outcome.reason if outcome else one_line(f"{type(error).__name__}: {error}")
+        _say(f"{stage.name}: {'finished' if error is None else f'failed: {failed[stage.name]}'}")
     return failed
+
+
+def _say(text: str) -> None:
+    print(one_line(text), flush=True)
 
 
 def _ready(stage: Stage, open_: set[str]) -> bool:
@@ -108,26 +119,26 @@ def fitted(settings: Settings) -> Settings:
 
 def _gpus_here() -> int:
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, errors="replace", timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return 0
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
 def _start(journal: Journal, stage: Stage, settings: Settings) -> tuple[str, Any]:
-    executor = local_executor(journal.jobs, settings, stage.name)
+    executor = local_executor(journal.jobs, settings)
     interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: this process decides what Ctrl-C means
     try:
-        with environment_variables(**settings.environment):
-            job = executor.submit(StageJob.of(journal.run, stage, settings))
+        with environment_variables(**settings.environment), writing(journal.jobs), umask(PRIVATE) as usual:
+            job = executor.submit(StageJob.of(journal.run, stage, settings, usual))
     finally:
         signal.signal(signal.SIGINT, interrupt)
     journal.submitted(stage.name, job.job_id, "local")
-    print(f"{stage.name}: started, process {job.job_id}, log: {journal.log(job.job_id)}", flush=True)
+    _say(f"{stage.name}: started, process {job.job_id}, log: {journal.log(job.job_id)}")
     return job.job_id, job
 
 
-@contextmanager
+@contextlib.contextmanager
 def _interruptible(jobs: Callable[[], list[str]], journal: Journal) -> Iterator[None]:
     """On Ctrl-C or SIGTERM, let the stages save their states and end before this process does."""
 
@@ -140,7 +151,8 @@ def _interruptible(jobs: Callable[[], list[str]], journal: Journal) -> Iterator[
     except KeyboardInterrupt:
         print("interrupted: the running stages save their states", flush=True)
         for job in jobs():
-            os.kill(int(job), signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(job), signal.SIGTERM)
         deadline = time.monotonic() + LEAVE_SECONDS
         while time.monotonic() < deadline and any(process_lives(int(job), journal) for job in jobs()):
             time.sleep(0.1)

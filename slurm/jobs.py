@@ -23,8 +23,9 @@ from submitit import JobEnvironment
 from submitit.core.utils import DelayedSubmission
 from submitit.helpers import TorchDistributedEnvironment
 
+from slurm.files import umask
 from slurm.journal import Journal, last_point, progress_mark
-from slurm.profile import Settings
+from slurm.settings import Settings
 from slurm.stage import Stage
 from slurm.states import show_job
 
@@ -66,13 +67,15 @@ class StageJob:
     progress: Path | None
     processes: int
     lives_without_progress: int
+    umask: int
+    """of the stage; its job inherits that of the submission, which is for files that may hold secrets"""
 
     @classmethod
-    def of(cls, run: Path, stage: Stage, settings: Settings) -> StageJob:
+    def of(cls, run: Path, stage: Stage, settings: Settings, umask: int) -> StageJob:
         """The job of a stage with these settings, in this run's folder."""
         progress = stage.progress.absolute() if stage.progress else None
-        processes = settings.nodes * settings.tasks
-        return cls(run, stage.name, cloudpickle.dumps(stage), progress, processes, settings.lives_without_progress)
+        processes, lives = settings.nodes * settings.tasks, settings.lives_without_progress
+        return cls(run, stage.name, cloudpickle.dumps(stage), progress, processes, lives, umask)
 
     def __call__(self) -> None:
         """Run the stage; returns when it is finished, raises when it failed, does not return when it has to leave."""
@@ -84,10 +87,12 @@ class StageJob:
         signal.signal(signal.SIGTERM, signals.handle)
         try:
             self._begin_life(environment, journal)
-            stage: Stage = pickle.loads(self.stage)
-            signals.request_stop = stage.request_stop
-            stage.function(*stage.arguments)
+            with umask(self.umask):
+                stage: Stage = pickle.loads(self.stage)
+                signals.request_stop = stage.request_stop
+                stage.function(*stage.arguments)
             signals.running = False
+            journal.finish(self.name, job, environment.global_rank, self.processes)
         except BaseException as error:
             signals.running = False
             if signals.received:
@@ -99,7 +104,6 @@ class StageJob:
             if isinstance(error, SystemExit):  # would end the job as if all were well
                 raise RuntimeError(reason) from error
             raise
-        journal.finish(self.name, job, environment.global_rank, self.processes)
         for number in (USER_SIGNAL, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # one that comes while Python shuts down would make the job fail
 

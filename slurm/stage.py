@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import graphlib
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff]")
+
 
 class SlurmError(ValueError):
     """What a user can put right; the message is one line: what is wrong, with which value, what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: object) -> str:
+    """Text of any origin as one line that every terminal can show; control characters and the like by their codes."""
+    return UNPRINTABLE.sub(_code, re.sub(r"[\n\r\t]", " ", str(text))).strip()
+
+
+def _code(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def job_states(jobs: Iterable[str]) -> dict[str, JobState]:
         return {}
     found: dict[str, JobState] = {}
     for line in _squeue(jobs).splitlines():
-        job, state, reason, nodes = line.split("|", 3)
+        job, state, reason, nodes = [*line.split("|", 3), "", "", ""][:4]
         found[job] = JobState(state, "" if reason == "None" else reason, nodes)
     states = {job: found[job] for job in jobs if job in found}
     for job in jobs:
@@ -68,12 +68,11 @@ def show_job(job: str) -> JobState | None:
     values = dict(re.findall(r"(\w+)=(\S*)", text or ""))
     if "JobState" not in values:
         return None
-    code, _, number = values.get("ExitCode", "0:0").partition(":")
     return JobState(
         values["JobState"],
         "" if values.get("Reason") == "None" else values.get("Reason", ""),
         values.get("NodeList", "").replace("(null)", ""),
-        128 + int(number) if int(number or 0) else int(code),
+        _exit_code(values.get("ExitCode", "")),
         preempted=values.get("PreemptTime", "None") not in ("None", "Unknown", "N/A"),
     )
 
@@ -91,18 +90,47 @@ def accounted(jobs: list[str]) -> dict[str, JobState]:
     ]
     states = {}
     for line in (_call(command) or "").splitlines():
-        job, state, exit_code, nodes = line.split("|", 3)
-        code, _, number = exit_code.partition(":")
-        exited = 128 + int(number) if int(number or 0) else int(code or 0)
-        states[job] = JobState(state.split()[0], "", nodes, exited)  # "CANCELLED by 1000"
+        job, state, exit_code, nodes = [*line.split("|", 3), "", "", ""][:4]
+        states[job] = JobState(state.partition(" ")[0], "", nodes, _exit_code(exit_code))  # "CANCELLED by 1000"
     return {job: states[job] for job in jobs if job in states}
+
+
+def scancel(jobs: list[str]) -> None:
+    """End jobs. Raises `SlurmError` if Slurm does not answer; those that have ended already do not matter."""
+    if not jobs:
+        return
+    try:
+        subprocess.run(["scancel", *jobs], timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SlurmError(f"job(s) {', '.join(jobs)} could not be cancelled: {error}") from None
+
+
+def wrong_to_sbatch(text: str) -> str | None:
+    """What sbatch finds wrong with a batch text whatever the state of the cluster, e.g. a partition that there is not.
+
+    None where it finds nothing, does not answer, or only lacks nodes at the moment.
+    """
+    try:
+        result = subprocess.run(
+            ["sbatch", "--test-only"], input=text, capture_output=True, text=True, errors="replace", timeout=SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    wrong = re.findall(r"^.*(?:nvalid|unrecognized|ambiguous).*$", result.stderr, re.MULTILINE)
+    return wrong[-1].removeprefix("sbatch: ") if result.returncode and wrong else None
+
+
+def _exit_code(text: str) -> int:
+    """Of Slurm's CODE:SIGNAL; 128 + number for a signal."""
+    code, number = (int(part) if part.isdecimal() else 0 for part in [*text.split(":"), ""][:2])
+    return 128 + number if number else code
 
 
 def _squeue(jobs: list[str]) -> str:
     command = ["squeue", "--states=all", "--array", "--noheader", "--format=%i|%T|%r|%N", f"--jobs={','.join(jobs)}"]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
-    except FileNotFoundError:
+        result = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SECONDS)
+    except OSError:
         raise SlurmError("no Slurm on this machine (squeue is not on the path); ask on a login node") from None
     except subprocess.TimeoutExpired:
         raise SlurmError(f"Slurm did not answer within {SECONDS} s; try again later") from None
@@ -114,7 +142,7 @@ def _squeue(jobs: list[str]) -> str:
 def _call(command: list[str], seconds: float = SECONDS) -> str | None:
     """Output of a command, None if it failed, is missing or did not answer."""
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+        result = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return result.stdout if result.returncode == 0 else None

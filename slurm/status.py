@@ -6,13 +6,15 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from slurm.files import opened
 from slurm.journal import Journal, last_point, seconds
-from slurm.stage import SlurmError
+from slurm.stage import SlurmError, one_line
 from slurm.states import JobState, job_states
 
 LIVE = ("pending", "requeued", "running")
@@ -47,8 +49,8 @@ def read_status(journal: Journal, names: list[str] | None = None, strict: bool =
     """Status by name of the given stages, or all, each after those it waits for.
 
     Raises:
-        SlurmError: Slurm does not answer, and the run's own files do not tell all; unless not `strict`, where the
-            state of such stages is "unknown".
+        SlurmError: graph.json is damaged; or Slurm does not answer, and the run's own files do not tell all, unless not
+            `strict`, where the state of such stages is "unknown".
     """
     known = journal.graph()["stages"]
     lines = journal.lines()
@@ -109,7 +111,7 @@ def _by_slurm(state: JobState | None, life: dict[str, Any] | None, wrong: list[s
     }
     if state.state in why:
         return "failed", why[state.state]
-    if state.exit_code > 128:
+    if state.exit_code - 128 in {number.value for number in signal.Signals}:
         name = signal.Signals(state.exit_code - 128).name
         killed = " (killed by hand, or for lack of memory)" if name == "SIGKILL" else ""
         return "failed", f"a process was ended by {name}{killed}"
@@ -125,9 +127,30 @@ def _by_process(job: str, journal: Journal) -> tuple[str, str]:
 
 def process_lives(pid: int, journal: Journal) -> bool:
     """Whether a process exists and works for this run."""
+    if sys.platform == "linux":
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")  # nothing for one that has ended
+        except OSError:
+            return False
+        folder = os.path.realpath(journal.jobs)  # the run may be called by another name now
+        return any(os.path.realpath(os.fsdecode(word)) == folder for word in words if word.startswith(b"/"))
     command = ["ps", "-ww", "-o", "stat=", "-o", "command=", "-p", str(pid)]
-    shown = subprocess.run(command, capture_output=True, text=True).stdout
+    shown = subprocess.run(command, capture_output=True, text=True, errors="replace").stdout
     return str(journal.jobs) in shown and not shown.startswith("Z")
+
+
+def live_strays(journal: Journal) -> dict[str, str]:
+    """Jobs of the run that wait or run though its journal does not name them, and on which cluster they do.
+
+    Raises:
+        SlurmError: Slurm does not answer whether they do.
+    """
+    strays = journal.strays()
+    slurm = [job for job in strays if (journal.jobs / f"{job.split('_')[0]}_submission.sh").exists()]
+    states = job_states(slurm)
+    live = {job: "slurm" for job in slurm if job in states and states[job].live}
+    local = [job for job in strays if job not in slurm and job.isdecimal()]
+    return live | {job: "local" for job in local if process_lives(int(job), journal)}
 
 
 def _described(
@@ -160,7 +183,7 @@ def _described(
     return StageStatus(
         name=name,
         state=state,
-        reason=reason,
+        reason=one_line(reason),
         job=job,
         cluster=line["cluster"],
         nodes=(slurm.nodes if slurm else "") or (life["nodes"] if life else ""),
@@ -168,16 +191,16 @@ def _described(
         elapsed=elapsed,
         step=step,
         steps=about["steps"],
-        losses={key: value for key, value in point.items() if isinstance(value, int | float)},
+        losses={one_line(key): value for key, value in point.items() if isinstance(value, int | float)},
         left=left,
         log=log if log.exists() else None,
-        last_line=printed[-1].strip() if printed else "",
+        last_line=one_line(printed[-1]) if printed else "",
     )
 
 
 def _tail(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with os.fdopen(opened(path, os.O_RDONLY), "rb") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - 16384, 0))
             return file.read().decode(errors="replace")
     except OSError:
@@ -191,7 +214,7 @@ def table(journal: Journal, statuses: dict[str, StageStatus]) -> str:
         raise SlurmError(f"{journal.run} holds no submitted run (no slurm/graph.json); give the run's folder")
     rows = [("stage", "state", "job", "node", "elapsed", "restarts", "progress")]
     rows += [
-        (s.name, s.state, s.job, s.nodes, _clock(s.elapsed), str(s.restarts or ""), _progress(s))
+        (one_line(s.name), s.state, s.job, one_line(s.nodes), _clock(s.elapsed), str(s.restarts or ""), _progress(s))
         for s in statuses.values()
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -202,7 +225,7 @@ def table(journal: Journal, statuses: dict[str, StageStatus]) -> str:
         about = graph[status.name]
         waits = [*about["after"], *(f"{name} (any end)" for name in about["after_any"])]
         if waits:
-            text.append(f"    after: {', '.join(waits)}")
+            text.append(f"    after: {one_line(', '.join(waits))}")
         if status.reason:
             text.append(f"    {'waits for' if status.state in LIVE else 'reason'}: {status.reason}")
         if status.last_line and status.state not in ("finished", "pending"):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import work
-from waiting import command, lives, process_of, shorten_limit, wait_for, wait_for_step, wait_until
+from waiting import HERE, command, lives, process_of, shorten_limit, wait_for, wait_for_step, wait_until
 
 from slurm import SlurmError, Stage
 from slurm.__main__ import main
@@ -234,6 +236,35 @@ def test_impossible_request_is_one_line_and_nothing_stays(run: Path, overrides: 
     )  # which it may be slow to become
 
 
+def test_a_typo_prepares_nothing(run: Path, overrides: list[str]) -> None:
+    graph, prepared = [Stage("a", work.sleep, (0,))], []
+
+    def prepare() -> None:
+        prepared.append(run)
+
+    for typo in ("partition=gpuu", "constraint=fast", "sbatch.reservatoin=x", "gres=gpuu:1"):
+        with pytest.raises(SlurmError, match=r"Slurm refused 'a': .*(nvalid|unrecognized)"):
+            submit(run, graph, PROFILE, [*overrides, typo], prepare=prepare)
+    assert prepared == Journal(run).lines() == []
+    submit(run, graph, PROFILE, overrides, prepare=prepare)
+    assert prepared == [run]
+    wait_for(Journal(run), {"a": "finished"})
+
+
+def test_odd_folders_get_their_logs_and_stages_write_as_usual(tmp_path: Path, overrides: list[str]) -> None:
+    run = tmp_path / 'it\'s "$HOME" `id` [a]{b}*?  #1;&(é) '
+    rows = [Stage(f"row {n};\n$(id)", work.note, (run / f"note {n}",)) for n in range(2)]
+    usual = os.umask(0o022)
+    try:
+        submit(run, rows, PROFILE, [*overrides, 'environment.A=it\'s "$HOME" `id` #1;&  é ', "sbatch.comment=it's #1"])
+    finally:
+        assert os.umask(usual) == 0o022
+    statuses = wait_for(Journal(run), {stage.name: "finished" for stage in rows})
+    for status in statuses.values():
+        assert stat.S_IMODE(status.log.stat().st_mode) == 0o600
+    assert stat.S_IMODE((run / "note 0").stat().st_mode) == 0o644
+
+
 def test_gpus_are_given(run: Path, overrides: list[str]) -> None:
     stage = counting("training", run / "training", 1)
     submit(run, [stage], PROFILE, [*overrides, "training.gpus_per_node=2", "training.time=01:00:00"])
@@ -264,7 +295,10 @@ def test_dry_run_shows_what_is_submitted(run: Path, overrides: list[str], capsys
     assert list(texts) == ["shared", "row 0, row 1", "report"]
     for names, text in texts.items():
         job = ids[names.split(",")[0]].split("_")[0]
-        assert text == (Journal(run).jobs / f"{job}_submission.sh").read_text().strip()
+        written = (Journal(run).jobs / f"{job}_submission.sh").read_text().strip()
+        assert f"export PYTHONPATH={HERE}" in written
+        hidden = re.sub(r"^(export (?:PYTHONPATH|OMP_NUM_THREADS))=.*", r"\1='***'", written, flags=re.MULTILINE)
+        assert text == hidden
     assert "--array=0-1%1" in texts["row 0, row 1"]
     assert "--kill-on-invalid-dep=yes" in texts["row 0, row 1"]
 

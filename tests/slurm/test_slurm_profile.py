@@ -163,7 +163,7 @@ def test_dry_run_without_slurm(tmp_path: Path, capsys: pytest.CaptureFixture[str
 #SBATCH --wckey=submitit
 
 # setup
-export A='b c'
+export A='***'
 module load x
 
 # command
