@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import matplotlib
@@ -129,9 +131,12 @@ def line_plot(lines: list[Line], xlabel: str, ylabel: str, doubling: bool = Fals
         return _svg(axes.figure)
 
 
-def _style(content: str) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def _style(content: str) -> Iterator[None]:
     # The salt makes the ids differ between plots of one page and agree between two builds of it.
-    return matplotlib.rc_context(STYLE | {"svg.hashsalt": content})
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": content}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser finds a font that has it
+        yield
 
 
 def _axes(width: float, height: float) -> matplotlib.axes.Axes:

@@ -1,20 +1,54 @@
 """The record: one JSON document per result, holding a number's value and everything needed to trace it.
 
 A record is what a recipe writes and what the leaderboard reads; the two share nothing else. All models are strict and
-refuse unknown fields, so that a record from another schema version is an error and never half-read.
+refuse unknown fields, so that a record from another schema version is an error and never half-read. Texts are one line
+of what can be shown, and numbers have bounds far beyond what can be measured, within which nothing overflows.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from typing import Any, Literal
+from collections import Counter
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from leaderboard.text import LONGEST, one_line, shortened
 
 SCHEMA_VERSION = 1
 SPEED_SCHEMA_VERSION = 1
 SCALES = ("mini", "small", "full")
+DEEPEST = 64  # levels of lists and dictionaries in a configuration
+
+
+def _one_line(value: Any) -> Any:
+    return one_line(value) if isinstance(value, str) else value
+
+
+def _cut(value: Any) -> Any:
+    return shortened(value, LONGEST) if isinstance(value, str) else value
+
+
+def _nested(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what JSON can hold but no recursive function can walk."""
+    level: list[Any] = [value]
+    for _ in range(DEEPEST):
+        inner = (v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list | tuple))
+        level = [item for items in inner for item in items]
+        if not level:
+            return value
+    raise ValueError(f"nested more than {DEEPEST} deep")
+
+
+Text = Annotated[str, Field(max_length=LONGEST), BeforeValidator(_one_line)]
+# What a failure or a command line may make longer than any bound; the record must be written all the same
+CutText = Annotated[str, BeforeValidator(_cut)]
+Settings = Annotated[dict[str, Any], AfterValidator(_nested)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Number = Annotated[float, Field(ge=-1e30, le=1e30)]
+Amount = Annotated[float, Field(ge=0, le=1e30)]
+Seconds = Annotated[float, Field(ge=1e-12, le=1e30)]  # of something that took place
 
 
 class _Model(BaseModel):
@@ -24,13 +58,13 @@ class _Model(BaseModel):
 class Protocol(_Model):
     """What a metric's name stands for. Two values may be compared only if their protocols are equal."""
 
-    name: str = Field(description="e.g. 'proxy-gFID'")
-    version: int
-    description: str = Field(description="one sentence: which images against which, in which order and format")
-    reference: str = Field(description="the real images used, e.g. 'digits/train'")
-    evaluator: str = Field(description="program and version that computed it, e.g. 'torch-fidelity 0.4.0'")
-    extractor: str | None = Field(description="name of the feature extractor; None for pixel metrics")
-    extractor_sha256: str | None
+    name: Text = Field(description="e.g. 'proxy-gFID'")
+    version: Count
+    description: Text = Field(description="one sentence: which images against which, in which order and format")
+    reference: Text = Field(description="the real images used, e.g. 'digits/train'")
+    evaluator: Text = Field(description="program and version that computed it, e.g. 'torch-fidelity 0.4.0'")
+    extractor: Text | None = Field(description="name of the feature extractor; None for pixel metrics")
+    extractor_sha256: Text | None
     higher_is_better: bool
 
     @property
@@ -44,112 +78,135 @@ class Metric(_Model):
     """One measured value."""
 
     protocol: Protocol
-    value: float
-    spread: float | None = Field(default=None, description="standard deviation within it (IS: over splits)")
-    n_real: int = Field(description="number of real images used")
-    n_generated: int = Field(description="number of reconstructed or generated images used")
-    floor: float | None = Field(default=None, description="the same metric between two sets of real images")
+    value: Number
+    spread: Amount | None = Field(default=None, description="standard deviation within it (IS: over splits)")
+    n_real: Count = Field(description="number of real images used")
+    n_generated: Count = Field(description="number of reconstructed or generated images used")
+    floor: Number | None = Field(default=None, description="the same metric between two sets of real images")
 
 
 class CodebookUsage(_Model):
     """Codebook statistics of one branch at one scale, counted over all tokens of the evaluated images."""
 
-    branch: int
-    scale: int = Field(description="side of the token map, e.g. 3 for 3x3")
-    position: int = Field(description="index of the scale in the list of scales")
-    tokens: int = Field(description="how many tokens were counted")
-    used: float = Field(description="share of the codebook hit at least once, 0..1")
-    perplexity: float = Field(description="exp of the entropy of the hit counts, 1..codebook size")
+    branch: Count
+    scale: Count = Field(description="side of the token map, e.g. 3 for 3x3")
+    position: Count = Field(description="index of the scale in the list of scales")
+    tokens: Count = Field(description="how many tokens were counted")
+    used: Amount = Field(le=1, description="share of the codebook hit at least once, 0..1")
+    perplexity: Amount = Field(description="exp of the entropy of the hit counts, 1..codebook size")
 
 
 class Dataset(_Model):
     """The images a result is about."""
 
-    name: str
-    sha256: str = Field(description="hash over all file names, labels and pixels or file contents")
-    n_train: int
-    n_test: int
-    classes: int
-    image_size: int
+    name: Text
+    sha256: Text = Field(description="hash over all file names, labels and pixels or file contents")
+    n_train: Count
+    n_test: Count
+    classes: Count
+    image_size: Count
+    left_out: dict[Text, Count] = Field(default={}, description="reason -> files of the data folder that were left out")
 
 
 class Size(_Model):
     """What the table calls length, steps and parameters."""
 
-    tokens: int = Field(description="discrete tokens per image, all branches together")
-    positions: int | None = Field(default=None, description="sequence length of the generator; None without one")
-    steps: int | None = Field(default=None, description="forward passes of the generator per sampled image")
-    bits: float = Field(description="tokens x log2(codebook size)")
-    tokenizer_parameters: int
-    generator_parameters: int | None = None
+    tokens: Count = Field(description="discrete tokens per image, all branches together")
+    positions: Count | None = Field(default=None, description="sequence length of the generator; None without one")
+    steps: Count | None = Field(default=None, description="forward passes of the generator per sampled image")
+    bits: Amount = Field(description="tokens x log2(codebook size)")
+    tokenizer_parameters: Count
+    generator_parameters: Count | None = None
 
 
 class Checkpoint(_Model):
     """A weight file a number was computed with."""
 
     role: Literal["tokenizer", "generator", "teacher", "extractor"]
-    path: str = Field(description="relative to the output folder")
-    sha256: str
-    selection: str = Field(description="the rule by which this state was chosen, e.g. 'EMA weights of the last step'")
+    path: Text = Field(description="relative to the output folder")
+    sha256: Text
+    selection: Text = Field(description="the rule by which this state was chosen, e.g. 'EMA weights of the last step'")
 
 
 class Cost(_Model):
     """Time and memory of the run: the only part of a record, with `run`, that differs between equal runs."""
 
-    tokenizer_train_seconds: float | None = Field(default=None, description="None where weights were given")
-    generator_train_seconds: float | None = Field(default=None, description="the same, and for a row without generator")
-    evaluation_seconds: float
-    samples_per_second: float | None = Field(
+    tokenizer_train_seconds: Amount | None = Field(default=None, description="None where weights were given")
+    generator_train_seconds: Amount | None = Field(
+        default=None, description="the same, and for a row without generator"
+    )
+    evaluation_seconds: Amount
+    samples_per_second: Amount | None = Field(
         default=None, description="sampling end to end: transformer, token draws and decoder"
     )
-    sample_batch: int | None = Field(default=None, description="batch size at which samples_per_second was measured")
+    sample_batch: Count | None = Field(default=None, description="batch size at which samples_per_second was measured")
     tokenizer_shared: bool = Field(description="the tokenizer was trained once for several rows")
-    peak_memory_mib: float = Field(description="largest resident set (CPU) or allocated memory (GPU) of any stage")
+    peak_memory_mib: Amount = Field(description="largest resident set (CPU) or allocated memory (GPU) of any stage")
 
 
 class Run(_Model):
     """When, where and with what the record was made."""
 
-    started: str = Field(description="ISO 8601, UTC")
-    finished: str
-    command: str
-    git_commit: str | None
+    started: Text = Field(description="ISO 8601, UTC")
+    finished: Text
+    command: CutText
+    git_commit: Text | None
     git_dirty: bool | None
-    packages: dict[str, str]
-    python: str
-    platform: str
-    cpu: str
-    threads: int
-    gpu: str | None
-    memory_gib: float
-    processes: int = Field(default=1, description="that worked together, e.g. one per GPU")
-    execution: dict[str, Any] = Field(
+    packages: dict[Text, Text]
+    python: Text
+    platform: Text
+    cpu: Text
+    threads: Count
+    gpu: Text | None
+    memory_gib: Amount
+    processes: Count = Field(default=1, description="that worked together, e.g. one per GPU")
+    execution: Settings = Field(
         default={}, description="how training was carried out: micro_batch, activation_checkpointing, compile"
     )
+
+
+def _each_metric_once(metrics: list[Metric]) -> list[Metric]:
+    """A value given twice would count one seed twice."""
+    numbers = Counter((m.protocol, m.n_real, m.n_generated) for m in metrics)
+    if twice := [key[0].key for key, number in numbers.items() if number > 1]:
+        raise ValueError(f"{twice[0]} is given twice")
+    return metrics
+
+
+def _each_place_once(usages: list[CodebookUsage]) -> list[CodebookUsage]:
+    numbers = Counter((usage.branch, usage.position, usage.scale) for usage in usages)
+    if twice := [place for place, number in numbers.items() if number > 1]:
+        raise ValueError(f"branch {twice[0][0]} at position {twice[0][1]} is given twice")
+    return usages
 
 
 class Record(_Model):
     """One row of one table at one scale with one seed."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    table: str = Field(description="recipe script, e.g. 'table2'")
-    row: str = Field(description="row within it, e.g. 'imagefolder'")
-    label: str = Field(description="name shown to people")
-    note: str = Field(description="one sentence: what the row is and how it differs from its neighbours")
-    order: int = Field(default=0, description="place of the row in its table; equal places are ordered by row name")
-    reported_system: str | None = Field(default=None, description="its counterpart among the reported systems")
+    table: Text = Field(description="recipe script, e.g. 'table2'")
+    row: Text = Field(description="row within it, e.g. 'imagefolder'")
+    label: Text = Field(description="name shown to people")
+    note: Text = Field(description="one sentence: what the row is and how it differs from its neighbours")
+    order: int = Field(
+        default=0, ge=0, lt=2**63, description="place of the row in its table; equal places are ordered by row name"
+    )
+    reported_system: Text | None = Field(default=None, description="its counterpart among the reported systems")
     scale: Literal["mini", "small", "full"]
-    seed: int
+    seed: int = Field(ge=-(2**64), le=2**64)
     status: Literal["finished", "failed", "not run"]
-    reason: str | None = Field(default=None, description="why it failed or was not run, e.g. which weights are absent")
-    config: dict[str, Any] = Field(description="the complete resolved configuration")
-    config_sha256: str
+    reason: CutText | None = Field(default=None, description="why it failed or was not run")
+    config: Settings = Field(description="the complete resolved configuration")
+    config_sha256: Text
     dataset: Dataset
     size: Size | None = None
-    checkpoints: list[Checkpoint] = []
-    metrics: list[Metric] = []
-    codebook_usage: list[CodebookUsage] = []
-    pictures: dict[str, str] = Field(default={}, description="caption -> PNG path relative to the output folder")
+    checkpoints: list[Checkpoint] = Field(default=[], max_length=100)
+    metrics: Annotated[list[Metric], AfterValidator(_each_metric_once)] = Field(default=[], max_length=200)
+    codebook_usage: Annotated[list[CodebookUsage], AfterValidator(_each_place_once)] = Field(default=[], max_length=500)
+    pictures: dict[Text, Text] = Field(
+        default={}, max_length=100, description="caption -> PNG path relative to the output folder"
+    )
+    picture_sha256: dict[Text, Text] = Field(default={}, description="PNG path -> hash of the file, where it is known")
     cost: Cost | None = None
     run: Run
 
@@ -174,27 +231,27 @@ class SpeedRecord(_Model):
     model_config = ConfigDict(strict=True)
 
     schema_version: Literal[1] = SPEED_SCHEMA_VERSION
-    benchmark: str = Field(description="pytest's id of the benchmark")
+    benchmark: Text = Field(description="pytest's id of the benchmark")
     group: Literal["stages", "folding", "growth"]
-    stage: str = Field(min_length=1, description="what ran, e.g. 'encode' or 'sample: draw'")
-    model: str = Field(description="name in the zoo; '' where none took part")
+    stage: Text = Field(min_length=1, description="what ran, e.g. 'encode' or 'sample: draw'")
+    model: Text = Field(description="name in the zoo; '' where none took part")
     device: Literal["cpu", "cuda"]
     dtype: Literal["float32", "bfloat16"]
-    batch: int = Field(ge=0)
-    threads: int = Field(ge=1)
-    images: int = Field(ge=0, description="per call")
-    tokens: int = Field(ge=0, description="per call, all branches together; 0 if none")
-    flops: float = Field(ge=0, description="operations needed per call; 0 if not meaningful")
-    peak_flops: float = Field(ge=0, description="FLOP/s of a plain matrix product in the same run and dtype")
-    peak_memory_mib: float = Field(ge=0, description="largest resident set (CPU) or allocated memory (GPU)")
+    batch: Count
+    threads: Count = Field(ge=1)
+    images: Count = Field(description="per call")
+    tokens: Count = Field(description="per call, all branches together; 0 if none")
+    flops: Amount = Field(description="operations needed per call; 0 if not meaningful")
+    peak_flops: Amount = Field(description="FLOP/s of a plain matrix product in the same run and dtype")
+    peak_memory_mib: Amount = Field(description="largest resident set (CPU) or allocated memory (GPU)")
     order: Literal["folded", "unfolded", "one branch", "raster", ""]
-    positions: int = Field(ge=0, description="sequence length of the generator; 0 if none")
+    positions: Count = Field(description="sequence length of the generator; 0 if none")
     growth: Literal["batch", "scales", "image size", ""]
-    growth_value: float = Field(ge=0)
-    median_seconds: float = Field(gt=0)
-    q1_seconds: float = Field(gt=0)
-    q3_seconds: float = Field(gt=0)
-    rounds: int = Field(ge=1)
+    growth_value: Amount
+    median_seconds: Seconds
+    q1_seconds: Seconds
+    q3_seconds: Seconds
+    rounds: Count = Field(ge=1)
     run: Run
 
     @property
@@ -253,7 +310,7 @@ class SpeedRecord(_Model):
 
     def fraction_at(self, seconds: float) -> float | None:
         """The fraction of the peak that a call of this length would stand for; None where there is none."""
-        return self.flops / seconds / self.peak_flops if self.flops and self.peak_flops else None
+        return self.flops / seconds / self.peak_flops if min(self.flops, self.peak_flops) >= 1 else None
 
 
 def machine_text(machine: tuple[str, str | None, int]) -> str:

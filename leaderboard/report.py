@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from leaderboard.claims_view import claim_tables, claims_frame
+from leaderboard.files import write_text
 from leaderboard.record import Record, SpeedRecord, machine_text
 from leaderboard.reported import FAMILIES, REPORTED, reported_frame, reported_rows
 from leaderboard.speed_view import SENTENCES, commit_text, speed_frame, speed_machines
-from leaderboard.store import read_speed, write_text
+from leaderboard.store import Records, read_speed
 from leaderboard.tables import group_rows, leaderboard_frame, metric_key
+from leaderboard.text import markdown_text, printable, spreadsheet_text, tell
 from leaderboard.verdicts import RULE, VERDICTS, evaluate_claims
-from leaderboard.view import measured_tables, number
+from leaderboard.view import dataset_text, measured_tables, number
 
 TITLE = "ImageFolder: measured and reported results"
 HELP = (
@@ -44,22 +48,28 @@ def build_report(
     reported_csv: Path,
     all_kinds: bool = False,
     speed: list[SpeedRecord] | None = None,
+    report: Callable[[str], None] = tell,
 ) -> list[Path]:
     """Write the report and its tables into `output` and return their paths.
 
     These are `report.html`, `report.md`, `leaderboard.csv` and `claims.csv` if there are `records`, and `speed.csv` if
     there are `speed` records, which are those in `output`/speed unless given. Picture paths are relative to `output`.
-    `all_kinds` adds the reported GANs, one-step systems, tokenizers, ablations and references. Equal arguments give
+    `all_kinds` adds the reported GANs, one-step systems, tokenizers, ablations and references. Files that
+    `read_records` and `read_speed` left out are listed in the report, and told through `report`. Equal arguments give
     equal bytes. Raises OSError or RecordError (one line).
     """
     reported = reported_frame(reported_csv, all_kinds)
     everything = reported_frame(reported_csv, all_kinds=True)
     findings = evaluate_claims(records, everything)
     speed = read_speed(output / "speed") if speed is None else speed
+    left_out = [line for found in (records, speed) if isinstance(found, Records) for line in found.left_out]
+    for line in left_out:
+        report(line)
     view = {
         "title": TITLE,
         "summary": summary(records, speed),
         "help": HELP,
+        "left_out": left_out,
         "claims": claim_tables(findings),
         "claims_rule": RULE,
         "verdicts": VERDICTS,
@@ -82,17 +92,20 @@ def build_report(
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
     )
-    environment.filters |= {"md": markdown_text, "pretty": _pretty, "number": number, "commit": commit_text}
+    environment.filters |= {
+        "md": markdown_text, "pretty": _pretty, "number": number, "commit": commit_text, "dataset": dataset_text,
+    }  # fmt: skip
     texts = {
         "report.html": environment.get_template("report.html.j2").render(view),
         "report.md": environment.get_template("report.md.j2").render(view),
     }
     if records:
-        texts["leaderboard.csv"] = leaderboard_frame(records, reported).convert_dtypes().to_csv(index=False)
-        texts["claims.csv"] = claims_frame(findings).to_csv(index=False)
+        texts["leaderboard.csv"] = _harmless(leaderboard_frame(records, reported)).convert_dtypes().to_csv(index=False)
+        texts["claims.csv"] = _harmless(claims_frame(findings)).to_csv(index=False)
     if speed:
-        texts["speed.csv"] = speed_frame(speed).to_csv(index=False)
+        texts["speed.csv"] = _harmless(speed_frame(speed)).to_csv(index=False)
     return [write_text(output / name, text) for name, text in texts.items()]
 
 
@@ -135,9 +148,6 @@ def _pretty(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=str)
 
 
-def markdown_text(value: object) -> str:
-    """`value` as literal text of a Markdown table cell."""
-    text = str(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    for character in "\\`*_[]|~":
-        text = text.replace(character, f"\\{character}")
-    return " ".join(text.split())
+def _harmless(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with no text in it that a spreadsheet would run."""
+    return frame.map(spreadsheet_text).rename(columns=spreadsheet_text)

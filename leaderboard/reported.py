@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import io
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
+from leaderboard.files import read_text
 from leaderboard.record import Dataset, Protocol
 from leaderboard.store import RecordError
+from leaderboard.text import one_line, reason
 
 FAMILIES = {
     "autoregressive": ("VAR", "AR", "AR+Diff", "AR-cont", "AR-flow"),
@@ -57,6 +63,7 @@ COUNTERPARTS = {
 }
 OF_TOKENIZERS = ("rFID", "pFID")  # these compare with the validation images themselves
 PUBLISHED_N = 50_000
+LARGEST_NUMBER = 1e30
 # The two files that hold the published metrics' network (TensorFlow Inception 2015-12-05): torch-fidelity's, ADM's.
 INCEPTION_SHA256 = {
     "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
@@ -80,52 +87,76 @@ def published_column(protocol: Protocol, dataset: Dataset) -> str | None:
     return column
 
 
-def reported_frame(csv: Path, all_kinds: bool = False) -> pd.DataFrame:
+def reported_frame(path: Path, all_kinds: bool = False) -> pd.DataFrame:
     """The reported ImageNet rows with their `family`; by default the autoregressive, masked and diffusion systems only.
 
     Text columns hold "" where nothing was found, numeric columns NaN. Rows of ImageFolder's ablation also have what
-    `ablation.csv` beside `csv` says of them: `linear_probe_acc` (per cent), `length_as_printed` and `status` ("paper"
-    or "after the paper"). `tokenizer_pfid` is that of `pfid.csv` beside it. Raises OSError or RecordError (one line).
+    `ablation.csv` beside the file `path` says of them: `linear_probe_acc` (per cent), `length_as_printed` and `status`
+    ("paper" or "after the paper"). `tokenizer_pfid` is that of `pfid.csv` beside it. Raises OSError or RecordError (one
+    line).
     """
-    try:
+    with _reading(path, "not a table of reported numbers"):
         # As text first: an arXiv number is no number, its last zero counts.
-        frame = pd.read_csv(csv, dtype=str, keep_default_na=False)
+        frame = _read_table(path)
         frame = pd.concat([frame[list(REPORTED_TEXT)], _numbers(frame, REPORTED_NUMBERS)], axis=1)
-    except (KeyError, ValueError) as error:
-        raise RecordError(f"{csv}: not a table of reported numbers ({error})") from error
-    frame["tokenizer_pfid"] = _pfid(frame["system"], csv.with_name("pfid.csv"))
-    frame = pd.concat([frame, _ablation(frame["system"], csv.with_name("ablation.csv"))], axis=1)
+    frame["tokenizer_pfid"] = _pfid(frame["system"], path.with_name("pfid.csv"))
+    frame = pd.concat([frame, _ablation(frame["system"], path.with_name("ablation.csv"))], axis=1)
     families = {kind: family for family, kinds in FAMILIES.items() for kind in kinds}
-    frame["family"] = frame["kind"].map(families).fillna("other")
+    frame["family"] = frame["kind"].map(families).astype(object).fillna("other")
     return frame if all_kinds else frame[frame["family"] != "other"].reset_index(drop=True)
 
 
-def _numbers(frame: pd.DataFrame, columns: tuple[str, ...]) -> pd.DataFrame:
-    return frame[list(columns)].apply(lambda column: pd.to_numeric(column.replace("", None))).astype(float)
-
-
-def _pfid(systems: pd.Series, csv: Path) -> pd.Series:
-    """pFID of every system's tokenizer, in the order of `systems`; NaN where none is reported."""
-    if not csv.exists():
-        return pd.Series(math.nan, systems.index)
+@contextlib.contextmanager
+def _reading(path: Path, problem: str) -> Iterator[None]:
+    """Turn what goes wrong over the content of a file into a RecordError."""
     try:
-        return systems.map(_numbers(pd.read_csv(csv, dtype=str).set_index("system"), ("pfid",))["pfid"])
-    except (KeyError, ValueError) as error:
-        raise RecordError(f"{csv}: not a table of reported pFIDs ({error})") from error
+        yield
+    except KeyError as error:
+        raise RecordError(f"{path}: {problem} (it lacks the column {error})") from error
+    except (ValueError, OverflowError, csv.Error) as error:
+        raise RecordError(f"{path}: {problem} ({reason(error)})") from error
 
 
-def _ablation(systems: pd.Series, csv: Path) -> pd.DataFrame:
+def _read_table(path: Path) -> pd.DataFrame:
+    """The cells of a CSV file as text, each in one line. Raises OSError, ValueError or csv.Error."""
+    # Not by pandas, which fills short rows up and takes the first cells of long ones for an index.
+    lines = [row for row in csv.reader(io.StringIO(read_text(path)), strict=True) if row]
+    header, rows = (lines or [[]])[0], lines[1:]
+    if len(set(header)) < len(header):
+        raise ValueError("two columns share a name")
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(header):
+            raise ValueError(f"row {number} has {len(row)} cells instead of {len(header)}")
+    return pd.DataFrame([[one_line(cell) for cell in row] for row in rows], columns=header, dtype=str)
+
+
+def _numbers(frame: pd.DataFrame, columns: tuple[str, ...]) -> pd.DataFrame:
+    """Columns of numbers, NaN where nothing stands. Raises KeyError, ValueError or OverflowError."""
+    numbers = frame[list(columns)].apply(lambda column: pd.to_numeric(column.replace("", None))).astype(float)
+    if bool((numbers.abs() > LARGEST_NUMBER).any(axis=None)):
+        raise ValueError("a number is larger than anything measured")
+    return numbers
+
+
+def _pfid(systems: pd.Series, path: Path) -> pd.Series:
+    """pFID of every system's tokenizer, in the order of `systems`; NaN where none is reported."""
+    if not path.exists():
+        return pd.Series(math.nan, systems.index)
+    with _reading(path, "not a table of reported pFIDs"):
+        known = _numbers(_read_table(path).set_index("system"), ("pfid",))["pfid"]
+        return known.reindex(systems).set_axis(systems.index)
+
+
+def _ablation(systems: pd.Series, path: Path) -> pd.DataFrame:
     """What the ablation table says of every system, in the order of `systems`; nothing where there is no such table."""
     columns = ["length_as_printed", "status", "linear_probe_acc"]
-    if not csv.exists():
+    if not path.exists():
         return pd.DataFrame({"length_as_printed": "", "status": "", "linear_probe_acc": math.nan}, index=systems.index)
-    try:
-        steps = pd.read_csv(csv, dtype=str, keep_default_na=False).set_index("row")
+    with _reading(path, "not the table of the ablation"):
+        steps = _read_table(path).set_index("row")
         steps["linear_probe_acc"] = _numbers(steps, ("linear_probe_acc",))
         steps = steps[columns].reindex(systems.str.extract(ABLATION_SYSTEM)[0])
-    except (KeyError, ValueError) as error:
-        raise RecordError(f"{csv}: not the table of the ablation ({error})") from error
-    return steps.set_axis(systems.index).fillna({"length_as_printed": "", "status": ""})
+        return steps.set_axis(systems.index).fillna({"length_as_printed": "", "status": ""})
 
 
 def reported_rows(reported: pd.DataFrame) -> list[dict[str, str]]:

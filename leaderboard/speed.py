@@ -18,6 +18,7 @@ from tyro.conf import Positional
 
 from leaderboard.record import Run, SpeedRecord, machine_text
 from leaderboard.store import RecordError, first_problem, read_json, write_record
+from leaderboard.text import one_line, reason, shortened, tell
 
 NOISE = 0.03  # medians closer than this are the same, however narrow their quartiles
 WIDTH = 200  # of a table that goes to a file or pipe: no case is cut
@@ -33,7 +34,7 @@ def read_benchmarks(path: Path) -> list[SpeedRecord]:
     try:
         data = read_json(path)
     except (OSError, ValueError) as error:
-        raise RecordError(f"{path}: not readable as JSON ({error}); run the benchmarks again") from error
+        raise RecordError(f"{path}: not readable as JSON ({reason(error)}); run the benchmarks again") from error
     if not isinstance(data, dict) or not all(key in data for key in ("benchmarks", "machine_info", "datetime")):
         raise RecordError(f"{path}: not a file of `pytest --benchmark-only --benchmark-json FILE`")
     entries, machine_info, date = data["benchmarks"], data["machine_info"], data["datetime"]
@@ -46,13 +47,14 @@ def read_benchmarks(path: Path) -> list[SpeedRecord]:
     if not ours:
         raise RecordError(f"{path}: none of its {len(entries)} benchmarks has the extra_info of this project")
     if skipped := len(entries) - len(ours):
-        print(f"{path}: {skipped} of {len(entries)} benchmarks skipped: no extra_info of this project", file=sys.stderr)
+        tell(f"{path}: {skipped} of {len(entries)} benchmarks skipped: no extra_info of this project")
     records = [_speed_record(path, entry, machine, date) for entry in ours]
     by_name: dict[str, SpeedRecord] = {}
     for record in records:
         if record.name in by_name:
-            both = f"{by_name[record.name].benchmark} and {record.benchmark}"
-            raise RecordError(f"{path}: {both} are one case ({record.label}): one would replace the other")
+            both = " and ".join(shortened(r.benchmark) for r in (by_name[record.name], record))
+            case = shortened(record.label)
+            raise RecordError(f"{path}: {both} are one case ({case}): one would replace the other")
         by_name[record.name] = record
     return records
 
@@ -69,11 +71,12 @@ def _speed_record(path: Path, entry: dict[str, Any], machine: dict[str, Any], da
     try:
         # pytest-benchmark keeps one time for the file, and not the command line: the command here repeats this case.
         command = f"pytest --benchmark-only {shlex.quote(benchmark)}"
-        run = Run(**(machine | {"started": date, "finished": date, "command": command}))
+        run = Run.model_validate(machine | {"started": date, "finished": date, "command": command})
         values = entry["extra_info"] | taken | {"benchmark": benchmark, "run": run}
         return SpeedRecord.model_validate(values)
     except ValidationError as error:
-        raise RecordError(f"{path}: {benchmark}: {first_problem(error)}; run the benchmarks again") from error
+        name = shortened(benchmark)
+        raise RecordError(f"{path}: {name}: {first_problem(error)}; run the benchmarks again") from error
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,7 @@ def add(file: Positional[Path], output: Path = Path("runs")) -> int:
     for record in records:
         write_record(output / "speed", record)
     again = "python -m leaderboard" + ("" if output == Path("runs") else f" --output {shlex.quote(str(output))}")
-    print(f"{len(records)} records in {output / 'speed'}; now run `{again}`")
+    print(one_line(f"{len(records)} records in {output / 'speed'}; now run `{again}`"))
     return 0
 
 
@@ -205,7 +208,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return tyro.extras.subcommand_cli_from_dict({"add": add, "compare": compare}, args=arguments)
     except (OSError, RecordError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         return 2
 
 

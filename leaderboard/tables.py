@@ -28,6 +28,20 @@ IDENTITY_COLUMNS = (
     "table", "scale", "dataset", "dataset_sha256", "row", "label", "note", "config", "seeds", "n_seeds", "failed",
     "not_run",
 )  # fmt: skip
+METRIC_PARTS = ("sd", "seeds", "n_real", "n_generated", "floor")  # beside the mean
+PROVENANCE_COLUMNS = ("records", "commit", "config_sha256", "started", "hardware", "protocols")
+_NAMES = {
+    "gfid": "gFID", "is": "IS", "tokenizer_rfid": "rFID", "tokenizer_pfid": "pFID",
+    "linear_probe_acc": "linear probe accuracy",
+}  # fmt: skip
+REPORTED_COLUMNS = {
+    name: f"{_NAMES.get(name, name)} (reported)"
+    for name in (*REPORTED_NUMBERS[1:], "tokenizer_pfid", "tokens", "codebook", "cfg", "linear_probe_acc")
+}
+OTHER_COLUMNS = (
+    "origin", "codebook_usage", "kind", "year", "arxiv", "source", "verified", *PROVENANCE_COLUMNS,
+    *REPORTED_COLUMNS.values(),
+)  # fmt: skip
 
 
 def metric_key(metric: Metric) -> MetricKey:
@@ -39,17 +53,25 @@ def metric_labels(records: list[Record]) -> dict[MetricKey, str]:
     """Column label of every kind of value in `records`, in order of first appearance.
 
     The label is the metric's name; where several protocols use one name, what tells them apart is added in brackets.
+    Labels that would name a column which is there already get a number.
     """
     keys = list(dict.fromkeys(metric_key(m) for r in records if r.status == "finished" for m in r.metrics))
-    labels = {}
+    labels, taken = {}, {*IDENTITY_COLUMNS, *SIZE_COLUMNS, *COST_COLUMNS, *OTHER_COLUMNS}
     for key in keys:
         same_name = [_parts(other) for other in keys if other[0].name == key[0].name]
         differing = [part for i, part in enumerate(_parts(key)) if len({other[i] for other in same_name}) > 1]
-        labels[key] = key[0].name + (f" [{', '.join(differing)}]" if differing else "")
-    taken = [*labels.values(), *IDENTITY_COLUMNS, *SIZE_COLUMNS, *COST_COLUMNS, "codebook_usage"]
-    if clash := sorted({label for label in taken if taken.count(label) > 1}):
-        raise RecordError(f"several columns would be called {', '.join(clash)}; rename the metric or raise its version")
+        label = name = key[0].name + (f" [{', '.join(differing)}]" if differing else "")
+        number = 1
+        while taken.intersection(_columns(label)):
+            label, number = f"{name} ({number + 1})", number + 1
+        labels[key] = label
+        taken.update(_columns(label))
     return labels
+
+
+def _columns(label: str) -> list[str]:
+    """The columns that a kind of value fills."""
+    return [label, *(f"{label} {part}" for part in METRIC_PARTS)]
 
 
 def _parts(key: MetricKey) -> tuple[str, ...]:
@@ -110,9 +132,8 @@ def measured_frame(records: list[Record]) -> pd.DataFrame:
     """One row per table, row, scale and data set, aggregated over seeds.
 
     Each metric has the columns `<label>` (mean), `<label> sd` (ddof=1, NaN for one seed), `<label> seeds`,
-    `<label> n_real`, `<label> n_generated` and `<label> floor`. Records that
-    failed or were not run count in `failed` and `not_run` alone.
-    `codebook_usage` is the mean of the shares over all branches and scales.
+    `<label> n_real`, `<label> n_generated` and `<label> floor`. Records that failed or were not run count in `failed`
+    and `not_run` alone. `codebook_usage` is the mean of the shares over all branches and scales.
     """
     labels = metric_labels(records)
     rows = []
@@ -183,14 +204,10 @@ def leaderboard_frame(records: list[Record], reported: pd.DataFrame) -> pd.DataF
     }.items():
         measured[name] = ["; ".join(dict.fromkeys(value(r) for r in group)) for group in groups]
     measured.insert(0, "origin", "measured")
-    numbers = [*REPORTED_NUMBERS[1:], "tokenizer_pfid", "tokens", "codebook", "cfg", "linear_probe_acc"]
-    names = {"gfid": "gFID", "is": "IS", "tokenizer_rfid": "rFID", "tokenizer_pfid": "pFID"}
-    names["linear_probe_acc"] = "linear probe accuracy"
-    other = reported.rename(columns={"system": "label"} | {n: f"{names.get(n, n)} (reported)" for n in numbers})
+    other = reported.rename(columns={"system": "label"} | REPORTED_COLUMNS)
     other = other.drop(columns=["family", "length_as_printed", "status"]).assign(origin="reported")
     frame = pd.concat([measured, other], ignore_index=True)
     identity = ["origin", *IDENTITY_COLUMNS, "kind", "year"]
-    provenance = ["records", "commit", "config_sha256", "started", "hardware", "protocols"]
-    provenance += ["arxiv", "source", "verified"]
+    provenance = [*PROVENANCE_COLUMNS, "arxiv", "source", "verified"]
     metrics = [column for column in frame if column not in {*identity, *provenance}]
     return frame[identity + metrics + provenance]

@@ -154,8 +154,9 @@ def _require_one(what: str, found: set[Hashable]) -> None:
 
 def _budget(record: Record) -> str:
     """Steps and batch sizes of the trainings."""
-    trainings = [record.config.get(name) or {} for name in ("tokenizer_training", "generator_training")]
-    return ", then ".join(f"{t.get('steps')} steps of {t.get('batch_size')}" for t in trainings)
+    trainings = [record.config.get(name) for name in ("tokenizer_training", "generator_training")]
+    known = [training if isinstance(training, dict) else {} for training in trainings]
+    return ", then ".join(f"{t.get('steps')} steps of {t.get('batch_size')}" for t in known)
 
 
 def _same_seeds(pair: Pair, metric: str, records: list[Record]) -> list[tuple[Record, Record]]:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pandas as pd
 
+from leaderboard.pictures import read_picture
 from leaderboard.plots import Point, length_plot
-from leaderboard.record import Record
+from leaderboard.record import Dataset, Record
 from leaderboard.reported import (
     COUNTERPARTS,
     PUBLISHED_N,
@@ -112,6 +113,15 @@ def number(value: float, like: float | None = None) -> str:
 def count(value: float) -> str:
     """A whole number with its thousands apart; "-" where there is none."""
     return "-" if math.isnan(value) else f"{value:,.0f}"
+
+
+def dataset_text(dataset: Dataset) -> str:
+    """A data set in words, apart from its hash."""
+    left_out = "".join(f", {number} left out: {reason}" for reason, number in dataset.left_out.items())
+    return (
+        f"{dataset.name}, {dataset.n_train} train and {dataset.n_test} test images of "
+        f"{dataset.image_size}×{dataset.image_size}, {dataset.classes} classes{left_out}"
+    )
 
 
 def measured_tables(records: list[Record], output: Path, reported: pd.DataFrame) -> list[Table]:
@@ -296,25 +306,15 @@ def _mark_best(cells: list[Cell], values: pd.Series, higher_is_better: bool) -> 
 
 
 def _pictures(label: str, group: list[Record], output: Path) -> list[dict[str, str]]:
-    """The pictures of the first seed that has any."""
+    """The pictures of the first seed that has any, as base64; "" for one that is missing or damaged."""
     record = next((r for r in group if r.pictures), None)
     if record is None:
         return []
-    return [
-        {"row": label, "caption": caption, "seed": str(record.seed), "path": path, "data": _embedded(output, path)}
-        for caption, path in record.pictures.items()
-    ]
-
-
-def _embedded(output: Path, path: str) -> str:
-    """The PNG as base64; "" where the file is missing, no PNG or outside the output folder."""
-    if Path(path).is_absolute() or ".." in Path(path).parts:
-        return ""
-    try:
-        content = (output / path).read_bytes()
-    except OSError:
-        return ""
-    return base64.b64encode(content).decode() if content.startswith(b"\x89PNG\r\n") else ""
+    pictures = []
+    for caption, path in record.pictures.items():
+        data = base64.b64encode(read_picture(output, path, record.picture_sha256.get(path)) or b"").decode()
+        pictures.append({"row": label, "caption": caption, "seed": str(record.seed), "path": path, "data": data})
+    return pictures
 
 
 def _plots(title: str, frame: pd.DataFrame, labels: dict[MetricKey, str], rows: list[str]) -> list[dict[str, str]]:

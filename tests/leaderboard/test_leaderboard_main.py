@@ -17,6 +17,7 @@ def test_command_builds_its_files(tmp_path, make):
     paths = [str(tmp_path / "runs" / name) for name in ("report.html", "report.md", "leaderboard.csv", "claims.csv")]
     assert result.stdout.splitlines() == paths
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [
+        ".records.lock",
         "claims.csv",
         "leaderboard.csv",
         "records",
@@ -60,4 +61,4 @@ def test_output_that_cannot_be_written_is_one_line(tmp_path, make, capsys):
     _, err = capsys.readouterr()
     assert "report.html" in err
     assert err.count("\n") == 1
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["records", "report.html"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".records.lock", "records", "report.html"]

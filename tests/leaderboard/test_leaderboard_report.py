@@ -108,7 +108,7 @@ def test_only_pngs_inside_the_output_folder_are_embedded(make, tmp_path, reporte
     (tmp_path / "out/text.png").write_text("no picture")
     pictures = {"a": "../secret.png", "b": str(tmp_path / "secret.png"), "c": "text.png", "d": "gone.png"}
     html, _ = build(tmp_path / "out", [make(pictures=pictures)], reported_csv)
-    assert html.count("picture missing:") == 4
+    assert html.count("picture missing or damaged:") == 4
     assert "data:image/png" not in html
 
 

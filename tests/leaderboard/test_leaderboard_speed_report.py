@@ -80,13 +80,14 @@ def test_command_works_with_speed_records_only(speed, tmp_path, capsys):
     assert "## Provenance" not in markdown
 
 
-def test_damaged_speed_record_is_one_line(speed, tmp_path, capsys):
+def test_damaged_speed_record_is_one_line_and_the_others_are_reported(speed, tmp_path, capsys):
     path = next((tmp_path / "speed").iterdir())
     path.write_text("{")
-    assert main(tmp_path) == 2
+    assert main(tmp_path) == 0
     err = capsys.readouterr().err
     assert str(path) in err
     assert err.count("\n") == 1
+    assert f"Speed: {len(speed) - 1} cases on " in (tmp_path / "report.html").read_text()
 
 
 def test_a_section_per_machine_with_its_tables_and_plots(speed):

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from leaderboard.record import Record
-from leaderboard.store import RecordError, read_records, write_record
+from leaderboard.store import RecordError, read_record, read_records, write_record
 
 
 def test_record_survives_the_file(tmp_path, make, failed):
@@ -110,10 +110,14 @@ def test_folder_that_cannot_be_written_is_an_os_error(tmp_path, make):
 )
 def test_unusable_file_is_named_in_one_line(tmp_path, make, change, message):
     path = write_record(tmp_path, make())
-    path.write_text(change(json.loads(path.read_text())))
+    data = json.loads(path.read_text())
+    del data["run"]["checksum"]
+    path.write_text(change(data))
     with pytest.raises(RecordError, match=message) as caught:
-        read_records(tmp_path)
+        read_record(path)
     text = str(caught.value)
+    assert read_records(tmp_path) == []
+    assert read_records(tmp_path).left_out == (text,)
     assert text.startswith(f"{path}: ")
     assert "delete" in text
     assert "\n" not in text

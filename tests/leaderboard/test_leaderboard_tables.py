@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from pydantic import ValidationError
 
 from leaderboard.reported import reported_frame
 from leaderboard.store import RecordError
@@ -63,21 +64,27 @@ def test_other_number_of_images_gets_another_column(make, metric):
     assert frame["proxy-gFID [100 vs 1437 images]"].dropna().tolist() == [9.0]
 
 
-def test_protocols_that_no_label_tells_apart_are_an_error(make, metric):
+def test_protocols_that_no_label_tells_apart_are_numbered(make, metric):
     hashes = ["ab12cd34" + end * 56 for end in "01"]
-    records = [with_gfid(make, metric, 2.0, seed, extractor_sha256=sha256) for seed, sha256 in enumerate(hashes)]
-    with pytest.raises(RecordError, match="proxy-gFID"):
-        metric_labels(records)
+    records = [with_gfid(make, metric, 2.0 + seed, seed, extractor_sha256=sha) for seed, sha in enumerate(hashes)]
+    assert list(metric_labels(records).values()) == ["proxy-gFID", "proxy-gFID (2)"]
+    row = measured_frame(records).iloc[0]
+    assert (row["proxy-gFID"], row["proxy-gFID (2)"]) == (2.0, 3.0)
 
 
-def test_metric_named_like_another_column_is_an_error(make, metric):
-    with pytest.raises(RecordError, match="positions"):
-        measured_frame([make(metrics=[metric("positions", 1.0)])])
+@pytest.mark.parametrize("name", ["positions", "origin", "records", "gFID (reported)", "source", "codebook_usage"])
+def test_metric_named_like_another_column_has_one_of_its_own(make, metric, reported_csv, name):
+    record = make(metrics=[metric(name, 1.5), metric("x", 1.0), metric("x sd", 7.0)])
+    frame = leaderboard_frame([record], reported_frame(reported_csv))
+    assert len(set(frame)) == len(list(frame))
+    assert (frame[f"{name} (2)"].iloc[0], frame["x sd (2)"].iloc[0]) == (1.5, 7.0)
 
 
 def test_record_with_a_metric_twice_is_an_error(make, metric):
+    with pytest.raises(ValidationError, match="twice"):
+        make(metrics=[metric("proxy-gFID", 1.0), metric("proxy-gFID", 2.0)])
     with pytest.raises(RecordError, match="twice"):
-        measured_frame([make(metrics=[metric("proxy-gFID", 1.0), metric("proxy-gFID", 2.0)])])
+        measured_frame([make(), make()])
 
 
 def test_other_configuration_or_data_set_is_another_row(make, metric):
