@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import sys
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -15,6 +14,7 @@ from torch import nn
 from imagefolder.checkpoints.loading import load_generator
 from imagefolder.config import GeneratorConfig, TokenizerConfig
 from imagefolder.flops import decode_flops, encode_flops, sample_flops
+from imagefolder.released import write_page
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.zoo import GENERATORS, REPORTED, TOKENIZER_OF, TOKENIZERS, Reported
 
@@ -140,4 +140,4 @@ def _flops(number: float) -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(render())
+    sys.exit(write_page(render, "python -m imagefolder.cards MODELS.md"))

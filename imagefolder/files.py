@@ -159,6 +159,8 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         os.replace(temporary, path)
         _sync(path.parent)
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is the last two to torch and safetensors
+        if "DataLoader worker" in str(error):  # raised wherever this process is when one dies
+            raise
         with contextlib.suppress(OSError):
             free = f" ({shutil.disk_usage(path.parent).free:,} bytes are free on its disk)"
             raise OSError(f"{path} cannot be written: {reason(error)}{free}") from error
@@ -178,13 +180,14 @@ def remove_half_written(path: Path) -> None:
 
 
 def _lives(pid: int) -> bool:
+    """Whether a process works; where nobody reaps the killed ones (in containers), they stay as zombies."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, OverflowError):
         return False
-    except OSError:
+    except OSError:  # another user's, or no such file on this system
         return True
-    return True
 
 
 def _sync(path: Path) -> None:

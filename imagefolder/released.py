@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from imagefolder.config import LossConfig, TokenizerConfig, TrainingConfig
+from imagefolder.errors import one_line
+from imagefolder.files import write_atomically
 from imagefolder.zoo import OBJECTIVES, RELEASED_TRAINING, TOKENIZERS
 
 EPOCHS, STEPS_PER_EPOCH = 200, 1251
@@ -277,5 +279,22 @@ tokens of the others here (`reproductions/zoo.py`) is ours.
 """
 
 
+def write_page(render: Callable[[], str], usage: str) -> int:
+    """The program of a generated page: write it to the path on the command line.
+
+    Returns:
+        Exit code: 0, or 2 after a line on what is wrong.
+    """
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        print(f"usage: {usage}", file=sys.stderr)
+        return 2
+    try:
+        write_atomically(Path(sys.argv[1]), lambda temporary: temporary.write_text(render(), encoding="utf-8"))
+    except OSError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(render())
+    sys.exit(write_page(render, "python -m imagefolder.released docs/zoo.md"))

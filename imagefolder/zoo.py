@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from imagefolder.config import GeneratorConfig, TokenizerConfig, TrainingConfig
 from imagefolder.errors import InputError
+from imagefolder.validation import shown
 
 _Config = TypeVar("_Config", TokenizerConfig, GeneratorConfig)
 
@@ -222,7 +223,9 @@ def list_models() -> list[str]:
 
 def find(table: dict[str, _Config], name: str) -> _Config:
     """Look up a configuration; an unknown name raises `InputError` with the nearest known ones."""
-    if name in table:
+    if isinstance(name, str) and name in table:
         return table[name]
-    near = difflib.get_close_matches(name, table, n=3, cutoff=0.3) or list(table)
-    raise InputError(f"unknown model {name!r}; did you mean {', '.join(near)}? imagefolder.list_models() lists all")
+    near = difflib.get_close_matches(str(name)[:200], table, n=3, cutoff=0.3) or list(table)
+    raise InputError(
+        f"unknown model {shown(name)}; did you mean {', '.join(near)}? imagefolder.list_models() lists all"
+    )

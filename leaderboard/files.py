@@ -68,13 +68,14 @@ def _remove_half_written(path: Path) -> None:
 
 
 def _lives(process: int) -> bool:
+    """Whether a process works; where nobody reaps the killed ones (in containers), they stay as zombies."""
     try:
         os.kill(process, 0)
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (ProcessLookupError, OverflowError):
         return False
-    except OSError:
+    except OSError:  # another user's, or no such file on this system
         return True
-    return True
 
 
 def _sync(folder: Path) -> None:

@@ -31,7 +31,7 @@ from imagefolder.data.digits import digits
 from imagefolder.data.images import Images, samples_to_uint8, to_float
 from imagefolder.data.order import ordered_batches
 from imagefolder.environment import describe
-from imagefolder.errors import InputError
+from imagefolder.errors import InputError, one_line
 from imagefolder.evaluation.extractor import (
     TORCH_FIDELITY,
     Extractor,
@@ -389,7 +389,7 @@ def main() -> int:
         return run(options)
     except (InputError, OSError, metadata.PackageNotFoundError) as error:
         display.close()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         display.close()

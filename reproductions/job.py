@@ -203,10 +203,10 @@ def has_record(job: Job, recipe: Recipe) -> bool:
     path = job.record(recipe)
     try:
         record = read_record(path)
-    except RecordError:
+        same = record.config_sha256 == config_hash(job.config(recipe)) and record.dataset.sha256 == job.dataset.sha256
+        finished = record.status == "finished" and same and _is_of_these_models(record, job, recipe)
+    except (RecordError, InputError):  # of the models' documents; loading them says which
         return False
-    same = record.config_sha256 == config_hash(job.config(recipe)) and record.dataset.sha256 == job.dataset.sha256
-    finished = record.status == "finished" and same and _is_of_these_models(record, job, recipe)
     return finished and pictures_intact(record, job.output)
 
 

@@ -97,7 +97,7 @@ def main(table: str, title: str, rows: Rows, mini: Scale | None = None) -> None:
     try:
         sys.exit(run(table, title, rows, options, SCALES | ({} if mini is None else {"mini": mini})))
     except (InputError, RecordError, SlurmError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command continues from the last saved state", file=sys.stderr)

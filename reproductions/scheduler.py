@@ -140,6 +140,8 @@ def _run(task: Task) -> str | None:
     except (InputError, TrainingFailed, OSError) as error:
         return reason(error)
     except Exception as error:
+        if "DataLoader worker" in str(error):  # raised wherever this process is when one dies
+            return f"a process that reads images has died: {reason(error)}; the same command continues"
         traceback.print_exc()
         return f"{type(error).__name__}: {reason(error)}"
     return None

@@ -133,10 +133,11 @@ def _checksum(document: dict[str, Any]) -> str:
 
 
 def _lives(pid: int) -> bool:
+    """Whether a process works; where nobody reaps the killed ones (in containers), they stay as zombies."""
     try:
         os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):
+    except (OSError, OverflowError):  # another user's, or no such file on this system
         return True
-    return True

@@ -12,7 +12,7 @@ import torch
 import imagefolder
 from imagefolder.checkpoints.native import load_weights, save_checkpoint
 from imagefolder.config import TRAINING_ONLY, GeneratorConfig, TokenizerConfig, config_hash, from_dict, to_dict
-from imagefolder.files import write_atomically
+from imagefolder.files import read_json, write_atomically, write_json
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.zoo import GENERATORS, TOKENIZERS
 
@@ -100,9 +100,13 @@ def damage(folder, how: str) -> None:
     elif how == "broken configuration":
         config.write_text("{")
     elif how == "unknown field":
-        about = json.loads(config.read_text())
+        about = read_json(config)
         about["config"]["colour"] = "red"
-        config.write_text(json.dumps(about))
+        write_json(config, about)
+    elif how == "changed by hand":
+        config.write_text(config.read_text().replace('"cosine": true', '"cosine": false'))
+    elif how == "no hash":
+        write_json(config, {name: value for name, value in read_json(config).items() if name != "weights_sha256"})
     elif how == "missing key":
         # the same configuration and a right hash, but not all tensors
         tokenizer = imagefolder.load_tokenizer(TOKENIZER)
@@ -113,12 +117,14 @@ def damage(folder, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("truncated", "model.safetensors.*cannot be read"),
-        ("exchanged", "sha256 differs"),
-        ("no weights", "model.safetensors.*cannot be read"),
-        ("no configuration", "config.json.*not a readable"),
-        ("broken configuration", "config.json.*not a readable"),
-        ("unknown field", "config.json.*colour"),
+        ("truncated", "model.safetensors: not readable"),
+        ("exchanged", "model.safetensors: .*sha256 is not the one stored"),
+        ("no weights", "model.safetensors: no such file"),
+        ("no configuration", "config.json: no such file"),
+        ("broken configuration", "config.json: not readable"),
+        ("unknown field", "config.json: unknown TokenizerConfig field.*colour"),
+        ("changed by hand", "config.json: .*checksum"),
+        ("no hash", "config.json: holds no weights_sha256"),
         ("missing key", "missing encoder.level_embed.weight"),
     ],
 )

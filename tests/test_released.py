@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from imagefolder.released import ROWS, fields, model, render
+from imagefolder.released import ROWS, fields, model, render, write_page
 from imagefolder.zoo import OBJECTIVES, REPORTED, TOKENIZERS
 
 
@@ -35,3 +36,25 @@ def test_ours_are_the_published_values(name: str) -> None:
 def test_the_page_is_up_to_date() -> None:
     page = Path(__file__).parent.parent / "docs" / "zoo.md"
     assert page.read_text() == render(), "run: python -m imagefolder.released docs/zoo.md"
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["a", "b"]])
+def test_the_program_of_a_page_says_how_it_is_called(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["page", *arguments])
+    assert write_page(render, "python -m page PATH") == 2
+    assert capsys.readouterr().err == "usage: python -m page PATH\n"
+
+
+def test_a_page_is_written_or_the_path_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["page", str(tmp_path / "page.md")])
+    assert write_page(lambda: "text", "python -m page PATH") == 0
+    assert (tmp_path / "page.md").read_text() == "text"
+    monkeypatch.setattr(sys, "argv", ["page", str(tmp_path)])
+    assert write_page(lambda: "text", "python -m page PATH") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path}")
+    assert error.count("\n") == 1

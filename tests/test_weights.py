@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from imagefolder import InputError, weights
+from imagefolder import InputError, files, weights
 from imagefolder.config import TokenizerConfig
 from imagefolder.tokenizer.discriminator import DINO
 from imagefolder.tokenizer.losses import VGG16_FILE
@@ -150,8 +150,8 @@ def test_big_files_are_hashed_with_progress_and_once(
     put: Callable[[str, bytes], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = put(weights.ADM_REFERENCE, bytes(3 * 2**20))
-    monkeypatch.setattr(weights, "BIG", 2**20)
-    monkeypatch.setattr(weights, "CHUNK", 2**20)
+    monkeypatch.setattr(files, "BIG", 2**20)
+    monkeypatch.setattr(files, "CHUNK", 2**20)
     events: list[Event] = []
     send_to(events.append)
     try:

@@ -1,7 +1,8 @@
 """The authors' checkpoint files (docs/method.md, "The released files"): read without executing anything they hold, and
 their names translated.
 
-Only tensors, plain containers and `argparse.Namespace` are unpickled; whatever else a file holds makes it refused.
+Only tensors, plain containers and `argparse.Namespace` are unpickled; whatever else a file holds makes it refused. What
+a file claims to hold is never more than its own size.
 """
 
 from __future__ import annotations
@@ -11,20 +12,24 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from imagefolder.checkpoints.native import load_state, read_safetensors
+from imagefolder.checkpoints.averaged import averaged_states, unwrapped
+from imagefolder.checkpoints.native import load_state, read_safetensors, require_file, require_plain
 from imagefolder.config import GeneratorConfig, TokenizerConfig
-from imagefolder.errors import InputError
+from imagefolder.errors import InputError, one_line, reason
+from imagefolder.generator.model import TOKEN_FIELDS
 from imagefolder.generator.transformer import Transformer
 from imagefolder.tokenizer.model import Tokenizer
-from imagefolder.zoo import GENERATORS, TOKENIZERS
+from imagefolder.zoo import GENERATORS, TOKENIZER_OF, TOKENIZERS
 
 Config = TokenizerConfig | GeneratorConfig
 
@@ -67,7 +72,6 @@ _DERIVED = re.compile(
 )
 STATISTICS = (".codebook.hits", ".codebook.updates")  # ours of the same kind, not in the authors' files
 _CONVOLUTIONS = re.compile(r"^(quant_conv|post_quant_conv)\.weight$")  # 1x1 there, linear here
-_WRAPPERS = ("module.", "_orig_mod.")  # left by data-parallel training and by torch.compile
 
 
 class NoWeights(InputError):
@@ -86,54 +90,94 @@ class State:
 def read_state(path: Path, kind: type[TokenizerConfig] | type[GeneratorConfig]) -> State:
     """Weights of a tokenizer or generator from one of the authors' files, by native names.
 
+    Averaged weights go before those they were averaged from, wherever the file keeps them (see `averaged_states`).
+
     Args:
         path: `.pt` or `.pth` (a state dict, alone or where the authors' training scripts keep it), or `.safetensors`.
         kind: what to look for; generator files hold their tokenizer as well.
 
     Raises:
         NoWeights: the file holds none of this kind.
-        InputError: it cannot be read, or would execute code.
+        InputError: it cannot be read, would execute code, or holds averaged weights that cannot be told apart.
     """
     document = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
-    steps = document.get("steps") if isinstance(document, Mapping) else None
-    for place, tensors in _candidates(document, kind):
-        translated = translate(tensors, kind)
-        if _marker(kind) in translated:
-            return State(translated, place, steps if isinstance(steps, int) else None)
-    what = "tokenizer" if kind is TokenizerConfig else "generator"
-    found = ", ".join(map(str, document)) if isinstance(document, Mapping) else type(document).__name__
-    raise NoWeights(f"{path}: holds no {what} weights (found: {found[:300]})")
+    found = _find(document, kind, str(path))
+    if found is None:
+        what = "tokenizer" if kind is TokenizerConfig else "generator"
+        keys = document if isinstance(document, Mapping) else [type(document).__name__]
+        names = ", ".join(one_line(key)[:50] for key in islice(keys, 20) if isinstance(key, str | int))
+        raise NoWeights(f"{path}: holds no {what} weights (found: {names[:300]})")
+    place, tensors = found
+    names = {name: native_name(name, kind) for name in tensors}
+    for name, native in names.items():
+        if native is not None:
+            require_plain(name, tensors[name], str(path))
+    twice = [native for native, number in Counter(names.values()).items() if native is not None and number > 1]
+    if twice:
+        raise InputError(f"{path}: '{place}' holds {twice[0]} under several names")
+    steps = document.get("steps")
+    counted = type(steps) is int and 0 <= steps < 2**63
+    return State(translate(tensors, kind), one_line(place)[:200], steps if counted else None)
 
 
 def read_pickle(path: Path) -> Any:
-    """Content of a torch file: tensors, plain containers and `argparse.Namespace`, else `InputError`."""
+    """Content of a torch file: tensors, plain containers and `argparse.Namespace`, else `InputError`.
+
+    Tensors of a zip file stay on the disk until they are used.
+    """
+    require_file(path, "a torch checkpoint")
     with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about pickle protocols; what cannot be read is said below
         try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_sound_archive(path))
         except pickle.UnpicklingError as error:
-            named = re.search(r"(?:GLOBAL|class|function) ([\w.]+)", str(error))
+            named = re.search(r"(?:GLOBAL|class|function) ([\w.]{1,100})", str(error))
             held = f"it asks for {named.group(1)}" if named else "it is no plain torch checkpoint"
             raise InputError(
                 f"{path}: refused, {held}; only tensors, plain containers and argparse.Namespace are loaded, since "
                 "anything else could execute code"
             ) from None
-        except (OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise InputError(f"{path}: cannot be read as a torch checkpoint ({reason})") from None
+        except Exception as error:  # damaged files make torch raise almost anything
+            raise InputError(f"{path}: cannot be read as a torch checkpoint ({reason(error)})") from None
+
+
+def _is_sound_archive(path: Path) -> bool:
+    """Whether a file is a zip; `ValueError` or `BadZipFile` if its records are not what was written."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        compressed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
+        if compressed or sum(record.file_size for record in records) > path.stat().st_size:
+            raise ValueError(
+                "its records are compressed, or claim more than the file holds: not as torch.save writes them"
+            )
+        for record in records:
+            if record.CRC:  # 0 where torch was told to save without
+                with archive.open(record) as file:
+                    while file.read(2**20):  # the last read verifies the checksum
+                        pass
+    return True
+
+
+def native_name(name: str, kind: type) -> str | None:
+    """Our name of one of the authors' tensors; native names stay as they are; None: a table that is left out."""
+    name = unwrapped(name)
+    if _DERIVED.search(name):
+        return None
+    for pattern, replacement in _NAMES[kind]:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def translate(state: Mapping[str, Tensor], kind: type) -> dict[str, Tensor]:
-    """The authors' names and shapes to ours; native names stay as they are, derived tables are left out."""
+    """The authors' names and shapes to ours, derived tables left out."""
     translated = {}
     for name, value in state.items():
-        while name.startswith(_WRAPPERS):
-            name = name.split(".", 1)[1]
-        if _DERIVED.search(name):
-            continue
-        for pattern, replacement in _NAMES[kind]:
-            name = re.sub(pattern, replacement, name)
-        translated[name] = value.flatten(1) if _CONVOLUTIONS.match(name) else value
+        native = native_name(name, kind)
+        if native is not None:
+            flat = _CONVOLUTIONS.match(native) and value.ndim > 1
+            translated[native] = value.flatten(1) if flat else value
     return translated
 
 
@@ -144,19 +188,26 @@ def load_authors_state(model: nn.Module, state: State, origin: str) -> None:
 
 
 def fitting_models(state: Mapping[str, Tensor], kind: type) -> list[Config]:
-    """Configurations of the zoo whose names and shapes are those of `state` (as translated)."""
+    """Configurations of the zoo whose names and shapes are those of `state` (as translated).
+
+    Usage statistics may be there or not.
+    """
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     found: list[Config] = []
     table = TOKENIZERS if kind is TokenizerConfig else GENERATORS
     for config in table.values():
         if kind is TokenizerConfig:
-            if state["encoder.latent_tokens"].shape[:2] != (1, config.branches * config.latent_side**2):
+            if shapes["encoder.latent_tokens"][:2] != (1, config.branches * config.latent_side**2):
                 continue  # building the model is what takes time
             config = replace(config, backbone=_backbone(state, config.backbone))
+        else:
+            tokenizer = TOKENIZERS[TOKENIZER_OF[config.name]]
+            config = replace(config, **{field: getattr(tokenizer, field) for field in TOKEN_FIELDS})
         with torch.device("meta"):
             model = Tokenizer(config) if kind is TokenizerConfig else Transformer(config)
         expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-        if {name: shape for name, shape in expected.items() if not name.endswith(STATISTICS)} == shapes:
+        absent = expected.keys() - shapes.keys()
+        if shapes.items() <= expected.items() and all(name.endswith(STATISTICS) for name in absent):
             found.append(config)
     return found
 
@@ -169,15 +220,53 @@ def _backbone(state: Mapping[str, Tensor], default: str) -> str:
     return f"vit_{size}_patch14_{'reg4_' if 'encoder.vit.reg_token' in state else ''}dinov2.lvd142m"
 
 
+def _find(document: Any, kind: type, origin: str) -> tuple[str, Mapping[str, Tensor]] | None:
+    """Where the weights of a kind are, and the weights by the names they have there."""
+    for place in (*_PLACES[kind], ()):
+        found = _averaged(document, kind, origin) if place == ("ema",) else _at(document, place, kind)
+        if found is not None:
+            return found
+    return None
+
+
+def _at(document: Any, place: tuple[str, ...], kind: type) -> tuple[str, Mapping[str, Tensor]] | None:
+    for key in place:
+        document = document.get(key) if isinstance(document, Mapping) else None
+    return (".".join(place) or "the whole file", document) if _holds(document, kind) else None
+
+
+def _averaged(document: Any, kind: type, origin: str) -> tuple[str, Mapping[str, Tensor]] | None:
+    """The averaged weights of a kind; None: there are none.
+
+    Raises:
+        InputError: there are, but nameless, by names nothing in the file explains, or several.
+    """
+    others = (_at(document, place, kind) for place in (*_PLACES[kind], ()) if place != ("ema",))
+    raw = next((found[1] for found in others if found is not None), {})
+    for key, states in averaged_states(document, raw):
+        usable = [(place, tensors) for place, tensors in states if _holds(tensors, kind)]
+        if len(usable) == 1:
+            return usable[0]
+        other = GeneratorConfig if kind is TokenizerConfig else TokenizerConfig
+        if usable or (raw and not any(_holds(tensors, other) for _, tensors in states)):
+            problem = "several sets of weights" if usable else "averaged weights whose names are not understood"
+            raise InputError(
+                f"{origin}: '{one_line(key)[:50]}' holds {problem}; save the averaged state dict alone, by its own "
+                "names: the others are not taken in its place"
+            )
+    return None
+
+
+def _holds(value: Any, kind: type) -> bool:
+    """Whether a value is a state dict with weights of a kind."""
+    return (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items())
+        and any(native_name(name, kind) == _marker(kind) for name in value)
+    )
+
+
 def _marker(kind: type) -> str:
     """A name that only weights of this kind have."""
     return "encoder.latent_tokens" if kind is TokenizerConfig else "input_embed.weight"
-
-
-def _candidates(document: Any, kind: type) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-    for place in (*_PLACES[kind], ()):
-        value = document
-        for key in place:
-            value = value.get(key) if isinstance(value, Mapping) else None
-        if isinstance(value, Mapping) and value and all(isinstance(v, Tensor) for v in value.values()):
-            yield ".".join(place) or "the whole file", value

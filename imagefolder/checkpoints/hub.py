@@ -13,6 +13,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import torch
 from huggingface_hub import (
     PyTorchModelHubMixin,
     constants,
@@ -21,12 +22,24 @@ from huggingface_hub import (
     hf_hub_url,
     try_to_load_from_cache,
 )
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from torch import nn
 
-from imagefolder.checkpoints.native import CONFIG, WEIGHTS, load_weights, read_about, save_checkpoint
-from imagefolder.config import GeneratorConfig, TokenizerConfig, from_dict
-from imagefolder.errors import InputError
+from imagefolder.checkpoints.native import (
+    CONFIG,
+    WEIGHTS,
+    load_weights,
+    read_config,
+    require_fitting,
+    save_checkpoint,
+)
+from imagefolder.config import GeneratorConfig, TokenizerConfig
+from imagefolder.errors import InputError, reason
 from imagefolder.files import file_sha256
 
 SCHEME = "hf://"
@@ -46,11 +59,15 @@ def locate(weights: str | Path) -> Path:
     """
     if not str(weights).startswith(SCHEME):
         path = Path(weights)
-        if not path.exists():
+        try:
+            there = path.exists()
+        except (OSError, ValueError) as error:  # a name too long, or no name at all
+            raise InputError(f"{weights}: no such file or folder ({reason(error)})") from None
+        if not there:
             raise InputError(f"{weights}: no such file or folder")
         return path.parent if path.name == WEIGHTS and (path.parent / CONFIG).exists() else path
     match = _LOCATION.fullmatch(str(weights))
-    if match is None:
+    if match is None or ".." in Path(match["file"] or "").parts:
         raise InputError(f"{weights}: expected hf://owner/repo, hf://owner/repo/file or hf://owner/repo@revision/file")
     repo, revision = match["repo"], match["revision"]
     if match["file"] and match["file"] != WEIGHTS:
@@ -65,7 +82,10 @@ def download(
 ) -> Path:
     """A file of a hub repository: from the local cache if there, else downloaded (with progress) and verified."""
     what = f"{SCHEME}{repo}{f'@{revision}' if revision else ''}/{file}"
-    cached = try_to_load_from_cache(repo, file, cache_dir=cache_dir, revision=revision)
+    try:
+        cached = try_to_load_from_cache(repo, file, cache_dir=cache_dir, revision=revision)
+    except HFValidationError as error:
+        raise InputError(f"{what}: {reason(error)}") from None
     if isinstance(cached, str):
         return Path(cached)
     require_network(what)
@@ -78,8 +98,8 @@ def download(
         raise InputError(f"{what}: no such revision") from None
     except RepositoryNotFoundError:
         raise InputError(f"{what}: no such repository, or a private one (log in with `hf auth login`)") from None
-    except (HfHubHTTPError, OSError) as error:
-        raise InputError(f"{what}: download failed ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # hub clients raise many kinds
+        raise InputError(f"{what}: download failed ({reason(error)})") from None
     if len(expected) in (40, 64) and _hub_hash(path, len(expected)) != expected:
         path.resolve().unlink()
         path.unlink(missing_ok=True)
@@ -97,9 +117,9 @@ def require_network(what: str) -> None:
     except urllib.error.HTTPError:
         pass  # an answer, whatever it says
     except OSError as error:
-        reason = getattr(error, "reason", error)
+        why = getattr(error, "reason", error)
         raise InputError(
-            f"{what}: not in the local cache ({constants.HF_HUB_CACHE}), and {where} cannot be reached ({reason}); "
+            f"{what}: not in the local cache ({constants.HF_HUB_CACHE}), and {where} cannot be reached ({why}); "
             "fetch it on a machine with network and copy the cache or the file here"
         ) from None
 
@@ -139,16 +159,24 @@ class HubModel(
     ) -> Self:
         """A published model in evaluation mode.
 
+        The weight file must hold what the configuration asks for, before the model is built: a configuration alone
+        takes no memory.
+
         Args:
             pretrained_model_name_or_path: `owner/repo` on the hub, or the folder of a native checkpoint.
             revision: commit, tag or branch.
             arguments: of the constructor, beside the configuration (a generator's `tokenizer`).
+
+        Raises:
+            InputError: nothing there, or files that are damaged, impossible or do not belong together.
         """
         location = str(pretrained_model_name_or_path)
         if not Path(location).is_dir():
             location = f"{SCHEME}{location}{f'@{revision}' if revision else ''}"
         folder = locate(location)
-        config = from_dict(cls.config_type, read_about(folder).get("config", {}), str(folder / CONFIG))
+        config = read_config(folder, cls.config_type)
+        with torch.device("meta"):
+            require_fitting(folder, cls(config, **arguments).weights_module())
         model = cls(config, **arguments)
         load_weights(folder, model.weights_module(), config)
         return model.eval()

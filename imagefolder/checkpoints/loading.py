@@ -11,7 +11,7 @@ from torch import nn
 
 from imagefolder.checkpoints.authors import load_authors_state, read_state
 from imagefolder.checkpoints.hub import locate
-from imagefolder.checkpoints.native import WEIGHTS, load_weights
+from imagefolder.checkpoints.native import FLOATS, WEIGHTS, load_weights
 from imagefolder.config import GeneratorConfig, TokenizerConfig
 from imagefolder.environment import fast_dtype
 from imagefolder.errors import InputError
@@ -39,7 +39,7 @@ def load_tokenizer(
         overrides: fields of `TokenizerConfig`.
 
     Raises:
-        InputError: unknown name or field, file absent or unsafe, keys that do not fit (all of them named).
+        InputError: unknown name or field, file absent, damaged or unsafe, keys that do not fit (the first 50 named).
     """
     config = _override(find(TOKENIZERS, name), overrides)
     model = Tokenizer(config)
@@ -84,7 +84,7 @@ def load_into(model: nn.Module, weights: str | Path, config: TokenizerConfig | G
 def _dtype(dtype: torch.dtype | str, device: str | torch.device) -> torch.dtype:
     if dtype == "auto":
         return fast_dtype(device)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+    if dtype not in FLOATS:
         raise InputError(f'dtype must be a floating-point torch.dtype or "auto", not {dtype!r}')
     return dtype
 

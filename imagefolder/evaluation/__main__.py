@@ -13,7 +13,7 @@ from rich.table import Table
 
 from imagefolder.distributed import is_main, join_processes
 from imagefolder.environment import keep_freed_memory
-from imagefolder.errors import InputError
+from imagefolder.errors import InputError, one_line
 from imagefolder.evaluation.extractor import inception_extractor, proxy_extractor
 from imagefolder.evaluation.protocols import evaluate_files
 from imagefolder.evaluation.results import Result
@@ -35,7 +35,7 @@ def main(samples: Annotated[Path, tyro.conf.Positional], reference: Path, extrac
         result, sha256 = evaluate_files(samples, reference, chosen)
     except (InputError, OSError) as error:
         display.close()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         display.close()

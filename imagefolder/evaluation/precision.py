@@ -16,7 +16,7 @@ from imagefolder.data.digits import digits
 from imagefolder.data.folder import read_data
 from imagefolder.data.images import to_float, to_uint8
 from imagefolder.data.order import ordered_batches
-from imagefolder.errors import InputError
+from imagefolder.errors import InputError, one_line
 from imagefolder.evaluation.metrics import psnr
 from imagefolder.tokenizer.model import Tokenizer
 
@@ -72,7 +72,7 @@ def main(
         images = torch.cat([batch for batch, _ in ordered_batches(test, 50, range(min(number, len(test))))])
         effect = compare_dtypes(exact, low, images)
     except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     print(f"{tokenizer} on {effect.images} test images of {splits.name}, bfloat16 against float32 ({device})")
     for branch, row in enumerate(effect.agreement.tolist()):

@@ -12,12 +12,16 @@ import tyro
 
 import imagefolder
 from imagefolder.environment import keep_freed_memory
-from imagefolder.errors import InputError
-from imagefolder.generator.export import export_samples
+from imagefolder.errors import InputError, one_line
+from imagefolder.generator.export import FORMATS, export_samples
 from imagefolder.generator.model import Generator
+from imagefolder.generator.sampling import check_sampling, check_seed
 from imagefolder.memory import fitting_batch
 from imagefolder.training.progress import console, display
+from imagefolder.validation import shown
 from imagefolder.zoo import GENERATORS, TOKENIZER_OF, find
+
+MOST_IMAGES = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -74,11 +78,13 @@ def main() -> int:
         run(options)
     except (InputError, OSError) as error:
         display.close()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    except torch.OutOfMemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
         display.close()
-        print(f"error: out of GPU memory; lower --batch-size (now {options.batch_size or 'auto'})", file=sys.stderr)
+        print(f"error: out of memory; lower --batch-size (now {options.batch_size or 'auto'})", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         display.close()
@@ -91,11 +97,17 @@ def run(options: Options) -> None:
     """Do what the options say."""
     temperature = options.temperature[0] if len(options.temperature) == 1 else options.temperature
     device = _device(options.device)
+    check_seed(options.seed)
+    if options.format not in FORMATS:
+        raise InputError(f"--format {options.format} is not {' or '.join(FORMATS)}")
+    if options.batch_size is not None and options.batch_size < 1:
+        raise InputError(f"--batch-size must be at least 1, not {options.batch_size}")
     missing = [name for name in ("generator_weights", "tokenizer_weights") if getattr(options, name) is None]
     if missing:
         names = " and ".join(f"--{name.replace('_', '-')}" for name in missing)
         raise InputError(f"{names} missing: without trained weights the images would be noise")
     generator = load(options, device)
+    check_sampling(generator.config, options.guidance, options.top_k, options.top_p, temperature, options.joint)
     path = export_samples(
         generator,
         choose_labels(options, generator.config.num_classes),
@@ -124,7 +136,7 @@ def load(options: Options, device: torch.device) -> Generator:
 
 
 def choose_labels(options: Options, num_classes: int) -> list[int | None]:
-    """Labels of all images: the classes in turn, so that any number is as balanced as it can be."""
+    """Labels of all images: the classes in turn, so that any number up to ten million is as balanced as it can be."""
     if options.class_free:
         if options.classes or options.per_class is not None:
             raise InputError("--class-free goes with --number, not with --classes or --per-class")
@@ -134,9 +146,14 @@ def choose_labels(options: Options, num_classes: int) -> list[int | None]:
     if (options.number is None) == (options.per_class is None):
         raise InputError("say how many images: either --number or --per-class")
     number = options.number if options.per_class is None else options.per_class * len(classes)
-    if number < 1:
-        raise InputError(f"the number of images must be at least 1, not {number}")
+    if not 1 <= number <= MOST_IMAGES:
+        raise InputError(f"the number of images must be at least 1 and at most {MOST_IMAGES:,}, not {shown(number)}")
     return [classes[index % len(classes)] for index in range(number)]
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Of either kind of memory; that of a CPU is a plain error to torch."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _dtype(name: str) -> Any:

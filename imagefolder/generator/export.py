@@ -5,6 +5,9 @@ the images, 8-bit by truncation as published for samples:
 
     png   000000.png, 000001.png, ...: one lossless file per image
     npz   samples.npz: `arr_0` uint8 (N, H, W, 3) and `arr_1` int64 (N,) labels, the layout of ADM's evaluation suite
+
+Whatever is continued is verified first: images by the checksums in PNG, arrays by those in the JSON beside them. One
+export at a time works in a folder.
 """
 
 from __future__ import annotations
@@ -14,7 +17,9 @@ import io
 import json
 import os
 import shutil
+import warnings
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,16 +29,19 @@ import torch
 from PIL import Image
 from torch import nn
 
+from imagefolder.checkpoints.native import require_file
 from imagefolder.data.images import samples_to_uint8
-from imagefolder.errors import InputError
-from imagefolder.files import write_atomically
+from imagefolder.errors import DamagedFile, InputError
+from imagefolder.files import file_sha256, read_json, write_atomically, write_json
 from imagefolder.generator.model import Generator, Labels
-from imagefolder.generator.sampling import check_sampling
+from imagefolder.generator.sampling import check_sampling, check_seed
+from imagefolder.locks import building
 from imagefolder.training.progress import Phase
 
 FORMATS = ("png", "npz")
 SETTINGS, LABELS, NPZ = "samples.json", "labels.npy", "samples.npz"
 PART, PROGRESS = "samples.npy.part", "progress.json"  # of an unfinished npz
+NPZ_SHA256 = "samples_sha256"  # in the settings, once the npz is finished
 
 
 def export_samples(
@@ -51,8 +59,9 @@ def export_samples(
 ) -> Path:
     """Generate one image per label into a folder; the same call continues an interrupted one.
 
-    Images that are there are kept. An image depends on its own index, so it does not matter when it is made; with the
-    same `batch_size` batches are the same too, and so is every bit.
+    Images that are there are kept, damaged ones made again. An image depends on its own index, so it does not matter
+    when it is made; with the same `batch_size` batches are the same too, and so is every bit. While another export
+    works in the folder, this one waits.
 
     Args:
         generator: in evaluation mode, with its trained weights.
@@ -67,7 +76,7 @@ def export_samples(
 
     Raises:
         InputError: a label or setting is out of range, the folder holds samples of other settings (naming what
-            differs), or it cannot be written.
+            differs), something there is damaged, or it cannot be written.
     """
     if format not in FORMATS:
         raise InputError(f"format {format!r} is unknown; known: {', '.join(FORMATS)}")
@@ -76,7 +85,7 @@ def export_samples(
     known = generator.label_tensor(labels).cpu()
     check_sampling(generator.config, guidance, top_k, top_p, temperature, joint)
     sampling = {
-        "seed": int(seed),
+        "seed": check_seed(seed),
         "guidance": float(guidance),
         "top_k": int(top_k),
         "top_p": float(top_p),
@@ -85,8 +94,10 @@ def export_samples(
     }
     run = _Run(generator, known, Path(output), batch_size, sampling)
     try:
-        run.claim(format)
-        return run.write_png() if format == "png" else run.write_npz()
+        run.output.mkdir(parents=True, exist_ok=True)
+        with building(run.output / f".{SETTINGS}.lock", str(output)):
+            run.claim(format)
+            return run.write_png() if format == "png" else run.write_npz()
     except OSError as error:
         raise InputError(
             f"{output}: cannot be written ({error.strerror or error}); what is there is kept, the same call continues"
@@ -110,30 +121,36 @@ class _Run:
     ) -> None:
         self.generator, self.labels, self.output = generator, labels, output
         self.batch_size, self.sampling = batch_size, sampling
+        self.side = generator.tokenizer.config.image_size
 
     def claim(self, format: str) -> None:
         """Write what makes the samples, or compare with what made those that are there."""
         settings = self._settings(format)
         path = self.output / SETTINGS
-        if path.exists():
-            stored = _read_json(path)
+        there = path.exists()
+        if there:
+            require_file(path, "settings")
+            stored = read_json(path, "; choose another folder or remove this one")
+            finished = {NPZ_SHA256: stored.pop(NPZ_SHA256)} if NPZ_SHA256 in stored else {}
             names = [name for name in {**stored, **settings} if stored.get(name) != settings.get(name)]
             if names:
-                different = ", ".join(f"{n} {stored.get(n)} (asked for {settings.get(n)})" for n in names)
+                different = ", ".join(f"{n} {str(stored.get(n))[:99]} (asked for {settings.get(n)})" for n in names)
                 raise InputError(
                     f"{self.output}: holds samples of other settings: {different}; choose another folder or remove it"
                 )
+            settings |= finished
         elif any(self.output.glob("*.png")) or (self.output / NPZ).exists():
             raise InputError(f"{self.output}: holds images but no {SETTINGS} that says what made them; choose another")
-        if not (self.output / LABELS).exists():
-            write_atomically(self.output / LABELS, self._save_labels)
-        if not path.exists():
-            write_atomically(path, lambda temporary: temporary.write_text(json.dumps(settings, indent=1)))
+        self.settings = settings
+        self._write_labels()
+        if not there:
+            write_json(path, settings)
 
     def write_png(self) -> Path:
-        """Every missing image as a file of its own."""
+        """Every missing or damaged image as a file of its own."""
         names = [f"{index:06d}.png" for index in range(len(self.labels))]
-        there = {path.name for path in self.output.glob("*.png")}
+        files = {path.name for path in self.output.glob("*.png")}
+        there = {name for name in names if name in files and self._is_sample(self.output / name)}
         missing = [index for index, name in enumerate(names) if name not in there]
         starts = sorted({index // self.batch_size * self.batch_size for index in missing})
         done = len(names) - len(missing)
@@ -154,13 +171,15 @@ class _Run:
         mapped page kills the process.
         """
         target, part, progress = (self.output / name for name in (NPZ, PART, PROGRESS))
-        if not target.exists():
-            side = self.generator.tokenizer.config.image_size
-            header = _npy_header((len(self.labels), side, side, 3))
-            size = side * side * 3
-            done = _read_json(progress)["done"] if progress.exists() and part.exists() else 0
-            if done and part.stat().st_size < len(header) + done * size:
-                raise InputError(f"{part}: shorter than {progress.name} says; remove both to start again")
+        if target.exists():
+            self._verify(target)
+        else:
+            header = _npy_header((len(self.labels), self.side, self.side, 3))
+            size = self.side**2 * 3
+            free = shutil.disk_usage(self.output).free + (part.stat().st_size if part.exists() else 0)
+            if free < (needed := 2 * len(self.labels) * size):
+                raise InputError(f"{self.output}: needs {needed:,} bytes, and {free:,} are free on its disk")
+            done, checksum = self._continued(part, progress, len(header), size)
             with Phase(self._title(), len(self.labels), done) as phase, part.open("r+b" if done else "wb") as file:
                 file.write(header)
                 for start in range(done, len(self.labels), self.batch_size):
@@ -169,13 +188,58 @@ class _Run:
                     file.write(images.tobytes())
                     file.flush()
                     os.fsync(file.fileno())  # before the progress that speaks of it
-                    count = start + len(images)
-                    _write_json(progress, {"done": count})
+                    count, checksum = start + len(images), zlib.crc32(images.tobytes(), checksum)
+                    write_json(progress, {"done": count, "crc32": checksum})
                     phase.update(count)
+                file.truncate(len(header) + len(self.labels) * size)
             write_atomically(target, lambda temporary: self._pack(part, temporary))
+        if NPZ_SHA256 not in self.settings:
+            write_json(self.output / SETTINGS, {**self.settings, NPZ_SHA256: file_sha256(target)})
         part.unlink(missing_ok=True)
         progress.unlink(missing_ok=True)
         return target
+
+    def _continued(self, part: Path, progress: Path, header: int, size: int) -> tuple[int, int]:
+        """How many images an unfinished array holds, and the CRC-32 of their bytes (`header` bytes before them)."""
+        if not (progress.exists() and part.exists()):
+            return 0, 0
+        remedy = f"; remove it and {part.name} to start again"
+        require_file(progress, "progress")
+        require_file(part, "an array")
+        stored = read_json(progress, remedy)
+        done, crc32 = stored.get("done"), stored.get("crc32")
+        if type(done) is not int or not 0 <= done <= len(self.labels):
+            raise DamagedFile(f"{progress}: says nothing of how many images there are{remedy}")
+        if part.stat().st_size < header + done * size:
+            raise DamagedFile(f"{part}: shorter than {progress.name} says; remove both to start again")
+        found, left = 0, done * size
+        with part.open("rb") as file:
+            file.seek(header)
+            while left:
+                chunk = file.read(min(left, 2**20))
+                found, left = zlib.crc32(chunk, found), left - len(chunk)
+        if crc32 is not None and found != crc32:
+            raise DamagedFile(f"{part}: holds other bytes than {progress.name} says; remove both to start again")
+        return done, found
+
+    def _verify(self, target: Path) -> None:
+        """`DamagedFile` if the finished npz is not what was written."""
+        require_file(target, "samples")
+        sha256 = self.settings.get(NPZ_SHA256)  # None: interrupted before it was stored, or of an earlier version
+        if not (_is_sound_zip(target) if sha256 is None else file_sha256(target) == sha256):
+            raise DamagedFile(f"{target}: damaged, not what was written; remove it, and the same call makes it again")
+
+    def _is_sample(self, path: Path) -> bool:
+        """Whether a file is a whole PNG of the right size: its checksums are verified, its pixels not decoded."""
+        try:
+            require_file(path, "a sample")
+            with warnings.catch_warnings(), Image.open(path, formats=["PNG"]) as image:
+                warnings.simplefilter("error")  # about sizes no sample has
+                fits = image.size == (self.side, self.side) and image.mode == "RGB"
+                image.verify()
+        except Exception:  # damaged images make PIL raise almost anything
+            return False
+        return fits
 
     def _images(self, start: int) -> np.ndarray:
         """uint8 (B, H, W, 3) of the batch that begins at index `start`."""
@@ -202,9 +266,13 @@ class _Run:
     def _title(self) -> str:
         return f"{self.generator.config.name}: {len(self.labels)} samples"
 
-    def _save_labels(self, path: Path) -> None:
-        with path.open("wb") as file:  # np.save would add a suffix to a path
-            np.save(file, self.labels.numpy())
+    def _write_labels(self) -> None:
+        """Labels are known, so a file that holds anything else is replaced."""
+        path, content = self.output / LABELS, io.BytesIO()
+        np.save(content, self.labels.numpy())
+        same = path.is_file() and path.stat().st_size == len(content.getvalue())
+        if not same or path.read_bytes() != content.getvalue():
+            write_atomically(path, lambda temporary: temporary.write_bytes(content.getvalue()))
 
     def _pack(self, part: Path, path: Path) -> None:
         """Store array and labels uncompressed, without the time of day: equal runs give equal files."""
@@ -226,12 +294,10 @@ def _save_png(path: Path, image: np.ndarray) -> None:
     write_atomically(path, lambda temporary: Image.fromarray(image).save(temporary, format="PNG"))
 
 
-def _write_json(path: Path, document: dict[str, Any]) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(document, indent=1)))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def _is_sound_zip(path: Path) -> bool:
+    """Whether all files of a zip have the content their checksums say."""
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path}: not readable ({error}); choose another folder or remove this one") from None
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception:  # damaged archives make the reader raise almost anything
+        return False

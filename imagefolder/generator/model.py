@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from imagefolder.checkpoints.hub import HubModel
 from imagefolder.config import GeneratorConfig
 from imagefolder.errors import InputError
-from imagefolder.generator.sampling import check_sampling, draw, draw_joint, uniforms
+from imagefolder.generator.sampling import check_sampling, check_seed, draw, draw_joint, uniforms
 from imagefolder.generator.sequence import State
 from imagefolder.generator.transformer import Cache, Transformer
 from imagefolder.tokenizer.model import Tokenizer
@@ -85,7 +85,7 @@ class Generator(nn.Module, HubModel):
             guidance: classifier-free guidance reached at the last scale; 0: conditional logits alone.
             top_k: tokens kept, 0 for all.
             top_p: nucleus probability; 0 or 1 for all.
-            seed: of the run.
+            seed: of the run, any integer.
             indices: number of each image within the run (default 0..B-1). An image depends on (seed, its index, its
                 label) only, not on the batch it is made in.
             temperature: the logits, after guidance, are divided by it; a sequence holds one value per scale.
@@ -95,7 +95,8 @@ class Generator(nn.Module, HubModel):
                 in the rounding of float32, as batches of different sizes do.
 
         Raises:
-            InputError: labels or settings out of range; joint sampling of an unfolded model.
+            InputError: labels or settings out of range; joint sampling of an unfolded model; logits or images that are
+                not finite.
         """
         labels = self.label_tensor(labels)
         indices = list(range(len(labels))) if indices is None else list(indices)
@@ -103,7 +104,7 @@ class Generator(nn.Module, HubModel):
             raise InputError(f"{len(indices)} indices for {len(labels)} labels")
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size must be at least 1, not {batch_size}")
-        temperatures = check_sampling(self.config, guidance, top_k, top_p, temperature, joint)
+        temperatures, seed = check_sampling(self.config, guidance, top_k, top_p, temperature, joint), check_seed(seed)
         step = batch_size or len(labels)
         parts = []
         for at in range(0, len(labels), step):
@@ -133,6 +134,7 @@ class Generator(nn.Module, HubModel):
         u = uniforms(seed, indices, config.branches, self.tokenizer.config.length).to(labels.device)
         tokens = torch.empty(u.shape, dtype=torch.int64, device=labels.device)
         state = State(sequence, quantizer, batch)
+        finite = torch.ones((), dtype=torch.bool, device=labels.device)  # asked once, so that no block waits for it
         for i, block in enumerate(sequence.blocks):
             inputs = None
             if i > 0:
@@ -144,6 +146,7 @@ class Generator(nn.Module, HubModel):
             if t:
                 conditional, unconditional = logits.chunk(2)
                 logits = (1 + t) * conditional - t * unconditional
+            finite &= logits.amax(-1).isfinite().all()  # a token would be drawn from NaN as well
             if temperatures[block.scale] != 1:
                 # The largest logit becomes 0, so that a small temperature does not overflow
                 logits = (logits - logits.amax(-1, keepdim=True)) / temperatures[block.scale]
@@ -154,8 +157,14 @@ class Generator(nn.Module, HubModel):
                 drawn = draw(logits.transpose(1, 2), u[:, block.branches, span], top_k, top_p)
             tokens[:, block.branches, span] = drawn
             state.add(block, drawn)
-        images = (self.tokenizer.decode_map(state.map()) + 1) / 2
-        return Samples(tokens=tokens, images=images)
+        if not finite:
+            raise InputError(
+                f"{config.name}: its logits are not finite (guidance {guidance}); its weights are of no use"
+            )
+        pixels = self.tokenizer.pixels(state.map()).float()
+        if not pixels.isfinite().all():
+            raise InputError(f"{self.tokenizer.config.name}: its images are not finite; its weights are of no use")
+        return Samples(tokens=tokens, images=(pixels.clamp(-1, 1) + 1) / 2)
 
     def label_tensor(self, labels: Labels) -> Tensor:
         """Labels as `sample` takes them, at least one, as int64 (B,) in [0, num_classes] on the model's device."""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from imagefolder.config import GeneratorConfig
+from imagefolder.config import GeneratorConfig, SamplingConfig
 from imagefolder.errors import InputError
+from imagefolder.validation import shown
 
+TEMPERATURES = (1e-30, 1e30)  # what float32 can divide by
+SEED_BITS = 4096
 LARGEST_UNIFORM = 1 - 2**-53  # the largest float64 below 1
 
 
@@ -24,21 +28,31 @@ def check_sampling(
     temperature: float | Sequence[float],
     joint: bool,
 ) -> list[float]:
-    """Temperature of every scale; `InputError` if a sampling setting is out of range or does not suit the model."""
-    if not 0 <= top_p <= 1 or top_k < 0 or not 0 <= guidance < math.inf:
-        raise InputError(f"need 0 <= top_p <= 1, top_k >= 0, guidance >= 0; got {top_p}, {top_k}, {guidance}")
+    """Temperature of every scale; `InputError` if a sampling setting is out of range or does not suit the model.
+
+    The ranges are those of `SamplingConfig`; a temperature lies in 1e-30..1e30.
+    """
+    SamplingConfig(guidance=guidance, top_k=top_k, top_p=top_p)
     scales = len(config.scales)
     temperatures = list(temperature) if isinstance(temperature, Sequence) else [temperature] * scales
     if len(temperatures) != scales:
         raise InputError(f"{len(temperatures)} temperatures for the {scales} scales of {config.name}")
-    if not all(0 < t < math.inf for t in temperatures):
-        raise InputError(f"temperature must be greater than 0 and finite, not {temperature}")
+    lowest, highest = TEMPERATURES
+    if not all(isinstance(t, Real) and not isinstance(t, bool) and lowest <= t <= highest for t in temperatures):
+        raise InputError(f"temperature must be a number in {lowest}..{highest}, not {shown(temperature)}")
     if joint and config.branches > 1 and config.order == "unfolded":
         raise InputError(
             f"joint sampling needs all tokens of a position at once; {config.name} is unfolded, its branches are "
             "predicted one from the other"
         )
     return temperatures
+
+
+def check_seed(seed: Any) -> int:
+    """A seed, which is any integer of at most 4096 bits, of either sign; `InputError` for anything else."""
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or int(seed).bit_length() > SEED_BITS:
+        raise InputError(f"a seed must be an integer of at most {SEED_BITS} bits, not {shown(seed)}")
+    return int(seed)
 
 
 def image_seed(seed: int, index: int) -> int:

@@ -13,23 +13,31 @@ from functools import partial
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import resample_abs_pos_embed
-from timm.models.vision_transformer import Attention, Block
+from timm.layers import PatchEmbed, resample_abs_pos_embed
+from timm.models import is_model_in_modules
+from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from imagefolder.config import TokenizerConfig
-from imagefolder.errors import InputError
+from imagefolder.errors import InputError, reason
 from imagefolder.numerics import without_tf32
 
+VIT_MODULES = ("vision_transformer", "deit")  # of timm; their transformers have the parts used here
 TOKEN_STD = 1e-6  # of the learned latent and mask tokens at the start
 
 
 def build_vit(config: TokenizerConfig) -> nn.Module:
-    """The timm backbone of a configuration, freshly initialised, without classifier head."""
+    """The timm backbone of a configuration, freshly initialised, without classifier head.
+
+    Raises:
+        InputError: timm has no such vision transformer, it lacks the parts used here, or not in this shape.
+    """
+    if not is_model_in_modules(config.backbone, VIT_MODULES):
+        raise InputError(f"backbone {config.backbone!r} is no plain vision transformer of timm")
     shape = {"embed_dim": config.width, "depth": config.depth, "num_heads": config.heads}
     try:
-        return timm.create_model(
+        vit = timm.create_model(
             config.backbone,
             pretrained=False,
             num_classes=0,
@@ -38,8 +46,20 @@ def build_vit(config: TokenizerConfig) -> nn.Module:
             drop_path_rate=config.drop_path,
             **{name: value for name, value in shape.items() if value is not None},
         )
-    except (RuntimeError, TypeError) as error:
-        raise InputError(f"backbone {config.backbone!r} cannot be built by timm: {error}") from None
+    except Exception as error:  # timm raises many kinds, assertions among them
+        raise InputError(f"backbone {config.backbone!r} cannot be built by timm: {reason(error)}") from None
+    sound = (
+        type(vit) is VisionTransformer
+        and type(vit.patch_embed) is PatchEmbed
+        and vit.patch_embed.flatten
+        and vit.patch_embed.grid_size == (config.image_size // config.patch_size,) * 2
+        and vit.pos_embed is not None
+    )
+    if not sound:
+        raise InputError(
+            f"backbone {config.backbone!r} is no vision transformer of patches in a sequence with positions"
+        )
+    return vit
 
 
 def with_positions(vit: nn.Module, tokens: Tensor, side: int) -> Tensor:

@@ -68,7 +68,7 @@ def one_life(rng: random.Random, output: Path, arguments: dict[str, Any]) -> tup
             os.kill(rng.choice(workers), signal.SIGKILL)
             run = process.wait()
             assert run.code == 1, run.text  # named, recorded
-            assert any("worker process died" in line for line in run.errors), run.text
+            assert any(re.search("(worker process|reads images) (has )?died", line) for line in run.errors), run.text
             return run, True
     if killed and way == "group":
         process.kill_group()

@@ -18,6 +18,7 @@ from PIL import Image
 from test_generator_model import build
 
 import imagefolder
+from imagefolder import files
 from imagefolder.checkpoints.native import save_checkpoint
 from imagefolder.data.images import samples_to_uint8
 from imagefolder.generator import __main__ as command
@@ -36,7 +37,7 @@ def generator() -> Generator:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".samples.json.lock"}
 
 
 @pytest.fixture(scope="module")
@@ -89,16 +90,17 @@ def interrupt_batch(monkeypatch: pytest.MonkeyPatch) -> type[BaseException]:
 
 
 def fail_writing(monkeypatch: pytest.MonkeyPatch) -> type[BaseException]:
-    """The eighth file of any kind (two describe the samples) finds the disk full."""
-    write, calls = export.write_atomically, []
+    """The sixth image, or the progress after the second batch, finds the disk full."""
+    write, calls = files.write_atomically, []
 
     def full(path, writer):
-        calls.append(path)
-        if len(calls) == (8 if path.suffix == ".png" else 4):
+        calls.append(path.suffix == ".png" or path.name == "progress.json")
+        if calls[-1] and sum(calls) == (6 if path.suffix == ".png" else 2):
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, writer)
 
     monkeypatch.setattr(export, "write_atomically", full)
+    monkeypatch.setattr(files, "write_atomically", full)
     return imagefolder.InputError
 
 
@@ -129,13 +131,20 @@ def test_an_interrupted_export_goes_on(
     assert there.items() <= {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}.items()
 
 
-def test_images_that_were_removed_are_made_again_and_others_left_alone(generator, tmp_path, finished):
+def test_images_that_were_removed_or_damaged_are_made_again_and_others_left_alone(generator, tmp_path, finished):
     export_samples(generator, LABELS, tmp_path, "png", **EXPORT)
     (tmp_path / "000002.png").unlink()
     (tmp_path / "000009.png").unlink()
-    (tmp_path / "000003.png").write_bytes(b"left alone")
+    for name, length in (("000001.png", 0), ("000004.png", 700)):
+        os.truncate(tmp_path / name, length)
+    changed = bytearray((tmp_path / "000005.png").read_bytes())
+    changed[len(changed) // 2] ^= 1
+    (tmp_path / "000005.png").write_bytes(changed)
+    Image.new("RGB", (8, 8)).save(tmp_path / "000006.png")
+    Image.new("RGB", (32, 32)).save(tmp_path / "000007.png", format="BMP")
+    (tmp_path / "000003.png").write_bytes(finished["png"]["000000.png"])  # a sound image is not looked into
     export_samples(generator, LABELS, tmp_path, "png", **EXPORT)
-    assert content(tmp_path) == finished["png"] | {"000003.png": b"left alone"}
+    assert content(tmp_path) == finished["png"] | {"000003.png": finished["png"]["000000.png"]}
 
 
 @pytest.mark.parametrize("format", export.FORMATS)
@@ -158,7 +167,7 @@ def test_a_disk_that_fills_up_while_the_array_is_written(generator, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(caught.value)
-    assert json.loads((tmp_path / "progress.json").read_text()) == {"done": 16}
+    assert files.read_json(tmp_path / "progress.json")["done"] == 16
     path = export_samples(generator, labels, tmp_path, "npz", **EXPORT)
     expected = samples_to_uint8(generator.sample(labels, **EXPORT).images).permute(0, 2, 3, 1).numpy()
     assert np.array_equal(np.load(path)["arr_0"], expected)
