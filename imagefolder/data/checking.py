@@ -6,41 +6,58 @@ What was found is kept in an index file, so that a million images are not read a
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.lib import format as npy
 
+from imagefolder.data.disk import say
 from imagefolder.data.imagenet import CLASSES, imagenet_labels
-from imagefolder.data.images import DataSplits
-from imagefolder.data.stored import CORRUPT, GOOD, UNCHECKED, StoredImages, location, make_rows, read
+from imagefolder.data.images import DataSplits, safe_name
+from imagefolder.data.loading import require_room_for_sockets, usable_cpus
+from imagefolder.data.stored import BLOCK, CORRUPT, GOOD, UNCHECKED, StoredImages, location, make_rows, read
 from imagefolder.data.transforms import open_rgb
-from imagefolder.distributed import is_main
 from imagefolder.errors import InputError
 from imagefolder.files import write_atomically
 from imagefolder.training.progress import Phase
 
 SAVE_SECONDS = 60.0
-BLOCK = 1000  # images between looks at the clock
+TICK = 20_000_000  # ns; within one tick of its clock a file system may give two changes of a file the same time
+DIGEST = hashlib.sha256().digest_size
+
+UNREADABLE = "unreadable"
+MOST_NAMED = 20
 
 
 def index_file(index: Path | None, root: Path) -> Path | None:
     """The index of the data folder `root` within the folder of indices."""
     if index is None:
         return None
-    return index / f"{root.resolve().name}-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:12]}.npy"
+    path = root.resolve()
+    return index / f"{safe_name(path.name)}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}.npy"
 
 
 def read_index(path: Path | None) -> np.ndarray:
-    """Rows of an earlier start; none if there is no index, or it is damaged or of another version."""
+    """Rows of an earlier start; none if there is no index, or it is damaged or of another version.
+
+    The file is a .npy and behind it the sha256 of that.
+    """
     try:
-        rows = np.load(path) if path else make_rows([])
-        return rows if rows.dtype.descr[1:] == make_rows([]).dtype.descr[1:] else make_rows([])
-    except (OSError, ValueError, EOFError):
-        return make_rows([])
+        content = path.read_bytes() if path else b""
+        body = memoryview(content)[:-DIGEST]
+        if hashlib.sha256(body).digest() == content[-DIGEST:]:
+            rows = npy.read_array(io.BytesIO(body), allow_pickle=False)
+            if rows.dtype.descr[1:] == make_rows([]).dtype.descr[1:]:
+                return rows
+    except (OSError, ValueError):
+        pass
+    return make_rows([])
 
 
 def checked_splits(
@@ -52,6 +69,7 @@ def checked_splits(
     image_size: int,
     skip_corrupt: bool,
     index: Path | None,
+    left_out: Mapping[str, int],
 ) -> DataSplits:
     """The splits of a data folder once all images are checked.
 
@@ -62,76 +80,95 @@ def checked_splits(
         skip_corrupt: leave unreadable training images out instead of failing. Test images are never left out, since
             the reference of a metric would change silently.
         index: folder of indices, or None.
+        left_out: numbers of files that are not among the rows, by reason.
 
     Raises:
         InputError: naming images that cannot be read, a class without any, or classes that are not ImageNet's.
     """
+    require_room_for_sockets()
     known_labels = imagenet_labels(classes, str(root))
-    check_images(root, rows, index_file(index, root))
+    reasons = check_images(root, rows, index_file(index, root))
     bad_train, bad_test = (np.flatnonzero((rows["state"] == CORRUPT) & (is_test == side)) for side in (False, True))
     if len(bad_test) or (len(bad_train) and not skip_corrupt):
         bad = [*bad_train, *bad_test]
         hint = "" if len(bad_test) else ", or pass --skip-corrupt to train without them"
-        named = ", ".join(location(root, rows[i]) for i in bad[:5])
+        named = "; ".join(reasons[i] for i in bad[:5])
         raise InputError(f"{len(bad)} corrupt image(s), repair or remove them{hint}: {named}")
-    if len(bad_train) and is_main():
-        named = ", ".join(location(root, rows[i]) for i in bad_train)
-        print(f"skipping {len(bad_train)} corrupt training image(s): {named}", flush=True)
+    if len(bad_train):
+        named = "; ".join(reasons[i] for i in bad_train[:MOST_NAMED])
+        more = f"; and {len(bad_train) - MOST_NAMED} more" if len(bad_train) > MOST_NAMED else ""
+        say(f"skipping {len(bad_train)} corrupt training image(s): {named}{more}")
     train, test = (np.flatnonzero((rows["state"] == GOOD) & (is_test == side)) for side in (False, True))
     missing = np.flatnonzero(np.bincount(labels[train], minlength=len(classes)) == 0)
     if len(missing):
         raise InputError(f"{root}: class {classes[missing[0]]!r} has no readable training image")
     if not len(test):
         raise InputError(f"{root}: no test images; a class needs at least 2 images, or use train/ and val/ folders")
-    if known_labels is not None and len(classes) < CLASSES and is_main():
-        print(f"{root}: {len(classes)} of ImageNet's {CLASSES} classes", flush=True)
+    if known_labels is not None and len(classes) < CLASSES:
+        say(f"{root}: {len(classes)} of ImageNet's {CLASSES} classes")
+    left_out = {reason: number for reason, number in left_out.items() if number}
+    if left_out:
+        say(f"{root}: left out: {', '.join(f'{number:,} {reason}' for reason, number in left_out.items())}")
+    if len(bad_train):
+        left_out[UNREADABLE] = len(bad_train)
     return DataSplits(
-        name=root.resolve().name,
+        name=safe_name(root.resolve().name),
         train=StoredImages(root, rows[train], torch.from_numpy(labels[train]), image_size),
         test=StoredImages(root, rows[test], torch.from_numpy(labels[test]), image_size),
         classes=classes,
         image_size=image_size,
         imagenet_labels=known_labels,
+        left_out=left_out,
     )
 
 
-def check_images(root: Path, rows: np.ndarray, path: Path | None) -> None:
+def check_images(root: Path, rows: np.ndarray, path: Path | None) -> dict[int, str]:
     """Fill in `state` and `sha256` of every row: from the index at `path` where the file is unchanged, or by reading.
 
     The index is written now and then, so that an interrupted check continues.
+
+    Returns:
+        Which images cannot be read and why, by row.
     """
+    reasons: dict[int, str] = {}
     _recall(rows, read_index(path))
     todo = np.flatnonzero(rows["state"] == UNCHECKED)
     if not len(todo):
-        return
+        return reasons
 
-    def look(i: int) -> bytes | None:
+    def look(i: int) -> bytes | str:
+        age = time.time_ns() - int(rows["ctime"][i])
+        if 0 <= age < TICK:
+            time.sleep((TICK - age) / 1e9)  # so that what changes the file after this reading changes its time too
         try:
             data = read(root, rows[i])
-            open_rgb(data, "")
+            open_rgb(data, location(root, rows[i]))
             return hashlib.sha256(data).digest()
-        except (InputError, OSError):
-            return None
+        except InputError as error:
+            return str(error)
 
     def save() -> None:
         if path:
             write_atomically(path, lambda temporary: _save(temporary, rows))
 
     saved, start = time.monotonic(), len(rows) - len(todo)
-    with Phase(f"{root.resolve().name}: checking images", len(rows), start) as phase, ThreadPoolExecutor() as pool:
+    title = f"{root.resolve().name}: checking images"
+    with Phase(title, len(rows), start) as phase, ThreadPoolExecutor(usable_cpus()) as pool:
         try:
             for at in range(0, len(todo), BLOCK):
                 block = todo[at : at + BLOCK]
-                for i, digest in zip(block, pool.map(look, block), strict=True):
-                    rows["state"][i] = CORRUPT if digest is None else GOOD
-                    if digest is not None:
-                        rows["sha256"][i] = np.frombuffer(digest, np.uint8)
+                for i, found in zip(block, pool.map(look, block), strict=True):
+                    if isinstance(found, str):
+                        rows["state"][i], reasons[i] = CORRUPT, found
+                    else:
+                        rows["state"][i], rows["sha256"][i] = GOOD, np.frombuffer(found, np.uint8)
                 phase.update(start + at + len(block))
                 if time.monotonic() - saved > SAVE_SECONDS:
                     save()
                     saved = time.monotonic()
         finally:
             save()
+    return reasons
 
 
 def _recall(rows: np.ndarray, known: np.ndarray) -> None:
@@ -142,12 +179,15 @@ def _recall(rows: np.ndarray, known: np.ndarray) -> None:
     known = known[np.argsort(known["name"])]
     at = np.searchsorted(known["name"], rows["name"]).clip(max=len(known) - 1)
     same = np.ones(len(rows), bool)
-    for field in ("name", "offset", "size", "file_size", "mtime"):
+    for field in ("name", "offset", "size", "file_size", "mtime", "ctime", "inode"):
         same &= known[field][at] == rows[field]
     for field in ("state", "sha256"):
         rows[field][same] = known[field][at[same]]
 
 
 def _save(path: Path, rows: np.ndarray) -> None:
-    with path.open("wb") as file:
-        np.save(file, rows)
+    with path.open("wb+") as file:
+        npy.write_array(file, rows, allow_pickle=False)
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").digest()
+        file.write(digest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Protocol
 
@@ -36,6 +36,10 @@ class Images(Protocol):
         """sha256 over content and labels."""
         ...
 
+    def verify(self) -> None:
+        """`InputError` naming the first image whose content is no longer that of the fingerprint."""
+        ...
+
 
 class ArrayImages(Dataset):
     """Images in memory, never augmented."""
@@ -62,6 +66,9 @@ class ArrayImages(Dataset):
     def fingerprint(self) -> str:
         return hashlib.sha256(self.images.numpy().tobytes() + self.labels.numpy().tobytes()).hexdigest()
 
+    def verify(self) -> None:
+        """Nothing changes images in memory."""
+
 
 class SomeImages(Dataset):
     """Images of a split at chosen places."""
@@ -85,13 +92,18 @@ class SomeImages(Dataset):
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self.images.fingerprint()}:{list(self.places)}".encode()).hexdigest()
 
+    def verify(self) -> None:
+        self.images.verify()
+
 
 @dataclass(frozen=True)
 class DataSplits:
     """A data set: training and test images, both without augmentation (`train.augmented(...)` is what trainings see).
 
+    `name`: fit to be part of a file's name, see `safe_name`.
     `imagenet_labels`: where all classes are of ImageNet's 1000, their indices there, by class; a generator for the
     whole of ImageNet knows a class by this number.
+    `left_out`: how many files of the data folder are in neither split, by reason.
     """
 
     name: str
@@ -100,12 +112,19 @@ class DataSplits:
     classes: list[str]
     image_size: int
     imagenet_labels: list[int] | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
 
     @cached_property
     def sha256(self) -> str:
         """Identity of the images and labels of both splits at this size."""
         text = f"{self.image_size}:{self.train.fingerprint()}:{self.test.fingerprint()}"
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def safe_name(name: str) -> str:
+    """The name of a folder as part of a file's name: at most 60 bytes of UTF-8, all of them printable; never empty."""
+    printable = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in name)
+    return printable.encode()[:60].decode(errors="ignore").strip() or "data"
 
 
 def to_float(images: Tensor) -> Tensor:

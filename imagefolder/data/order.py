@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from imagefolder.data.images import Key
+from imagefolder.data.loading import Batches
 from imagefolder.errors import InputError
 
 
@@ -50,7 +50,7 @@ def _require_equal_pieces(batch_size: int, processes: int, pieces: int) -> None:
 class BatchOrder:
     """Which images each training step sees: `shard.pieces` lists of keys per step.
 
-    Every epoch is a new permutation; a batch may span two epochs, so that none is short.
+    Every epoch is a new permutation; a batch may span two epochs, so that none is short. `seed`: any integer.
     """
 
     def __init__(self, size: int, batch_size: int, seed: int, start: int, stop: int, shard: Shard) -> None:
@@ -69,7 +69,7 @@ class BatchOrder:
             for position in range(step * self.batch_size, (step + 1) * self.batch_size):
                 if position // self.size != epoch:
                     epoch = position // self.size
-                    generator.manual_seed(self.seed * 1_000_003 + epoch)
+                    generator.manual_seed((self.seed * 1_000_003 + epoch) % 2**63)  # more bits torch does not take
                     order = torch.randperm(self.size, generator=generator).tolist()
                 keys.append((epoch, order[position % self.size]))
             mine = keys[self.shard.rank :: self.shard.world]
@@ -80,18 +80,16 @@ class BatchOrder:
 def training_batches(
     images: Dataset, batch_size: int, seed: int, start: int, stop: int, shard: Shard = WHOLE
 ) -> DataLoader:
-    """This process's batches of the training steps start..stop-1, `shard.pieces` per step."""
+    """This process's batches of the training steps start..stop-1, `shard.pieces` per step.
+
+    Raises:
+        InputError: here or from the iterator, where images cannot be read.
+    """
     order = BatchOrder(len(images), batch_size, seed, start, stop, shard)
-    options = {"num_workers": images.workers, "pin_memory": torch.cuda.is_available()}
-    return DataLoader(images, batch_sampler=order, collate_fn=_as_fetched, **options)
+    return Batches(images, order, pin_memory=torch.cuda.is_available())
 
 
 def ordered_batches(images: Dataset, batch_size: int, indices: range | None = None) -> DataLoader:
-    """All images once, or those of `indices`, in order."""
+    """All images once, or those of `indices`, in order. Errors as of `training_batches`."""
     keys = [(0, i) for i in (range(len(images)) if indices is None else indices)]
-    batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
-    return DataLoader(images, batch_sampler=batches, collate_fn=_as_fetched, num_workers=images.workers)
-
-
-def _as_fetched(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return batch
+    return Batches(images, [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)])

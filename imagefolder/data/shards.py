@@ -9,43 +9,64 @@ from __future__ import annotations
 import itertools
 import os
 import posixpath
-import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from imagefolder.data.archive import read_headers
 from imagefolder.data.checking import checked_splits, index_file, read_index
+from imagefolder.data.disk import HIDDEN, OTHER_KINDS, Walk
 from imagefolder.data.images import DataSplits
+from imagefolder.data.layout import CLASS_NAMES, ELSEWHERE, Layout, shards_in
 from imagefolder.data.stored import UNCHECKED, location, make_rows
 from imagefolder.errors import InputError
+from imagefolder.files import reading
 from imagefolder.training.progress import Phase
 
-SPLITS = ("train", "val")
-NAMES = "classes.txt"
+LONGEST_LIST = 2**24  # bytes of the list of class names
 
 
-def image_shards(root: Path, image_size: int, skip_corrupt: bool = False, index: Path | None = None) -> DataSplits:
-    """Read a folder of shards, checking every image once. Arguments as of `image_folder`.
+def image_shards(walk: Walk, layout: Layout, image_size: int, skip_corrupt: bool, index: Path | None) -> DataSplits:
+    """Read the shards of a data folder, checking every image once. Arguments as of `image_folder`.
 
     Raises:
         InputError: naming the shard, and the member at fault.
     """
-    shards = [sorted((root / split).glob("*.tar")) for split in SPLITS]
-    for split, found in zip(SPLITS, shards, strict=True):
-        if not found:
-            raise InputError(f"{root / split}: no .tar shards, but there are some in the other of train/ and val/")
+    root = walk.root
+    shards = [_find_shards(walk, split) for split in (layout.train, layout.test)]
     known = _by_shard(read_index(index_file(index, root)))
     parts: list[np.ndarray] = []
     with Phase(f"{root.resolve().name}: reading shards", sum(map(len, shards))) as phase:
         for shard in itertools.chain(*shards):
             parts.append(_rows_of(root, shard, known))
             phase.update(len(parts))
+    for part in parts:
+        walk.left_out += Counter({HIDDEN: int(part["hidden"][0]), OTHER_KINDS: int(part["other_kinds"][0])})
     rows = np.concatenate(parts)  # names as wide as the widest
     is_test = np.arange(len(rows)) >= sum(map(len, parts[: len(shards[0])]))
-    classes, labels = _classes(root, rows)
-    _require_equal_classes(root, classes, labels, is_test)
-    return checked_splits(root, rows, labels, is_test, classes, image_size, skip_corrupt, index)
+    classes, labels = _classes(root, rows, walk.path(layout.train).parent / CLASS_NAMES)
+    odd = np.setxor1d(labels[is_test], labels[~is_test])
+    if len(odd):
+        pair = f"{os.path.basename(layout.train)} and {os.path.basename(layout.test)}"
+        raise InputError(f"{root}: {pair} have different classes: {', '.join(classes[label] for label in odd[:5])}")
+    return checked_splits(root, rows, labels, is_test, classes, image_size, skip_corrupt, index, walk.left_out)
+
+
+def _find_shards(walk: Walk, split: str) -> list[str]:
+    """The shards of a split by their path below the data folder, sorted."""
+    contents, path = walk.contents(split), walk.path(split)
+    shards = shards_in(contents)
+    if not shards:
+        raise InputError(f"{path}: no .tar shards, but there are some in the other of the two splits")
+    for name, _ in contents.folders:
+        if walk.contents(os.path.join(split, name)).named(IMG_EXTENSIONS):
+            raise InputError(f"{path} holds tar shards and a folder of images, {name}; move one of the two away")
+        walk.left_out[ELSEWHERE] += walk.count(path / name)
+    walk.leave_out(contents)
+    walk.left_out[OTHER_KINDS] += len(contents.files) - len(shards)
+    return [os.path.join(split, name) for name in shards]
 
 
 def _by_shard(rows: np.ndarray) -> dict[bytes, np.ndarray]:
@@ -58,74 +79,44 @@ def _by_shard(rows: np.ndarray) -> dict[bytes, np.ndarray]:
     return found
 
 
-def _rows_of(root: Path, shard: Path, known: dict[bytes, np.ndarray]) -> np.ndarray:
+def _rows_of(root: Path, shard: str, known: dict[bytes, np.ndarray]) -> np.ndarray:
     """The images of a shard, from the index if the shard is unchanged, else from its headers."""
-    name, status = os.fsencode(shard.relative_to(root)), shard.stat()
+    name, path = os.fsencode(shard), root / shard
+    with reading(path, "a tar file"):
+        status = path.stat()
+    state = {
+        "file_size": status.st_size,
+        "mtime": status.st_mtime_ns,
+        "ctime": status.st_ctime_ns,
+        "inode": status.st_ino,
+    }
     rows = known.get(name)
-    if rows is not None and (rows["file_size"][0], rows["mtime"][0]) == (status.st_size, status.st_mtime_ns):
+    if rows is not None and all(rows[field][0] == value for field, value in state.items()):
         rows["state"] = UNCHECKED  # what the check found is taken over there
         return rows
-    images, classes = _read_headers(shard)
+    found = read_headers(path)
+    images, classes = found.images, found.classes
     missing = [member.name for key, member in images.items() if key not in classes] if classes else []
     if missing:
-        raise InputError(f"{shard}: {missing[0]} has no .cls beside it, as other images of the shard have")
+        raise InputError(f"{path}: {missing[0]} has no .cls beside it, as other images of the shard have")
     return make_rows(
         [name + b"/" + os.fsencode(member.name) for member in images.values()],
         shard=len(name),
-        offset=[member.offset_data for member in images.values()],
+        offset=[member.offset for member in images.values()],
         size=[member.size for member in images.values()],
-        file_size=status.st_size,
-        mtime=status.st_mtime_ns,
+        hidden=found.hidden,
+        other_kinds=found.other_kinds,
         cls=[classes.get(key, -1) for key in images],
+        **state,
     )
 
 
-def _read_headers(shard: Path) -> tuple[dict[str, tarfile.TarInfo], dict[str, int]]:
-    """The image members of a shard, and the class indices it holds, both by key (the name without its suffix)."""
-    images: dict[str, tarfile.TarInfo] = {}
-    classes: dict[str, int] = {}
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            descriptor = tar.fileobj.fileno()
-            for member in tar:
-                key, suffix = posixpath.splitext(member.name)
-                if not member.isfile() or posixpath.basename(key).startswith("."):
-                    continue
-                if suffix.lower() in IMG_EXTENSIONS:
-                    if key in images:
-                        raise InputError(f"{shard}: two images are called {key}")
-                    images[key] = member
-                elif suffix == ".cls":
-                    classes[key] = _class_index(
-                        os.pread(descriptor, member.size, member.offset_data), f"{shard}: {member.name}"
-                    )
-            end = os.pread(descriptor, tarfile.BLOCKSIZE, tar.offset)
-    except (tarfile.TarError, EOFError) as error:
-        raise InputError(f"{shard}: not a whole tar file ({error}); fetch or write it again") from None
-    if end != bytes(tarfile.BLOCKSIZE):  # the module takes damage behind the first member for the end
-        raise InputError(f"{shard}: truncated or damaged at byte {tar.offset}; fetch or write it again")
-    if not images:
-        raise InputError(f"{shard}: holds no images ({', '.join(IMG_EXTENSIONS)})")
-    return images, classes
-
-
-def _class_index(text: bytes, origin: str) -> int:
-    try:
-        index = int(text)
-    except ValueError:
-        index = -1
-    if not 0 <= index < 2**31:
-        raise InputError(f"{origin}: a class index is expected, not {text[:20]!r}")
-    return index
-
-
-def _classes(root: Path, rows: np.ndarray) -> tuple[list[str], np.ndarray]:
+def _classes(root: Path, rows: np.ndarray, names: Path) -> tuple[list[str], np.ndarray]:
     """Class names and int64 labels: as the shards' .cls members say, else the images' folders."""
     from_cls = rows["cls"] >= 0
     if not from_cls.any():
-        names = zip(rows["name"].tolist(), rows["shard"].tolist(), strict=True)
-        parents = [posixpath.dirname(name[shard + 1 :]) for name, shard in names]
-        folders = [os.fsdecode(posixpath.basename(parent)) for parent in parents]
+        members = zip(rows["name"].tolist(), rows["shard"].tolist(), strict=True)
+        folders = [os.fsdecode(posixpath.basename(posixpath.dirname(name[shard + 1 :]))) for name, shard in members]
         if "" in folders:
             origin = location(root, rows[folders.index("")])
             raise InputError(f"{origin} has neither a .cls member beside it nor a class folder")
@@ -136,21 +127,33 @@ def _classes(root: Path, rows: np.ndarray) -> tuple[list[str], np.ndarray]:
         origin = location(root, rows[np.argmin(from_cls)])
         raise InputError(f"{origin} has no .cls beside it, as the images of other shards have")
     labels = rows["cls"].astype(np.int64)
-    if not (root / NAMES).is_file():
-        return [str(label) for label in range(labels.max() + 1)], labels
-    classes = (root / NAMES).read_text().splitlines()
-    classes = [name.strip() for name in classes if name.strip()]
+    if os.path.lexists(names):
+        classes = _read_names(names)
+        if labels.max() >= len(classes):
+            origin = location(root, rows[np.argmax(labels)])
+            raise InputError(f"{origin} is of class {labels.max()}, but {names} names {len(classes)} classes")
+        return classes, labels
+    present = np.unique(labels)
+    gaps = np.flatnonzero(present != np.arange(len(present)))
+    if len(gaps):
+        origin = location(root, rows[np.argmax(labels)])
+        raise InputError(
+            f"{root}: class '{gaps[0]}' has no readable training image, nor any, but {origin} is of class "
+            f"{present[-1]}; number the classes from 0 on without gaps, or name them all in {names}"
+        )
+    return [str(label) for label in present], labels
+
+
+def _read_names(path: Path) -> list[str]:
+    """The class names of a text file, one per line, in whatever way lines end there."""
+    if not path.is_file():
+        raise InputError(f"{path} is no file")
+    if path.stat().st_size > LONGEST_LIST:
+        raise InputError(f"{path}: {path.stat().st_size:,} bytes are too many for a list of class names")
+    with reading(path, "a list of class names in UTF-8"):
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    classes = [line.strip() for line in lines if line.strip()]
     if len(set(classes)) < len(classes):
         twice = next(name for position, name in enumerate(classes) if name in classes[:position])
-        raise InputError(f"{root / NAMES}: {twice} is there twice")
-    if labels.max() >= len(classes):
-        origin = location(root, rows[np.argmax(labels)])
-        raise InputError(f"{origin} is of class {labels.max()}, but {root / NAMES} names {len(classes)} classes")
-    return classes, labels
-
-
-def _require_equal_classes(root: Path, classes: list[str], labels: np.ndarray, is_test: np.ndarray) -> None:
-    odd = np.setxor1d(labels[is_test], labels[~is_test])
-    if len(odd):
-        names = ", ".join(classes[label] for label in odd[:5])
-        raise InputError(f"{root}: train and val have different classes: {names}")
+        raise InputError(f"{path}: {twice} is there twice")
+    return classes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -13,11 +14,15 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from imagefolder.data.disk import read_unchanged
 from imagefolder.data.images import Key
+from imagefolder.data.loading import image_workers, usable_cpus
 from imagefolder.data.transforms import View, describe_view, open_rgb, square
+from imagefolder.errors import InputError
+from imagefolder.training.progress import Phase
 
 UNCHECKED, GOOD, CORRUPT = 0, 1, 2
-MOST_WORKERS = 16
+BLOCK = 1000  # images that threads read at a time
 
 # One row per image. ImageNet has 1.28 million: as an array they take 0.15 GB and reach worker processes at once.
 FIELDS = [
@@ -26,6 +31,10 @@ FIELDS = [
     ("size", "i8"),  # of the image, bytes
     ("file_size", "i8"),  # of the file or shard
     ("mtime", "i8"),  # of the file or shard, ns
+    ("ctime", "i8"),  # of the file or shard, ns: unlike mtime nobody can set it back
+    ("inode", "u8"),  # of the file or shard
+    ("hidden", "i4"),  # how many hidden members the shard has
+    ("other_kinds", "i4"),  # how many members that are neither images nor classes
     ("cls", "i4"),  # class index that the shard gives, or -1
     ("state", "u1"),
     ("sha256", "u1", 32),  # of the image, once checked
@@ -50,13 +59,15 @@ def location(root: Path, row: np.void) -> str:
 
 
 def read(root: Path, row: np.void) -> bytes:
-    """The bytes of an image file. Opened for each: beside decoding that costs nothing, and nothing is left open."""
-    name = row["name"]
-    descriptor = os.open(root / os.fsdecode(name[: row["shard"] or None]), os.O_RDONLY)
-    try:
-        return os.pread(descriptor, int(row["size"]), int(row["offset"]))
-    finally:
-        os.close(descriptor)
+    """The bytes of an image file. Opened for each: beside decoding that costs nothing, and nothing is left open.
+
+    Raises:
+        InputError: naming the image: its file has changed, is gone, or is none that can be read.
+    """
+    path = root / os.fsdecode(row["name"][: row["shard"] or None])
+    known = (int(row["file_size"]), int(row["mtime"]), int(row["ctime"]))
+    place, sha256 = (int(row["offset"]), int(row["size"])), row["sha256"].tobytes()
+    return read_unchanged(path, known, *place, location(root, row), sha256)
 
 
 class StoredImages(Dataset):
@@ -68,7 +79,7 @@ class StoredImages(Dataset):
         self.root, self.rows, self.labels, self.image_size = root, rows, labels, image_size
         self.view, self.seed = view, seed
         self.transform = describe_view(image_size, view, seed)
-        self.workers = min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+        self.workers = image_workers()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -95,3 +106,25 @@ class StoredImages(Dataset):
     def fingerprint(self) -> str:
         """sha256 over class and content of every image, in order."""
         return hashlib.sha256(self.labels.numpy().tobytes() + self.rows["sha256"].tobytes()).hexdigest()
+
+    def verify(self) -> None:
+        """Read every file again, for changes that show in no size and no time.
+
+        Raises:
+            InputError: naming the first image whose content is another than when it was checked, or that is gone.
+        """
+
+        def digest(row: np.void) -> bytes:
+            return hashlib.sha256(read(self.root, row)).digest()
+
+        title = f"{self.root.resolve().name}: reading images again"
+        with Phase(title, len(self.rows)) as phase, ThreadPoolExecutor(usable_cpus()) as pool:
+            for at in range(0, len(self.rows), BLOCK):
+                block = self.rows[at : at + BLOCK]
+                for row, found in zip(block, pool.map(digest, block), strict=True):
+                    if found != row["sha256"].tobytes():
+                        place = location(self.root, row)
+                        raise InputError(
+                            f"{place}: its content has changed since the images were checked; start the run again"
+                        )
+                phase.update(at + len(block))

@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from imagefolder.data.images import Images, Key, to_float
+from imagefolder.data.loading import Batches
 from imagefolder.distributed import barrier, gather_objects, is_main, my_part
 from imagefolder.errors import DamagedFile, InputError, reason
 from imagefolder.files import CHUNK, checked_sha256, read_json, reading, write_json
@@ -76,6 +77,8 @@ def open_token_cache(folder: Path, tokenizer_sha256: str, images: Images, views:
     if odd:
         found = ", ".join(f"{name} is {about.get(name)}, not {wanted[name]}" for name in odd)
         raise InputError(f"{folder} holds tokens of other images or of another tokenizer ({found}){remedy}")
+    if not (folder / TOKENS).exists():
+        raise DamagedFile(f"{folder / TOKENS} is missing{remedy}")
     with reading(folder / TOKENS, "a token cache", remedy):
         same = not is_main() or checked_sha256(folder / TOKENS) == about["sha256"]
         if not gather_objects(same)[0]:
@@ -119,7 +122,9 @@ def build_token_cache(
             barrier()
             cache = None
         if cache is None:
-            cache = _build(tokenizer, tokenizer_sha256, images, views, folder, title, batch_size)
+            return _build(tokenizer, tokenizer_sha256, images, views, folder, title, batch_size)
+        if is_main():
+            _remove_progress(folder)  # of a run that was killed right after it had finished
         return cache
 
 
@@ -145,10 +150,14 @@ def _build(
     if is_main():
         about = {**plan, "dtype": str(dtype), "sha256": checked_sha256(folder / TOKENS)}
         write_json(folder / ABOUT, about)
-        for path in [folder / UNFINISHED, *folder.glob("done-*.json")]:
-            path.unlink()
+        _remove_progress(folder)
     barrier()
     return TokenCache(folder / TOKENS, images.labels)
+
+
+def _remove_progress(folder: Path) -> None:
+    for path in [folder / UNFINISHED, *folder.glob("done-*.json")]:
+        path.unlink(missing_ok=True)
 
 
 def _identity(tokenizer_sha256: str, images: Images, views: int) -> dict[str, Any]:
@@ -213,7 +222,7 @@ def _encode(
     done = {batch for runs in sound.values() for run in runs for batch in range(run["start"], run["stop"])}
     todo = [batch for batch in mine if batch not in done]
     keys = ([divmod(place, number) for place in places(batch)] for batch in todo)  # (view, image)
-    loader = DataLoader(images, batch_sampler=keys, collate_fn=_as_fetched, num_workers=images.workers)
+    loader = Batches(images, keys)
     runs: list[dict[str, Any]] = sound.get(file_of_mine, [])
     whole, left = (sum(len(places(batch)) for batch in batches) for batches in (mine, todo))
     # Written, not mapped: two machines that write to one page of a shared file would undo each other's half of it
@@ -267,7 +276,3 @@ def _sha256_of(path: Path, start: int, length: int) -> str:
             digest.update(chunk)
             length -= len(chunk)
     return digest.hexdigest()
-
-
-def _as_fetched(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return batch

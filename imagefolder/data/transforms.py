@@ -8,12 +8,12 @@ from __future__ import annotations
 import io
 import math
 import random
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from imagefolder.errors import InputError
+from imagefolder.errors import InputError, reason
 
 View = Literal["plain", "tokenizer", "generator"]
 
@@ -21,17 +21,113 @@ SMALLEST_CROP = 0.8  # of the image's shorter side, for the tokenizer
 ENLARGED = 1.125  # from which the generator's squares are cropped
 
 
+FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP")  # what the suffixes of images mean; no decoder starts a program
+MOST_PIXELS = 2**27
+LONGEST = 100  # longer side over shorter side; resized to a square's side, thinner images would fill the memory
+
+# Pillow's own bound is lower, warns without a name, and is for the whole process. Images are bounded here, by name.
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS
+
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, and the value of one
+_PNG_DEPTH = 24  # the byte of a PNG file that holds its bits per sample
+
+
 def open_rgb(data: bytes, origin: str) -> Image.Image:
-    """The bytes of an image file as RGB; `InputError` naming `origin` if they are no readable image."""
+    """The bytes of an image file as RGB.
+
+    Transparent images are laid over white, whatever colours they have beneath. 16 bits are scaled to 8, and so are
+    floats from 0 to 1. An orientation in EXIF data turns no JPEG, PNG or WebP: published training and evaluation see
+    the pixels as they are stored.
+
+    Raises:
+        InputError: naming `origin`: no readable image, too large or too thin, or values of unknown meaning.
+    """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.mode.startswith("I"):  # 16 bits per pixel, which Pillow would clip instead of scaling
-                image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
-            return image.convert("RGB")
+        with open_bounded(io.BytesIO(data)) as image:
+            image.load()
+            if image.has_transparency_data:
+                return _over_white(image, data)
+            return _eight_bits(image).convert("RGB")
     except MemoryError:
         raise
     except Exception as error:  # whatever a decoder stumbles over: damaged files make them raise almost anything
-        raise InputError(f"{origin}: not a readable image ({error})") from None
+        raise InputError(f"{origin}: not a readable image ({reason(error)})") from None
+
+
+def open_bounded(file: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+    """An image not decoded yet, of one of some formats and of bounded size.
+
+    Raises:
+        ValueError: it is none, or has too many pixels, or is too thin.
+        Exception: of other kinds, where the header is damaged.
+    """
+    try:
+        image = Image.open(file, formats=formats)
+    except UnidentifiedImageError:
+        raise ValueError(f"its content is not {' or '.join(formats)}, or its beginning is damaged") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError(f"it has more than {MOST_PIXELS:,} pixels") from None
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"{width:,} x {height:,} pixels are more than {MOST_PIXELS:,}")
+    if min(width, height) < 1 or max(width, height) > LONGEST * min(width, height):
+        raise ValueError(f"{width:,} x {height:,} pixels: one side is more than {LONGEST} times the other")
+    return image
+
+
+def is_16_bit_png(data: bytes) -> bool:
+    """Whether the bytes of a PNG file say that it has 16 bits per sample; of colours Pillow drops half of them."""
+    return data[_PNG_DEPTH : _PNG_DEPTH + 1] == b"\x10"
+
+
+def _over_white(image: Image.Image, data: bytes) -> Image.Image:
+    """A decoded image with transparency, in whatever form, over white. RGB."""
+    key = image.info.get("transparency")
+    if key is None or image.mode == "P":
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    # A PNG with one transparent colour, given in the file's own bits. Pillow compares it with scaled values.
+    values = np.asarray(image)
+    if image.mode == "RGB":
+        if is_16_bit_png(data):
+            raise ValueError(
+                "a transparent colour of 16 bits, of which only 8 are read; save it with 8 bits per sample"
+            )
+        key = np.array(key) & 255
+        hidden = (values == key).all(-1)
+    elif image.mode == "1":
+        hidden = values == bool(key)
+    else:
+        most = 2 ** data[_PNG_DEPTH] - 1
+        hidden = values == (key & most if most > 255 else (key & most) * 255 // most)
+    shown = np.array(_eight_bits(image).convert("RGB"))
+    shown[hidden] = 255
+    return Image.fromarray(shown)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Greys of 16 bits or of floats as 8 bits, as Pillow would clip them instead of scaling; others as they are.
+
+    Raises:
+        ValueError: values beyond 16 bits, or floats beyond 0 to 1.
+    """
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    white = 1 if image.mode == "F" else 4095 if bits == 12 else 65535
+    if not (low >= 0 and high <= white):  # the other way round, NaN would pass
+        raise ValueError(f"its values are {low:g} to {high:g}, where white can only be taken to be {white}")
+    if image.mode == "I" and bits == 32 and 0 < high <= 255:
+        raise ValueError(f"its values are {low} to {high} in 32 bits, so which of them is white is not known")
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        values = white - values
+    if image.mode == "F":
+        return Image.fromarray(np.rint(values * 255).astype(np.uint8))
+    scaled = values // 257 if white == 65535 else values.astype(np.uint32) * 255 // white
+    return Image.fromarray(scaled.astype(np.uint8))
 
 
 def square(image: Image.Image, size: int, view: View, epoch: int, index: int, seed: int) -> np.ndarray:

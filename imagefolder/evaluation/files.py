@@ -6,6 +6,8 @@ They are read in batches: sets larger than the memory are no problem.
 from __future__ import annotations
 
 import hashlib
+import io
+import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,16 +16,23 @@ from typing import IO, Protocol
 import numpy as np
 import torch
 from numpy.lib import format as npy
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from imagefolder.data.disk import File, Walk, read_unchanged, say, stamp
+from imagefolder.data.transforms import MOST_PIXELS, is_16_bit_png, open_bounded
 from imagefolder.distributed import gather_objects, my_part
-from imagefolder.errors import InputError
+from imagefolder.errors import InputError, reason
 from imagefolder.evaluation.extractor import Extractor
 from imagefolder.evaluation.statistics import Statistics, measure
+from imagefolder.files import reading
 
 BATCH = 50
+MOST_IMAGES = 2**24  # of an npz, which may say any number; statistics need some bytes for each
+IMAGES = (*IMG_EXTENSIONS, ".jfif")
+DAMAGED = "; it is damaged, copy it again"
+
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"  # how files begin
 
 
 class FileImages(Protocol):
@@ -34,7 +43,11 @@ class FileImages(Protocol):
 
     def __len__(self) -> int: ...
     def batches(self, part: range) -> Iterator[Tensor]:
-        """The images of a contiguous range of indices: uint8 (B, 3, H, W)."""
+        """The images of a contiguous range of indices: uint8 (B, 3, H, W); fewer at a time if they are very large.
+
+        Raises:
+            InputError: a file is damaged, or has changed since it was opened.
+        """
         ...
 
 
@@ -44,21 +57,26 @@ def open_images(path: Path) -> FileImages:
         return PngFolder(path)
     if path.is_file():
         return NpzImages(path)
-    raise InputError(f"{path} does not exist; give a folder of PNG files or an npz")
+    what = "is neither a folder nor a file" if os.path.lexists(path) else "does not exist"
+    raise InputError(f"{path} {what}; give a folder of PNG files or an npz")
 
 
 class PngFolder:
-    """All PNG files below a folder, ordered by path."""
+    """All PNG files below a folder, ordered by path. Links to folders are followed, hidden files left out."""
 
     def __init__(self, path: Path) -> None:
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in (*IMG_EXTENSIONS, ".jfif"))
-        other = next((file for file in files if file.suffix.lower() != ".png"), None)
-        if other is not None:
-            raise InputError(
-                f"{other}: not a PNG file; lossy formats such as JPEG change the numbers, so save images as PNG"
-            )
+        walk = Walk(path)
+        files = sorted(walk.files("", IMAGES), key=lambda file: Path(os.fsdecode(file[0])))
+        for name, *_ in files:
+            if not name.lower().endswith(b".png"):
+                file = path / os.fsdecode(name)
+                what = "not a PNG file; lossy formats such as JPEG change the numbers, so save images as PNG"
+                raise InputError(f"{file}: {what if file.exists() else 'a link to nowhere'}")
         if not files:
             raise InputError(f"{path} holds no PNG files")
+        left_out = [f"{number:,} {kind}" for kind, number in walk.left_out.items() if number]
+        if left_out:
+            say(f"{path}: {len(files):,} PNG files; left out: {', '.join(left_out)}")
         self.path, self.files = path, files
         self.size = self._load(files[0]).shape[:2]
 
@@ -66,57 +84,88 @@ class PngFolder:
         return len(self.files)
 
     def batches(self, part: range) -> Iterator[Tensor]:
-        for start in range(part.start, part.stop, BATCH):
-            files = self.files[start : min(start + BATCH, part.stop)]
+        step = _batch(self.size)
+        for start in range(part.start, part.stop, step):
+            files = self.files[start : min(start + step, part.stop)]
             arrays = [self._load(file) for file in files]
             for file, array in zip(files, arrays, strict=True):
                 if array.shape[:2] != self.size:
-                    raise InputError(f"{file}: {_text(array.shape)} pixels, but {self.files[0]} has {_text(self.size)}")
+                    first = self.path / os.fsdecode(self.files[0][0])
+                    raise InputError(
+                        f"{self.path / os.fsdecode(file[0])}: {_text(array.shape)} pixels, but {first} has "
+                        f"{_text(self.size)}"
+                    )
             yield _channels_first(np.stack(arrays))
 
-    def _load(self, path: Path) -> np.ndarray:
+    def _load(self, file: File) -> np.ndarray:
+        """uint8 (H, W, 3)."""
+        name, size, *times, _ = file
+        path = self.path / os.fsdecode(name)
+        data = read_unchanged(path, (size, *times), 0, size, str(path))
+        if data.startswith(_JPEG):
+            raise InputError(f"{path}: JPEG data in a file named PNG; save images as PNG")
         try:
-            with Image.open(path) as image:
-                if image.format != "PNG":
-                    raise InputError(f"{path}: {image.format} data in a file named PNG; save images as PNG")
-                if image.mode not in ("RGB", "L", "P", "1") or "transparency" in image.info:
-                    raise InputError(f"{path}: {image.mode} image; only 8-bit images without transparency are measured")
+            with open_bounded(io.BytesIO(data), ("PNG",)) as image:
+                deep = is_16_bit_png(data)
+                if deep or image.mode not in ("RGB", "L", "P", "1") or image.has_transparency_data:
+                    raise InputError(
+                        f"{path}: {image.mode} image{' of 16 bits' if deep else ''}; only 8-bit images without "
+                        "transparency are measured"
+                    )
                 return np.asarray(image.convert("RGB"))
-        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise InputError(f"{path}: not a readable image ({error})") from None
+        except (InputError, MemoryError):
+            raise
+        except Exception as error:  # damaged files make decoders raise almost anything
+            raise InputError(f"{path}: not a readable image ({reason(error)})") from None
 
 
 class NpzImages:
     """The array `arr_0` of an npz, read from inside the archive as it is needed."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-                shape, self.start = _npy_header(file)
-        except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path}: no npz with images in arr_0 ({error})") from None
-        self.number, *size, _ = shape
-        self.size = tuple(size)
+        self.path, self._stamp = path, stamp(path.stat())
+        with (
+            reading(path, "an npz with images in arr_0"),
+            zipfile.ZipFile(path) as archive,
+            archive.open("arr_0.npy") as file,
+        ):
+            shape, fortran, dtype = npy_header(file)
+            if len(shape) != 4 or shape[-1] != 3 or dtype != np.uint8 or fortran:
+                raise ValueError(f"it is {dtype} {shape}, not uint8 (N, H, W, 3)")
+            number, height, width, _ = shape
+            if not 0 <= number <= MOST_IMAGES or min(height, width) < 1 or height * width > MOST_PIXELS:
+                raise ValueError(f"{number:,} images of {width:,} x {height:,} pixels")
+            self.start = file.tell()
+            whole = (archive.getinfo("arr_0.npy").file_size - self.start) // (height * width * 3)
+            if whole < number:
+                raise ValueError(f"arr_0 ends after {whole:,} of {number:,} images")
+        self.number, self.size = number, (height, width)
 
     def __len__(self) -> int:
         return self.number
 
     def batches(self, part: range) -> Iterator[Tensor]:
         height, width = self.size
-        image = height * width * 3
-        try:
-            with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
-                file.seek(self.start + part.start * image)
-                for start in range(part.start, part.stop, BATCH):
-                    count = min(BATCH, part.stop - start)
-                    data = file.read(count * image)
-                    if len(data) < count * image:
-                        raise InputError(f"{self.path}: arr_0 ends after {start + len(data) // image} images")
-                    array = np.frombuffer(bytearray(data), np.uint8).reshape(count, height, width, 3)
-                    yield _channels_first(array)
-        except (OSError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(f"{self.path}: damaged ({error}); copy it again") from None
+        image, step = height * width * 3, _batch(self.size)
+        self._require_unchanged()
+        with (
+            reading(self.path, "images", DAMAGED),
+            zipfile.ZipFile(self.path) as archive,
+            archive.open("arr_0.npy") as file,
+        ):
+            file.seek(self.start + part.start * image)
+            for start in range(part.start, part.stop, step):
+                count = min(step, part.stop - start)
+                data = file.read(count * image)
+                if len(data) < count * image:
+                    raise ValueError(f"arr_0 ends after {start + len(data) // image} images")
+                array = np.frombuffer(bytearray(data), np.uint8).reshape(count, height, width, 3)
+                yield _channels_first(array)
+        self._require_unchanged()
+
+    def _require_unchanged(self) -> None:
+        if not self.path.exists() or stamp(self.path.stat()) != self._stamp:
+            raise InputError(f"{self.path}: has changed since it was opened; start again")
 
 
 def measure_files(images: FileImages, extractor: Extractor, title: str, keep: bool) -> tuple[Statistics, str]:
@@ -133,14 +182,19 @@ def measure_files(images: FileImages, extractor: Extractor, title: str, keep: bo
     return statistics, hashlib.sha256(whole).hexdigest()
 
 
-def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], int]:
-    """Shape of the images in an opened `.npy`, and where they begin; ValueError if they are no images."""
+def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether in Fortran's order, and type of the array in an opened `.npy`; ValueError if it is none."""
     version = npy.read_magic(file)
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, fortran, dtype = read(file)
-    if len(shape) != 4 or shape[-1] != 3 or dtype != np.uint8 or fortran:
-        raise ValueError(f"it is {dtype} {shape}, not uint8 (N, H, W, 3)")
-    return shape, file.tell()
+    try:
+        return read(file)
+    except Exception as error:  # Python's parser, over a header that is none: MemoryError too, of nested brackets
+        raise ValueError(f"its header is not readable ({reason(error)})") from None
+
+
+def _batch(size: tuple[int, int]) -> int:
+    """How many images of a size are read at a time."""
+    return max(1, min(BATCH, MOST_PIXELS // (size[0] * size[1])))
 
 
 def _channels_first(images: np.ndarray) -> Tensor:

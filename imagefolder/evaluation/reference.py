@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.lib import format as npy
 from torch import Tensor
 
 from imagefolder.errors import InputError
 from imagefolder.evaluation.extractor import Extractor
-from imagefolder.evaluation.files import NpzImages, measure_files, open_images
+from imagefolder.evaluation.files import NpzImages, measure_files, npy_header, open_images
 from imagefolder.evaluation.statistics import MeanCovariance, Statistics
-from imagefolder.files import find_weights
-from imagefolder.weights import ADM_REFERENCE, ADM_STATISTICS, checked_sha256, require, verify
+from imagefolder.files import checked_sha256, find_weights, reading
+from imagefolder.weights import ADM_REFERENCE, ADM_STATISTICS, require, verify
 
 IMAGENET_IMAGES = 1_281_167
+MOST_STATISTICS = 2**25  # values of one stored array; Inception's covariance has 2**22
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,8 @@ def read_reference(path: Path, extractor: Extractor) -> Reference:
 
 
 def _has_statistics(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return "mu.npy" in archive.namelist()
-    except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not an npz ({error})") from None
+    with reading(path, "an npz"), zipfile.ZipFile(path) as archive:
+        return "mu.npy" in archive.namelist()
 
 
 def _stored(path: Path, extractor: Extractor) -> Reference:
@@ -94,13 +94,10 @@ def _stored(path: Path, extractor: Extractor) -> Reference:
         )
     if path.name == ADM_REFERENCE:
         verify(path)
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            names = ("mu", "sigma", "mu_s", "sigma_s")
-            stored = {name: archive[name].astype(np.float64) for name in names if name in archive.files}
-            with_images = "arr_0" in archive.files
-    except (ValueError, TypeError, OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not readable as reference statistics ({error})") from None
+    with reading(path, "reference statistics"), zipfile.ZipFile(path) as archive:
+        names = {name.removesuffix(".npy") for name in archive.namelist()}
+        stored = {name: _read_array(archive, name) for name in ("mu", "sigma", "mu_s", "sigma_s") if name in names}
+        with_images = "arr_0" in names
     features, size, spatial = None, None, None
     pooled = _pair(path, stored, "mu", "sigma", extractor.widths[0])
     if "mu_s" in stored:
@@ -115,6 +112,19 @@ def _stored(path: Path, extractor: Extractor) -> Reference:
         ("ImageNet's training images", IMAGENET_IMAGES) if published else (f"statistics stored in {path.name}", 0)
     )
     return Reference(name, what, number, pooled, spatial, features, size, published)
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """A float64 array of statistics; its size is looked at before it is read. ValueError if it is none."""
+    with archive.open(f"{name}.npy") as file:
+        shape, _, dtype = npy_header(file)
+    if dtype.kind not in "fiu" or min(shape, default=0) < 0 or math.prod(shape) > MOST_STATISTICS:
+        raise ValueError(f"{name} is {dtype} {shape}")
+    with archive.open(f"{name}.npy") as file:
+        values = npy.read_array(file, allow_pickle=False).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} holds NaN or infinity")
+    return values
 
 
 def _pair(path: Path, stored: dict[str, np.ndarray], mu: str, sigma: str, width: int) -> MeanCovariance:

@@ -135,5 +135,5 @@ def test_link_to_nowhere_is_a_corrupt_image(folder: Path) -> None:
 def test_image_that_went_away_is_named(folder: Path, train_and_test_file: tuple[Path, Path]) -> None:
     train = image_folder(folder, 8).train
     train_and_test_file[0].unlink()
-    with pytest.raises(OSError, match=train_and_test_file[0].name):
+    with pytest.raises(InputError, match=train_and_test_file[0].name):
         train.__getitems__([(0, 0)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import pickle
 import shutil
 from collections import namedtuple
@@ -251,7 +252,7 @@ def test_cache_of_something_else_is_refused(
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("damage", ["no tokens", "short tokens", "no JSON", "JSON of something else"])
+@pytest.mark.parametrize("damage", ["no tokens", "short tokens", "flipped bit", "no JSON", "JSON of something else"])
 def test_damaged_cache_is_refused(
     tmp_path: Path, images: StoredImages, build: Callable[..., TokenCache], damage: str
 ) -> None:
@@ -261,10 +262,16 @@ def test_damaged_cache_is_refused(
         (folder / "tokens.npy").unlink()
     elif damage == "short tokens":
         os.truncate(folder / "tokens.npy", 300)
+    elif damage == "flipped bit":
+        data = bytearray((folder / "tokens.npy").read_bytes())
+        data[-7] ^= 1
+        (folder / "tokens.npy").write_bytes(data)
     else:
         (folder / "about.json").write_text("{" if damage == "no JSON" else "{}")
     with pytest.raises(InputError, match=f"delete {folder}"):
         open_token_cache(folder, SHA256, images, VIEWS)
+    if damage != "JSON of something else":  # what is damaged is encoded anew
+        assert np.array_equal(build(folder).tokens, build(tmp_path / "other").tokens)
 
 
 def test_too_small_a_disk_is_noticed_before(

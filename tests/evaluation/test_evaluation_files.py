@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import re
+import struct
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,11 +19,13 @@ from PIL import Image
 from torch import Tensor
 
 from imagefolder import InputError
+from imagefolder.evaluation import files
 from imagefolder.evaluation.__main__ import main
 from imagefolder.evaluation.extractor import Extractor
 from imagefolder.evaluation.files import BATCH, open_images
 from imagefolder.evaluation.metrics import fidelity
 from imagefolder.evaluation.protocols import evaluate_files
+from imagefolder.evaluation.reference import read_reference
 from imagefolder.evaluation.results import Result
 
 
@@ -182,7 +190,7 @@ def test_command_says_in_one_line_what_is_wrong(
     for extractor, reason in (
         ("inception", "weights-inception-2015-12-05-6726825d.pth"),
         (str(tmp_path / "none.safetensors"), "none.safetensors does not exist"),
-        (str(samples), "no weights of the proxy extractor"),
+        (str(samples), "samples.npz: not readable as safetensors"),
     ):
         assert main(samples, samples, extractor) == 2
         error = capsys.readouterr().err
@@ -197,3 +205,196 @@ def test_statistics_of_inception_features_are_no_reference_for_a_proxy(
     np.savez(tmp_path / "stats.npz", mu=np.zeros(64), sigma=np.eye(64))
     with pytest.raises(InputError, match="a proxy extractor needs images"):
         evaluate_files(write_npz(tmp_path / "samples.npz", two_sets[0]), tmp_path / "stats.npz", proxy)
+
+
+# --- files as they come ---
+
+
+def headed(path: Path, width: int = 32, height: int = 32, depth: int = 8, color: int = 0) -> None:
+    """A PNG whose header announces a size, bits per sample and a kind of colour, and which has no pixels."""
+    Image.new("L", (1, 1)).save(path)
+    data = bytearray(path.read_bytes())
+    data[16:26] = struct.pack(">IIBB", width, height, depth, color)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, two_sets: tuple[Tensor, Tensor]) -> Path:
+    return write_pngs(tmp_path / "samples", two_sets[0][:3])
+
+
+def read_all(path: Path) -> Tensor:
+    images = open_images(path)
+    return torch.cat(list(images.batches(range(len(images)))))
+
+
+def test_hidden_files_never_count_and_links_to_folders_do(
+    tmp_path: Path, folder: Path, two_sets: tuple[Tensor, Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pngs(folder / ".ipynb_checkpoints", two_sets[0][:2])
+    write_pngs(folder / "__MACOSX", two_sets[0][:1])
+    (folder / "._0000.png").write_bytes(b"finder")
+    (folder / "notes.txt").touch()
+    write_pngs(tmp_path / "part2", two_sets[0][3:5])
+    (folder / "more").symlink_to(tmp_path / "part2")
+    (folder / "more" / "loop").symlink_to(folder)
+    assert torch.equal(read_all(folder), two_sets[0][:5])
+    out = capsys.readouterr().out
+    for text in ("5 PNG files", "4 hidden", "1 of other kinds", "1 links to folders already read"):
+        assert text in out
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path: headed(path, depth=16), "image of 16 bits; only 8-bit images"),
+        (lambda path: headed(path, depth=16, color=2), "RGB image of 16 bits; only 8-bit images"),
+        (lambda path: headed(path, depth=16, color=6), "RGBA image of 16 bits; only 8-bit images"),
+        (lambda path: Image.new("P", (32, 32)).save(path, transparency=0), "P image; only 8-bit images without transp"),
+        (lambda path: headed(path, 2**14, 2**13 + 1), "16,384 x 8,193 pixels are more than"),
+        (lambda path: headed(path, 2**16, 2**15), "it has more than 134,217,728 pixels"),
+        (lambda path: headed(path, 1, 101), "one side is more than 100 times the other"),
+        (lambda path: Image.new("RGB", (32, 32)).save(path, "GIF"), "its content is not PNG"),
+        (lambda path: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n"), "its content is not PNG"),
+        (lambda path: path.write_bytes(b""), "its content is not PNG"),
+        (os.mkfifo, "it is a pipe"),
+        (lambda path: path.symlink_to("/dev/zero"), "it is a device"),
+        (lambda path: path.symlink_to("gone"), "a link to nowhere"),
+        (lambda path: path.with_name("dangling").symlink_to("gone"), "a link to nowhere"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_png_files_that_are_none_are_named_with_the_reason(
+    folder: Path, make: Callable[[Path], object], reason: str
+) -> None:
+    path = folder / "0001.png"
+    path.unlink()
+    make(path)
+    with pytest.raises(InputError, match=rf"/samples/(0001\.png|dangling): .*{re.escape(reason)}"):
+        read_all(folder)
+
+
+def test_damage_anywhere_in_a_png_is_one_line_or_harmless(folder: Path) -> None:
+    path = folder / "0001.png"
+    content, said = path.read_bytes(), []
+    for offset in range(0, len(content), 13):
+        path.write_bytes(content[:offset] + bytes([content[offset] ^ 0x55]) + content[offset + 1 :])
+        try:
+            read_all(folder)
+        except InputError as error:
+            said.append(str(error))
+    assert len(said) > 20
+    assert all(text.startswith(f"{path}: ") and text.isprintable() for text in said)
+
+
+def npz(header: str, data: int = 600, name: str = "arr_0") -> bytes:
+    """An npz whose array has any header."""
+    file, text = io.BytesIO(), header.encode()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(f"{name}.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + bytes(data))
+    return file.getvalue()
+
+
+def of_shape(shape: str, data: int = 600) -> bytes:
+    return npz(f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}", data)
+
+
+def broken(at: int, new: bytes, central: int | None = None) -> bytes:
+    """A good compressed npz with bytes replaced, in its central directory as well."""
+    file = io.BytesIO()
+    np.savez_compressed(file, np.random.default_rng(0).integers(0, 255, (5, 8, 8, 3), np.uint8))
+    content = bytearray(file.getvalue())
+    content[at : at + len(new)] = new
+    if central is not None:
+        start = content.rindex(b"PK\x01\x02") + central
+        content[start : start + len(new)] = new
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(broken(150, b"\xff" * 10), id="deflate stream"),
+        pytest.param(broken(8, b"\x63\0", 10), id="unknown method"),
+        pytest.param(broken(6, b"\1", 8), id="encrypted"),
+        pytest.param(broken(0, b"")[:-30], id="cut"),
+        pytest.param(npz("(" * 900), id="brackets"),
+        pytest.param(npz("-" * 9000), id="signs"),
+        pytest.param(npz("\0\0\0"), id="zeros"),
+        pytest.param(npz("{'descr': 1}"), id="other keys"),
+        pytest.param(of_shape("(-3, 8, 8, 3)"), id="negative number"),
+        pytest.param(of_shape("(3, -8, -8, 3)"), id="negative size"),
+        pytest.param(of_shape("(3, 0, 8, 3)"), id="no height"),
+        pytest.param(of_shape("(1, 16384, 8193, 3)"), id="huge image"),
+        pytest.param(of_shape("(16777217, 1, 1, 3)", 3 * 2**24 + 3), id="huge number"),
+        pytest.param(of_shape("(4, 8, 8, 3)"), id="too few bytes"),
+        pytest.param(of_shape("(3, 8, 8, '3')"), id="text"),
+    ],
+)
+def test_damaged_npz_files_are_named_in_one_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.npz"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"^\S+/x\.npz: ") as caught:
+        read_all(path)
+    assert str(caught.value).isprintable()
+
+
+def test_files_replaced_after_opening_are_noticed(
+    tmp_path: Path, folder: Path, two_sets: tuple[Tensor, Tensor]
+) -> None:
+    images = open_images(folder)
+    Image.new("RGB", (32, 32)).save(folder / "0002.png")
+    with pytest.raises(InputError, match=r"0002\.png: has changed since"):
+        list(images.batches(range(3)))
+    archive = open_images(write_npz(tmp_path / "x.npz", two_sets[0][:5]))
+    batches = archive.batches(range(5))
+    write_npz(tmp_path / "x.npz", two_sets[0][5:10])
+    with pytest.raises(InputError, match=r"x\.npz: has changed since it was opened"):
+        next(batches)
+    (tmp_path / "x.npz").unlink()
+    with pytest.raises(InputError, match=r"x\.npz: has changed since it was opened"):
+        list(archive.batches(range(5)))
+
+
+def test_a_pipe_is_no_set_of_images(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.npz")
+    with pytest.raises(InputError, match=r"x\.npz is neither a folder nor a file"):
+        open_images(tmp_path / "x.npz")
+
+
+def test_very_large_images_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MOST_PIXELS", 2 * 8 * 8)
+    path = write_npz(tmp_path / "x.npz", torch.zeros(5, 3, 8, 8, dtype=torch.uint8))
+    assert [len(batch) for batch in open_images(path).batches(range(5))] == [2, 2, 1]
+
+
+class Published:
+    """What is asked of an extractor before anything is measured with it."""
+
+    is_proxy, widths = False, (3, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({"mu": np.zeros(3), "sigma": np.full((3, 3), np.nan)}, "sigma holds NaN"),
+        ({"mu": np.full(3, np.inf), "sigma": np.eye(3)}, "mu holds NaN or infinity"),
+        ({"mu": np.zeros(3, complex), "sigma": np.eye(3)}, "mu is complex128"),
+        ({"mu": np.array([{}]), "sigma": np.eye(3)}, "mu is object"),
+        ({"mu": np.zeros(4), "sigma": np.eye(4)}, "holds statistics of shapes"),
+        ({"mu": np.zeros(3)}, "holds statistics of shapes"),
+    ],
+)
+def test_stored_statistics_must_be_finite_numbers(tmp_path: Path, arrays: dict[str, np.ndarray], reason: str) -> None:
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(InputError, match=rf"x\.npz: .*{reason}"):
+        read_reference(tmp_path / "x.npz", Published())
+
+
+@pytest.mark.parametrize("header", ["(" * 900, "(100000, 100000)", "(-1, 2)", "(3,)"])
+def test_damaged_statistics_are_named_in_one_line(tmp_path: Path, header: str) -> None:
+    text = header if header.startswith("((") else f"{{'descr': '<f8', 'fortran_order': False, 'shape': {header}}}"
+    (tmp_path / "x.npz").write_bytes(npz(text, 8, "mu"))
+    with pytest.raises(InputError, match=r"^\S+/x\.npz: not readable as reference statistics"):
+        read_reference(tmp_path / "x.npz", Published())
