@@ -42,10 +42,21 @@ def poison_moments(task: Any) -> None:
     next(iter(state.values()))["exp_avg"].fill_(float("inf"))
 
 
-@pytest.mark.parametrize("act", [poison, poison_all, poison_moments])
+LAST = {"Tokenizer": lab.TOKENIZER_STEPS - 1, "Generator": lab.GENERATOR_STEPS - 1}
+
+
 @pytest.mark.parametrize(
-    ("task", "step"),
-    [("Tokenizer", lab.TOKENIZER_STEPS - 1), ("Generator", lab.GENERATOR_STEPS - 1), ("Tokenizer", 11)],
+    ("task", "step", "act"),
+    [
+        ("Tokenizer", LAST["Tokenizer"], poison_all),
+        ("Generator", LAST["Generator"], poison),
+        ("Tokenizer", 11, poison_moments),
+        *(
+            pytest.param(task, step, act, marks=pytest.mark.faults)
+            for task, step in (*LAST.items(), ("Tokenizer", 11), ("Generator", 3))
+            for act in (poison, poison_all, poison_moments)
+        ),
+    ],
 )
 def test_a_nan_that_came_once_is_neither_saved_nor_recorded(
     finished: Path, tmp_path: Path, task: str, step: int, act: Callable[[Any], None], tally: Any
@@ -232,6 +243,7 @@ def test_an_image_removed_during_a_training_is_named(tmp_path: Path, tally: Any)
     tally("images replaced").add("refused")
 
 
+@pytest.mark.faults
 def test_the_output_folder_is_removed_during_a_run(tmp_path: Path, tally: Any) -> None:
     output = tmp_path / "runs"
     run = lab.run(output, "imagefolder", hook=lab.at_step(6, "Tokenizer", lambda _: shutil.rmtree(output)))
@@ -249,6 +261,7 @@ def test_an_output_folder_that_cannot_be_written(tmp_path: Path, tally: Any) -> 
     tally("read-only output").add("refused")
 
 
+@pytest.mark.faults
 def test_too_little_memory_is_one_line(finished: Path, tmp_path: Path, tally: Any) -> None:
     def starve(_: Any) -> None:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -265,7 +278,9 @@ def test_too_little_memory_is_one_line(finished: Path, tmp_path: Path, tally: An
     tally("memory limit").add("recovered")
 
 
-@pytest.mark.parametrize("seed", [20241126120000, 2**63 - 1, -3])
+@pytest.mark.parametrize(
+    "seed", [20241126120000, *(pytest.param(seed, marks=pytest.mark.faults) for seed in (2**63 - 1, -3))]
+)
 def test_seeds_of_many_digits(tmp_path: Path, seed: int) -> None:
     run = lab.run(tmp_path / "runs", "imagefolder", seed=seed)
     assert run.code == 0, run.text
@@ -308,6 +323,7 @@ def script(folder: Path, *arguments: str, **environment: str | None) -> subproce
     )
 
 
+@pytest.mark.faults
 def test_a_leftover_world_size_is_named(tmp_path: Path, tally: Any) -> None:
     found = script(tmp_path, WORLD_SIZE="8", RANK=None, MASTER_ADDR=None, MASTER_PORT=None)
     assert found.returncode == 2, found.stderr
@@ -316,6 +332,7 @@ def test_a_leftover_world_size_is_named(tmp_path: Path, tally: Any) -> None:
     tally("machine").add("refused")
 
 
+@pytest.mark.faults
 def test_neither_home_nor_user(tmp_path: Path, tally: Any) -> None:
     missing = dict.fromkeys(("HOME", "USER", "LOGNAME", "USERNAME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"))
     found = script(tmp_path, "--submit", "--output", "runs[/x]", **missing)
@@ -324,6 +341,7 @@ def test_neither_home_nor_user(tmp_path: Path, tally: Any) -> None:
     tally("machine").add("right")
 
 
+@pytest.mark.faults
 def test_the_commit_of_another_repository_is_not_ours(tmp_path: Path, tally: Any) -> None:
     who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)

@@ -11,7 +11,7 @@ from typing import Any
 import lab
 import pytest
 
-PAIRS = 28
+PAIRS = 24
 WAYS = {
     "same command": ({}, {}),
     "two rows": ({}, {"rows": ("unfolded",)}),
@@ -66,7 +66,7 @@ def test_the_second_waits_and_says_so(finished: Path, tmp_path: Path, tally: Any
         def slowly(state: Any, path: Path) -> None:
             save(state, path)
             (tmp_path / "saving").touch()
-            time.sleep(1.0)
+            time.sleep(0.4)
 
         lab.torch.save = slowly
 
