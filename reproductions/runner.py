@@ -99,6 +99,9 @@ def main(table: str, title: str, rows: Rows, mini: Scale | None = None) -> None:
     except (InputError, RecordError, SlurmError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+    except MemoryError:
+        print("error: out of memory; the same command continues where there is more", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command continues from the last saved state", file=sys.stderr)
         sys.exit(130)
