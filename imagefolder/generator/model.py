@@ -61,6 +61,8 @@ class Generator(nn.Module, HubModel):
             float32 (B, branches, L, codebook_size); logits of a token see only tokens of earlier blocks.
         """
         tokens = self.tokenizer.check_tokens(tokens)
+        if labels.shape[:1] != tokens.shape[:1]:
+            raise InputError(f"{tuple(labels.shape)} labels do not belong to {len(tokens)} images' tokens")
         inputs = self.transformer.sequence.inputs(self.tokenizer.quantizer, tokens)
         return self.transformer(self._check_labels(labels), inputs.to(self.transformer.head.weight.dtype))
 

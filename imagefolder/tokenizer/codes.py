@@ -82,11 +82,12 @@ class Codebook(Codes):
         self.weight = nn.Parameter(F.normalize(weight, dim=-1))
 
     def nearest(self, z: Tensor) -> Tensor:
-        return torch.cat([similarity.argmax(-1) for similarity in self._similarities(z)]).view(len(z), -1)
+        positions = z.shape[2:].numel()
+        return torch.cat([similarity.argmax(-1) for similarity in self._similarities(z)]).view(len(z), positions)
 
     def neighbours(self, z: Tensor, number: int) -> Tensor:
         near = [similarity.topk(number, dim=-1).indices for similarity in self._similarities(z)]
-        return torch.cat(near).view(len(z), -1, number)
+        return torch.cat(near).view(len(z), z.shape[2:].numel(), number)
 
     @torch.no_grad()
     def _similarities(self, z: Tensor) -> Iterator[Tensor]:

@@ -62,7 +62,8 @@ class Tokenizer(nn.Module, HubModel):
         """Continuous latents before quantization: (B, 3, H, W) -> (B, P, C, K, K)."""
         config = self.config
         z = self.quant_conv(self.encoder(images))
-        return z.view(len(images), config.branches, config.latent_side, config.latent_side, -1).movedim(-1, 2)
+        side, channels = config.latent_side, z.shape[-1]
+        return z.view(len(images), config.branches, side, side, channels).movedim(-1, 2)
 
     def pixels(self, z: Tensor) -> Tensor:
         """Quantized map (B, P*C, K, K) -> images (B, 3, H, W), not clamped."""

@@ -1,0 +1,98 @@
+"""A good result never goes: not for a failure, a quick try, a typo, or a model that is made anew."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+from pathlib import Path
+from typing import Any
+
+import lab
+
+
+def test_failed_and_not_run_do_not_replace_finished(finished: Path, tmp_path: Path, tally: Any) -> None:
+    output = tmp_path / "runs"
+    shutil.copytree(finished, output)
+    before = lab.results(output)
+
+    def no_weights() -> None:
+        lab.runner.missing_weights = lambda job, recipe: "weights absent: inception.pth"
+
+    def broken() -> None:
+        import reproductions.evaluation
+
+        def fail(*_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        reproductions.evaluation._measure = fail
+
+    for hook, options in ((no_weights, {}), (no_weights, {"fresh": True}), (broken, {"num_samples": 20})):
+        run = lab.run(output, "imagefolder", hook=hook, **options)
+        assert not run.is_traceback, run.text
+        assert "earlier, finished run stays" in run.text
+        assert lab.results(output) == before
+        tally("finished results").add("right")
+    assert lab.run(output, "imagefolder").code == 0
+    assert lab.results(output) == before
+
+
+def test_a_quick_try_keeps_the_long_one(finished: Path, tmp_path: Path, tally: Any) -> None:
+    output = tmp_path / "runs"
+    shutil.copytree(finished, output)
+    before = lab.results(output)
+    assert lab.run(output, "imagefolder", num_samples=20).code == 0
+    (name,) = before
+    assert lab.results(output)[name]["config"]["samples"] == 20
+    (kept,) = (output / "records" / "earlier").glob("*.json")
+    assert json.loads(kept.read_text())["config"]["samples"] == before[name]["config"]["samples"]
+    tally("finished results").add("right")
+
+
+def test_a_typo_in_a_submission_destroys_nothing(finished: Path, tmp_path: Path, tally: Any) -> None:
+    output = tmp_path / "runs"
+    shutil.copytree(finished, output)
+    weights = next(output.glob("mini-*/seed0/tokenizers/*/model.safetensors"))
+    for options in ({"profile": "no-such-profile"}, {"set": ("partitoin=gpu",)}, {"profile": "slurm"}):
+        hook = (lambda: os.environ.update(PATH="/nowhere")) if options.get("profile") == "slurm" else None
+        run = lab.run(output, "imagefolder", submit=True, fresh=True, hook=hook, **options)
+        assert run.code == 2, run.text
+        assert weights.exists()
+        assert lab.results(output) == lab.results(finished)
+        tally("finished results").add("right")
+
+
+def test_fresh_leaves_given_weights_and_trained_models_alone(finished: Path, tmp_path: Path) -> None:
+    output = tmp_path / "runs"
+    shutil.copytree(finished, output)
+    folder = next(output.glob("mini-*/seed0/tokenizers/*"))
+    run = lab.run(output, "imagefolder", fresh=True, tokenizer=str(folder))
+    assert run.code == 0, run.text
+    assert (folder / "model.safetensors").exists()
+
+
+def test_files_have_the_usual_permissions(finished: Path) -> None:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    odd = [
+        path
+        for path in finished.rglob("*")
+        if path.is_file() and path.suffix != ".lock" and stat.S_IMODE(path.stat().st_mode) != 0o666 & ~mask
+    ]
+    assert odd == []
+
+
+def test_a_generator_of_another_tokenizer_is_trained_anew(finished: Path, tmp_path: Path) -> None:
+    """The tokenizer was exchanged by hand, say: its generator no longer fits."""
+    output = tmp_path / "runs"
+    shutil.copytree(finished, output)
+    shutil.rmtree(output / "records")
+    path = next(output.glob("mini-*/seed0/generators/*/config.json"))
+    about = json.loads(path.read_text())
+    del about["checksum"]
+    path.write_text(json.dumps(about | {"tokenizer_sha256": "0" * 64}))
+    run = lab.run(output, "imagefolder")
+    assert run.code == 0, run.text
+    assert "training generator" in run.text
+    assert lab.results(output) == lab.results(finished)
