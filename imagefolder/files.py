@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ CHECKSUM = "checksum"
 LARGEST_JSON = 2**26  # bytes
 BIG = 2**28  # bytes; the hash of larger files takes long enough to show progress
 CHUNK = 2**24
+LONGEST_WRITE = 86400  # seconds after which another machine is no longer at it
 
 
 def file_sha256(path: Path) -> str:
@@ -64,7 +66,7 @@ def reading(path: Path, what: str, remedy: str = "") -> Iterator[None]:
 
     Raises:
         DamagedFile: "PATH: not readable as WHAT (reason)REMEDY".
-        InputError: there is no such file.
+        InputError: there is no such file, or the system cannot read it.
     """
     try:
         yield
@@ -72,6 +74,10 @@ def reading(path: Path, what: str, remedy: str = "") -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such file{remedy}") from None
+    except OSError as error:
+        if error.errno is not None:  # of the disk or the file server: what is there may be sound
+            raise InputError(f"{path}: cannot be read ({reason(error)})") from None
+        raise DamagedFile(f"{path}: not readable as {what} ({reason(error)}){remedy}") from None
     except Exception as error:  # readers of archives, pickles and JSON raise almost anything over damaged content
         raise DamagedFile(f"{path}: not readable as {what} ({reason(error)}){remedy}") from None
 
@@ -161,21 +167,24 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is the last two to torch and safetensors
         if "DataLoader worker" in str(error):  # raised wherever this process is when one dies
             raise
+        free = ""
         with contextlib.suppress(OSError):
             free = f" ({shutil.disk_usage(path.parent).free:,} bytes are free on its disk)"
-            raise OSError(f"{path} cannot be written: {reason(error)}{free}") from error
-        raise OSError(f"{path} cannot be written: {reason(error)}") from error
+        raise OSError(f"{path} cannot be written: {reason(error)}{free}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 def remove_half_written(path: Path) -> None:
-    """Remove what killed processes of this machine left half-written of a file."""
-    prefix = f".{path.name}.{platform.node()}-"
-    for left in path.parent.glob(f"{glob.escape(prefix)}*.tmp"):
-        pid = left.name.removeprefix(prefix).removesuffix(".tmp")
-        if pid.isdigit() and not _lives(int(pid)):
+    """Remove what killed processes left half-written of a file: those of this machine, and of others after a day."""
+    for left in path.parent.glob(f"{glob.escape(f'.{path.name}.')}*.tmp"):
+        host, _, pid = left.name.removeprefix(f".{path.name}.").removesuffix(".tmp").rpartition("-")
+        if host == platform.node() and pid.isdecimal():
+            dead = not _lives(int(pid))
+        else:
+            dead = time.time() - left.stat().st_mtime > LONGEST_WRITE
+        if dead:
             left.unlink(missing_ok=True)
 
 

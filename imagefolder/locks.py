@@ -5,15 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from imagefolder.distributed import gather_objects, is_main
+from imagefolder.distributed import barrier, gather_objects, is_main
 from imagefolder.errors import InputError, reason
+from imagefolder.training.interruption import Stopped, stop_requested
 from imagefolder.training.progress import console
 
 ASK_SECONDS = 0.2
+# Where there are no locks, newer versions make a marker file, which a killed owner on another machine never frees
+_NO_MARKERS = {"fallback_to_soft": False} if "fallback_to_soft" in signature(FileLock).parameters else {}
 
 
 @contextmanager
@@ -25,22 +29,25 @@ def building(file: Path, what: str) -> Iterator[None]:
 
     Raises:
         InputError: the lock's file cannot be made.
+        Stopped: one of the processes was asked to stop while waiting.
     """
-    lock = FileLock(file)
-    waits = False
-    while True:
-        answer = _acquire(lock, file) if is_main() else None
-        answer = gather_objects(answer)[0]
-        if isinstance(answer, str):
-            raise InputError(answer)
-        if answer:
-            break
-        if not waits and is_main():
-            console.print(f"{what}: another run is at work on this; waiting until it has finished")
-        waits = True
-        time.sleep(ASK_SECONDS)
+    lock, waits = FileLock(file, **_NO_MARKERS), False
     try:
+        while True:
+            answer = _acquire(lock, file) if is_main() else None
+            answers, stops = zip(*gather_objects((answer, stop_requested())), strict=True)
+            if isinstance(answers[0], str):
+                raise InputError(answers[0])
+            if answers[0]:
+                break
+            if any(stops):
+                raise Stopped(f"{what}: stopped while another run is at work on it; the same command continues")
+            if not waits and is_main():
+                console.print(f"{what}: another run is at work on this; waiting until it has finished ({file})")
+            waits = True
+            time.sleep(ASK_SECONDS)
         yield
+        barrier()  # another run may remove it from here on, which no process may be reading then
     finally:
         lock.release()
 

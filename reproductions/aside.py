@@ -12,7 +12,7 @@ from imagefolder.distributed import gather_objects, is_main
 from imagefolder.errors import InputError, reason
 from imagefolder.locks import building
 from imagefolder.training.progress import console
-from reproductions.job import Job, is_trained
+from reproductions.job import Job, has_record, is_trained
 from reproductions.recipe import Recipe
 
 
@@ -25,6 +25,7 @@ def set_aside(job: Job, recipe: Recipe) -> None:
     Raises:
         InputError: a model cannot be moved: it would be taken for the new one.
     """
+    remove_aside(job, recipe)  # of an earlier time, if what has been made since is recorded
     for folder in _models(job, recipe):
         with ExitStack() as locks:
             locks.enter_context(job.building(folder))
@@ -36,28 +37,35 @@ def set_aside(job: Job, recipe: Recipe) -> None:
 
 
 def move_aside(folder: Path) -> None:
-    """Rename a finished model, remove an unfinished one; its lock is held. Raises `InputError`."""
+    """Rename a finished model, remove one that is unfinished or has not been recorded; its lock is held.
+
+    Raises:
+        InputError: it cannot be moved.
+    """
     if problem := _move_aside(folder):
         raise InputError(problem)
 
 
 def remove_aside(job: Job, recipe: Recipe) -> None:
-    """Remove what was set aside, now that the row's new record is there."""
+    """Remove what was set aside, once the row's record is of the models that have taken its place. All processes call.
+
+    Until then, what was set aside is what the record is of.
+    """
     for folder in _models(job, recipe):
-        earlier = _earlier(folder)
-        if is_main() and earlier.exists():
-            try:
-                shutil.rmtree(earlier)
-            except OSError as error:
-                console.print(f"{earlier}, the model of an earlier run, cannot be removed: {reason(error)}")
+        if not gather_objects(_earlier(folder).exists())[0]:
+            continue
+        with job.building(folder):
+            if is_main() and has_record(job, recipe):
+                try:
+                    shutil.rmtree(_earlier(folder))
+                except OSError as error:
+                    console.print(f"{_earlier(folder)}, of an earlier run, cannot be removed: {reason(error)}")
 
 
 def _move_aside(folder: Path) -> str | None:
     earlier = _earlier(folder)
     try:
-        if is_trained(folder):
-            if earlier.exists():
-                shutil.rmtree(earlier)
+        if is_trained(folder) and not earlier.exists():
             os.rename(folder, earlier)
         elif folder.exists():
             shutil.rmtree(folder)

@@ -17,7 +17,7 @@ from torchvision.utils import save_image
 from imagefolder.checkpoints.loading import load_into
 from imagefolder.checkpoints.native import WEIGHTS, load_weights
 from imagefolder.config import config_hash, to_dict
-from imagefolder.distributed import is_main, world_size
+from imagefolder.distributed import gather_objects, is_main, world_size
 from imagefolder.environment import describe, peak_memory_mib, reset_peak_memory
 from imagefolder.errors import InputError
 from imagefolder.evaluation.extractor import Extractor, default_device, inception_extractor, proxy_extractor
@@ -35,7 +35,7 @@ from imagefolder.training.progress import console
 from imagefolder.weights import ADM_REFERENCE, ADM_STATISTICS, INCEPTION, absent_weights
 from leaderboard.record import Checkpoint, CodebookUsage, Cost, Metric, Record, Run, Size
 from leaderboard.store import write_record
-from reproductions.job import Job
+from reproductions.job import Job, with_remedy
 from reproductions.recipe import Recipe, loss_of, sampling_of
 
 CAPTIONS = {
@@ -62,10 +62,9 @@ def evaluate_row(job: Job, recipe: Recipe, order: int, tokenizer_shared: bool, m
     tokenizer, generator, checkpoints, about = models
     extractor = _extractor(job)
     results = [_measure(job, recipe, extractor, tokenizer, generator, measure) for measure in recipe.measures]
+    _require_same_images(job)
     if not is_main():
         return
-    for images in (job.splits.train, job.splits.test):
-        images.verify()
     if job.scale.published:  # at the other scales nobody expects what published weights are needed for
         for note in (note for result in results for note in result.notes):
             console.print(f"{recipe.row}: {note}")
@@ -105,6 +104,18 @@ def evaluate_row(job: Job, recipe: Recipe, order: int, tokenizer_shared: bool, m
             run=_run(job, started),
         ),
     )
+
+
+def _require_same_images(job: Job) -> None:
+    """Every process looks at its part; `InputError` in all of them if one finds an image that has changed."""
+    problem = None
+    try:
+        for images in (job.splits.train, job.splits.test):
+            images.verify()
+    except InputError as error:
+        problem = str(error)
+    if problems := [found for found in gather_objects(problem) if found]:
+        raise InputError(problems[0])
 
 
 def validation(job: Job) -> Callable[[Tokenizer], float]:
@@ -177,7 +188,8 @@ def load_models(job: Job, recipe: Recipe) -> Models:
         if given is not None:
             path, selection = load_into(model, given, config), GIVEN_SELECTION
         else:
-            about[role] = load_weights(folder, model, config)
+            with with_remedy(folder):
+                about[role] = load_weights(folder, model, config)
             path, selection = folder / WEIGHTS, _selection(about[role])
         checkpoints.append(_checkpoint(job, role, path, selection))
 

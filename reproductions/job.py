@@ -15,7 +15,8 @@ same model share it, and no model is ever taken for another.
 from __future__ import annotations
 
 import functools
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from imagefolder.config import Execution, config_hash, to_dict
 from imagefolder.data.digits import digits
 from imagefolder.data.folder import read_data
 from imagefolder.data.images import DataSplits, SomeImages
-from imagefolder.errors import InputError
+from imagefolder.errors import DamagedFile, InputError
 from imagefolder.files import read_json, write_json
 from imagefolder.locks import building
 from imagefolder.tokenizer.discriminator import images_normalised_together
@@ -148,6 +149,7 @@ class Job:
             "training": to_dict(training_of(recipe, self.scale)),
             "loss": to_dict(loss_of(recipe, self.scale)),
             **self.execution_settings(recipe),
+            **(self._some_test_images() if training_of(recipe, self.scale).evaluate_every else {}),
             "seed": self.seed,
             "dataset_sha256": self.dataset.sha256,
             "published": self.scale.published,
@@ -164,7 +166,12 @@ class Job:
 
     def config(self, recipe: Recipe) -> dict[str, Any]:
         """Everything that decides a row's numbers besides data and seed, as JSON types."""
-        return resolved(recipe, self.scale) | self.execution_settings(recipe)
+        return resolved(recipe, self.scale) | self.execution_settings(recipe) | self._some_test_images()
+
+    def _some_test_images(self) -> dict[str, Any]:
+        """How many of the test images are evaluated; nothing if all."""
+        few = self.test_images is not None and self.test_images < self.dataset.n_test
+        return {"test_images": self.test_images} if few else {}
 
     def generator_settings(self, recipe: Recipe) -> dict[str, Any]:
         """What decides a generator's weights, as JSON types."""
@@ -187,13 +194,26 @@ def is_trained(folder: Path) -> bool:
     return (folder / CONFIG).exists() and (folder / WEIGHTS).exists()
 
 
+@contextmanager
+def with_remedy(folder: Path) -> Iterator[None]:
+    """Have what is said of a damaged model say what to do."""
+    try:
+        yield
+    except DamagedFile as error:
+        raise DamagedFile(f"{error}; delete {folder}, and the same command trains it anew") from None
+
+
 def is_proxy_done(path: Path, job: Job) -> bool:
-    """Whether a teacher or extractor is trained, with this scale's number of steps, and undamaged."""
+    """Whether a teacher or extractor is trained, with this scale's number of steps, and undamaged.
+
+    Raises:
+        InputError: it cannot be read at the moment.
+    """
     if not (path.exists() and path.with_suffix(".json").exists()):
         return False
     try:
         _, about = read_classifier(path)
-    except InputError:
+    except DamagedFile:
         return False
     return (about.get("steps"), about.get("dataset_sha256")) == (job.scale.proxy_steps, job.dataset.sha256)
 

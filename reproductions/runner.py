@@ -14,7 +14,7 @@ import tyro
 
 from imagefolder.config import Execution
 from imagefolder.data.order import pieces_per_process
-from imagefolder.distributed import barrier, is_distributed, is_main, join_processes, world_size
+from imagefolder.distributed import barrier, gather_objects, is_distributed, is_main, join_processes, world_size
 from imagefolder.errors import InputError, one_line, reason
 from imagefolder.training.progress import console
 from leaderboard.record import Dataset
@@ -128,7 +128,8 @@ def run(table: str, title: str, rows: Rows, options: Options, scales: dict[str, 
     plans = make_plans(table, rows, chosen, scales[name], options)
     if is_main():
         print_plan(title, plans, options.output)
-    missing = {row.name: reason for row in plans if (reason := missing_weights(row.job, row.recipe)) is not None}
+    missing = {row.name: why for row in plans if (why := missing_weights(row.job, row.recipe)) is not None}
+    missing = gather_objects(missing)[0]
     possible = [row for row in plans if row.name not in missing]
     if options.dry_run:
         if options.submit:
@@ -224,7 +225,7 @@ def make_plans(table: str, rows: Rows, chosen: list[str], scale: Scale, options:
             if recipe.row in chosen:
                 shared = users.count(recipe.tokenizer.name) > 1
                 plans.append(plan(job, _given(recipe, options), order, shared, options.fresh))
-    return plans
+    return gather_objects(plans)[0]  # what one process sees finished on a shared disk, another may not see yet
 
 
 def data_source(scale: str, options: Options) -> Source:
@@ -283,7 +284,7 @@ def _run_plans(plans: list[Plan]) -> dict[str, str]:
     for row in plans:
         if row.recorded:  # by a run that was killed right after that
             remove_aside(row.job, row.recipe)
-    tasks = graph(plans)
+    tasks = gather_objects(graph(plans))[0]
     if not tasks:
         return {}
     threads = plans[0].job.scale.threads

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from imagefolder.errors import InputError, reason
 from imagefolder.training.progress import display, send_to
+from imagefolder.training.sanity import TrainingFailed
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,14 @@ def run_here(tasks: list[Task]) -> dict[str, str]:
     A failure ends the run: the other processes would wait for this one for ever.
 
     Raises:
-        InputError: another process has ended.
+        InputError: another process has ended, or a training cannot go on.
     """
     for task in tasks:
         try:
             task.function(*task.arguments)
         except RuntimeError as error:
+            if isinstance(error, TrainingFailed) or "DataLoader worker" in str(error):
+                raise InputError(f"{task.name}: {reason(error)}") from error
             if not isinstance(error, dist.DistError) and "gloo" not in str(error):
                 raise
             raise InputError(
@@ -133,8 +136,6 @@ def _end_with_parent() -> None:
 
 def _run(task: Task) -> str | None:
     """None, or one line on what went wrong; the traceback goes to the worker's stderr unless it is a known error."""
-    from imagefolder.training.sanity import TrainingFailed
-
     try:
         task.function(*task.arguments)
     except (InputError, TrainingFailed, OSError) as error:

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from imagefolder.checkpoints.native import load_weights, read_about
-from imagefolder.data.tokens import TokenCache, build_token_cache
+from imagefolder.data.tokens import ABOUT, TokenCache, build_token_cache
 from imagefolder.distributed import barrier, gather_objects, is_main, world_size
 from imagefolder.errors import InputError
 from imagefolder.evaluation.extractor import FEATURES, ProxyNet, default_device
 from imagefolder.evaluation.protocols import real_floors
-from imagefolder.files import file_sha256
+from imagefolder.files import file_sha256, read_json
 from imagefolder.tokenizer.discriminator import dino
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.tokenizer.semantic import Teacher, blank_teacher, pretrained_vit
@@ -45,6 +45,7 @@ from reproductions.job import (
     is_trained,
     needs_teacher,
     read_settings,
+    with_remedy,
     write_settings,
 )
 from reproductions.recipe import Recipe, loss_of, training_of
@@ -166,8 +167,19 @@ def run_tokens(job: Job, recipe: Recipe) -> None:
 
 def _tokens(job: Job, recipe: Recipe, tokenizer: Tokenizer, sha256: str) -> TokenCache:
     images = job.splits.train.augmented("generator", job.seed)
-    title = job.title(f"{job.tokenizer(recipe).name}: encoding training images")
+    title, folder = job.title(f"{job.tokenizer(recipe).name}: encoding training images"), job.tokens(recipe)
+    if is_main() and _is_of_another_tokenizer(folder, sha256):
+        console.print(f"{folder}: of weights that are no more; encoding the images anew")
+        (folder / ABOUT).unlink(missing_ok=True)
+    barrier()
     return build_token_cache(tokenizer, sha256, images, job.scale.views, job.tokens(recipe), title)
+
+
+def _is_of_another_tokenizer(folder: Path, sha256: str) -> bool:
+    try:
+        return read_json(folder / ABOUT).get("tokenizer_sha256") != sha256
+    except InputError:  # there is none, or opening it says what is wrong
+        return False
 
 
 def run_generator(job: Job, recipe: Recipe) -> None:
@@ -233,7 +245,8 @@ def load_tokenizer(job: Job, recipe: Recipe) -> tuple[Tokenizer, str]:
 
 def _load(job: Job, recipe: Recipe) -> tuple[Tokenizer, str]:
     tokenizer = Tokenizer(recipe.tokenizer)
-    about = load_weights(job.tokenizer(recipe), tokenizer, recipe.tokenizer)
+    with with_remedy(job.tokenizer(recipe)):
+        about = load_weights(job.tokenizer(recipe), tokenizer, recipe.tokenizer)
     return tokenizer.to(default_device()).eval().requires_grad_(False), about["weights_sha256"]
 
 

@@ -37,7 +37,7 @@ class Images(Protocol):
         ...
 
     def verify(self) -> None:
-        """`InputError` naming the first image whose content is no longer that of the fingerprint."""
+        """`InputError` naming an image of this process's part whose content is no longer the fingerprint's."""
         ...
 
 

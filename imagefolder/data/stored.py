@@ -18,6 +18,7 @@ from imagefolder.data.disk import read_unchanged
 from imagefolder.data.images import Key
 from imagefolder.data.loading import image_workers, usable_cpus
 from imagefolder.data.transforms import View, describe_view, open_rgb, square
+from imagefolder.distributed import my_part
 from imagefolder.errors import InputError
 from imagefolder.training.progress import Phase
 
@@ -108,7 +109,7 @@ class StoredImages(Dataset):
         return hashlib.sha256(self.labels.numpy().tobytes() + self.rows["sha256"].tobytes()).hexdigest()
 
     def verify(self) -> None:
-        """Read every file again, for changes that show in no size and no time.
+        """Read this process's part of the files again, for changes that show in no size and no time.
 
         Raises:
             InputError: naming the first image whose content is another than when it was checked, or that is gone.
@@ -118,9 +119,11 @@ class StoredImages(Dataset):
             return hashlib.sha256(read(self.root, row)).digest()
 
         title = f"{self.root.resolve().name}: reading images again"
-        with Phase(title, len(self.rows)) as phase, ThreadPoolExecutor(usable_cpus()) as pool:
-            for at in range(0, len(self.rows), BLOCK):
-                block = self.rows[at : at + BLOCK]
+        part = my_part(len(self.rows))
+        rows = self.rows[part.start : part.stop]
+        with Phase(title, len(rows)) as phase, ThreadPoolExecutor(usable_cpus()) as pool:
+            for at in range(0, len(rows), BLOCK):
+                block = rows[at : at + BLOCK]
                 for row, found in zip(block, pool.map(digest, block), strict=True):
                     if found != row["sha256"].tobytes():
                         place = location(self.root, row)

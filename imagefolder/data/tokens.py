@@ -29,6 +29,7 @@ from imagefolder.errors import DamagedFile, InputError, reason
 from imagefolder.files import CHUNK, checked_sha256, read_json, reading, write_json
 from imagefolder.locks import building
 from imagefolder.tokenizer.model import Tokenizer
+from imagefolder.training.interruption import Stopped, stop_requested
 from imagefolder.training.progress import Phase, console
 
 TOKENS, ABOUT, UNFINISHED, LOCK = "tokens.npy", "about.json", "unfinished.json", ".lock"
@@ -62,16 +63,29 @@ class TokenCache(Dataset):
 def open_token_cache(folder: Path, tokenizer_sha256: str, images: Images, views: int) -> TokenCache | None:
     """The finished cache in `folder`, or None if there is none yet.
 
-    All processes call it; the main one compares the tokens with their hash.
+    All processes call it. The main one looks, and compares the tokens with their hash.
 
     Raises:
         DamagedFile: its files are not what was written.
         InputError: it was made with another tokenizer, other images or another number of views.
     """
+    found: bool | InputError = False
+    if is_main():
+        try:
+            found = _is_finished(folder, _identity(tokenizer_sha256, images, views))
+        except InputError as error:
+            found = error
+    found = gather_objects(found)[0]
+    if isinstance(found, InputError):
+        raise found
+    return TokenCache(folder / TOKENS, images.labels) if found else None
+
+
+def _is_finished(folder: Path, wanted: dict[str, Any]) -> bool:
+    """Whether there is a finished cache of this identity; `InputError` as of `open_token_cache`."""
     if not (folder / ABOUT).exists():
-        return None
+        return False
     remedy = f"; delete {folder} to encode the images anew"
-    wanted = _identity(tokenizer_sha256, images, views)
     about = read_json(folder / ABOUT, remedy)
     odd = [name for name in wanted if about.get(name) != wanted[name]]
     if odd:
@@ -80,13 +94,12 @@ def open_token_cache(folder: Path, tokenizer_sha256: str, images: Images, views:
     if not (folder / TOKENS).exists():
         raise DamagedFile(f"{folder / TOKENS} is missing{remedy}")
     with reading(folder / TOKENS, "a token cache", remedy):
-        same = not is_main() or checked_sha256(folder / TOKENS) == about["sha256"]
-        if not gather_objects(same)[0]:
+        if checked_sha256(folder / TOKENS) != about["sha256"]:
             raise ValueError("its sha256 is not the one stored beside it")
-        cache = TokenCache(folder / TOKENS, images.labels)
-        if list(cache.tokens.shape) != about["shape"]:
-            raise ValueError(f"shape {cache.tokens.shape}")
-    return cache
+        shape = np.load(folder / TOKENS, mmap_mode="r").shape
+        if list(shape) != about["shape"]:
+            raise ValueError(f"shape {shape}")
+    return True
 
 
 def build_token_cache(
@@ -115,7 +128,7 @@ def build_token_cache(
     with building(folder / LOCK, title):
         try:
             cache = open_token_cache(folder, tokenizer_sha256, images, views)
-        except DamagedFile as error:
+        except DamagedFile as error:  # in all processes
             if is_main():
                 console.print(f"{reason(error)}; encoding the images anew")
                 (folder / ABOUT).unlink(missing_ok=True)
@@ -238,6 +251,8 @@ def _encode(
         saved, current, digest = time.monotonic(), None, hashlib.sha256()
         try:
             for batch, (pixels, _) in zip(todo, loader, strict=True):
+                if stop_requested():
+                    raise Stopped(f"{title}: stopped; the same command continues")
                 encoded = tokenizer.encode(to_float(pixels.to(tokenizer.device))).cpu().numpy().astype(tokens.dtype)
                 if current is not None and (current[1] != batch or time.monotonic() - saved > SAVE_SECONDS):
                     save()

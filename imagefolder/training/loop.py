@@ -29,6 +29,7 @@ from imagefolder.data.order import Shard, pieces_per_process, training_batches
 from imagefolder.distributed import (
     average_gradients,
     barrier,
+    gather_objects,
     is_main,
     mean_over_processes,
     rank,
@@ -180,6 +181,9 @@ def fit(
     settings = _hash(task, images, seed)
     state_file, best_file = StateFile(folder / STATE, settings, PREVIOUS), StateFile(folder / BEST, settings)
     state, best = state_file.read(), best_file.read()
+    seen = gather_objects(tuple(saved and saved["step"] for saved in (state, best)))
+    if len(set(seen)) > 1:  # a shared disk that shows them different files
+        raise InputError(f"{folder}: the processes see different saved states (steps {seen}); start them again")
     start, seconds = _restore(state, task, averaged)
     task.model = accelerator.prepare(model)
     task.optimizers = [accelerator.prepare(optimizer) for optimizer in task.optimizers]

@@ -28,6 +28,8 @@ class StateFile:
     def __init__(self, path: Path, settings_hash: str, previous: str | None = None) -> None:
         self.path, self.settings_hash = path, settings_hash
         self.previous = None if previous is None else path.with_name(previous)
+        self.damaged = False
+        """the last state turned out damaged: it is not to replace the one before it"""
 
     def write(self, content: dict[str, Any]) -> None:
         """Replace the content, atomically; `OSError` if there is no room for it."""
@@ -35,10 +37,11 @@ class StateFile:
 
         def save(temporary: Path) -> None:
             torch.save(state, temporary)
-            if self.previous is not None and self.path.exists():
+            if self.previous is not None and self.path.exists() and not self.damaged:
                 os.replace(self.path, self.previous)  # `read` finds it there if this process is killed now
 
         write_atomically(self.path, save)
+        self.damaged = False
 
     def read(self) -> dict[str, Any] | None:
         """The content, on the CPU, or None if there is none; the previous one where the last is damaged.
@@ -54,6 +57,7 @@ class StateFile:
             except DamagedFile as error:
                 if number == len(files):
                     raise
+                self.damaged = True
                 if is_main():
                     console.print(f"{error}; going on from the state before it")
         return None

@@ -96,3 +96,36 @@ def test_a_generator_of_another_tokenizer_is_trained_anew(finished: Path, tmp_pa
     assert run.code == 0, run.text
     assert "training generator" in run.text
     assert lab.results(output) == lab.results(finished)
+
+
+def test_what_was_set_aside_stays_until_something_new_is_recorded(finished: Path, tmp_path: Path, tally: Any) -> None:
+    """However often a run with --fresh is killed and repeated."""
+    output = tmp_path / "runs"
+    shutil.copytree(finished, output)
+    folder = next(output.glob("mini-*/seed0/tokenizers/[!.]*"))
+    weights = folder.with_name(f"{folder.name}.earlier") / "model.safetensors"
+    before = (folder / "model.safetensors").stat().st_ino
+    for task in ("Tokenizer", "Generator", "Generator"):  # the last one begins with a new, finished tokenizer
+        hook = lab.at_step(3, task, lambda _: lab.die())
+        assert lab.run(output, "imagefolder", fresh=True, hook=hook).code == -9
+        assert weights.stat().st_ino == before
+        assert lab.results(output) == lab.results(finished)
+    run = lab.run(output, "imagefolder")
+    assert run.code == 0, run.text
+    assert lab.results(output) == lab.results(finished)
+    assert lab.leftovers(output) == []
+    tally("finished results").add("recovered", 3)
+
+
+def test_fewer_test_images_are_another_configuration(finished: Path, tmp_path: Path) -> None:
+    """Also where nothing is generated, and the number of samples says nothing."""
+    output = tmp_path / "runs"
+    shutil.copytree(finished, output)
+    folder = next(output.glob("mini-*/seed0/tokenizers/[!.]*"))
+    for options in ({}, {"num_samples": 20}):
+        run = lab.run(output, "imagefolder", tokenizer=str(folder), **options)
+        assert run.code == 0, run.text
+    (kept,) = (output / "records" / "earlier").glob("*-given-*.json")
+    (now,) = (record for name, record in lab.results(output).items() if "-given-" in name)
+    assert "test_images" not in json.loads(kept.read_text())["config"]
+    assert now["config"]["test_images"] == 20

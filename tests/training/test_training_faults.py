@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from imagefolder.config import Execution, GeneratorConfig, LossConfig, TokenizerConfig, TrainingConfig
 from imagefolder.data.images import ArrayImages
-from imagefolder.errors import InputError
+from imagefolder.errors import DamagedFile, InputError
 from imagefolder.generator.transformer import Transformer
 from imagefolder.training.generator import _decay_groups
 from imagefolder.training.loop import Batch, Step, Task, adamw, fit, update
 from imagefolder.training.sanity import TrainingFailed
+from imagefolder.training.state import StateFile
 from imagefolder.training.tokenizer import train_tokenizer
 
 TRAINING = TrainingConfig(steps=100, batch_size=2, learning_rate=0.1, checkpoint_every=30)
@@ -171,3 +172,28 @@ def test_weights_that_decay_by_name() -> None:
         "head.weight",
     }
     assert decayed | plain == set(names.values())
+
+
+def test_a_damaged_state_never_replaces_the_one_before(tmp_path: Path) -> None:
+    """Until the next one is on the disk, the one before is all there is."""
+    file = StateFile(tmp_path / "state.pt", "hash", "state.previous.pt")
+    for step in (1, 2):
+        file.write({"step": step})
+    (tmp_path / "state.pt").write_bytes(b"damaged")
+    again = StateFile(tmp_path / "state.pt", "hash", "state.previous.pt")
+    assert again.read()["step"] == 1
+    again.write({"step": 3})
+    assert [torch.load(tmp_path / name)["step"] for name in ("state.previous.pt", "state.pt")] == [1, 3]
+    again.write({"step": 4})
+    assert [torch.load(tmp_path / name)["step"] for name in ("state.previous.pt", "state.pt")] == [3, 4]
+
+
+def test_flipped_bits_of_a_state_are_noticed(failed: Path) -> None:
+    """torch loads them without a word."""
+    path = failed / "state.pt"
+    data = bytearray(path.read_bytes())
+    place = data.index(torch.load(path)["model"]["weight"].numpy().tobytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DamagedFile, match="checksum"):
+        fit(Line(), NOTHING, failed, 0, "line")
