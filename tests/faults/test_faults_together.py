@@ -11,7 +11,7 @@ from typing import Any
 import lab
 import pytest
 
-PAIRS = 24
+PAIRS = 18
 WAYS = {
     "same command": ({}, {}),
     "two rows": ({}, {"rows": ("unfolded",)}),
