@@ -84,7 +84,8 @@ def reading(path: Path, what: str, remedy: str = "") -> Iterator[None]:
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Store a JSON document with its checksum, atomically."""
-    text = json.dumps(sealed(document), indent=1, allow_nan=False)
+    plain = json.loads(json.dumps(document))  # as it will be read
+    text = json.dumps({**plain, CHECKSUM: _checksum(plain)}, indent=1, allow_nan=False)
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
@@ -105,12 +106,6 @@ def read_json(path: Path, remedy: str = "") -> dict[str, Any]:
         if checksum is not None and checksum != _checksum(document):
             raise ValueError("its checksum is another: damaged, or changed by hand")
     return document
-
-
-def sealed(document: dict[str, Any]) -> dict[str, Any]:
-    """A JSON document with its checksum."""
-    plain = json.loads(json.dumps(document))  # as it will be read
-    return {**plain, CHECKSUM: _checksum(plain)}
 
 
 def _checksum(document: dict[str, Any]) -> str:

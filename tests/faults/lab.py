@@ -170,7 +170,9 @@ def end_with_parent() -> None:
     os._exit(1)
 
 
-def start(output: Path, *rows: str, hook: Callable[[], None] | None = None, workers: bool = False, **options: Any):
+def start(
+    output: Path, *rows: str, hook: Callable[[], None] | None = None, workers: bool = False, **options: Any
+) -> Process:
     """Start rows of table 2 as its script does; `hook` is called first, in the new process."""
 
     def act() -> int:
