@@ -11,9 +11,9 @@ import sys
 import torch
 from torch import nn
 
-from imagefolder.checkpoints.loading import load_generator
 from imagefolder.config import GeneratorConfig, TokenizerConfig
 from imagefolder.flops import decode_flops, encode_flops, sample_flops
+from imagefolder.loading import load_generator
 from imagefolder.released import write_page
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.zoo import GENERATORS, REPORTED, TOKENIZER_OF, TOKENIZERS, Reported

@@ -29,6 +29,9 @@ TRAINING_ONLY = {
     "perturbed_images", "perturbed_codes", "perturbation_depth", "class_dropout", "gamma_init",
 }  # fmt: skip
 
+# Fields of a generator that describe its tokens: they are its tokenizer's
+TOKEN_FIELDS = ("branches", "scales", "codebook_size", "code_dim")
+
 _Config = TypeVar("_Config")
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from imagefolder.errors import DamagedFile, InputError, reason
 from imagefolder.numerics import not_finite
-from imagefolder.training.progress import Phase
+from imagefolder.progress import Phase
 
 CHECKSUM = "checksum"
 LARGEST_JSON = 2**26  # bytes

@@ -12,8 +12,8 @@ from filelock import FileLock, Timeout
 
 from imagefolder.distributed import barrier, gather_objects, is_main
 from imagefolder.errors import InputError, reason
-from imagefolder.training.interruption import Stopped, stop_requested
-from imagefolder.training.progress import console
+from imagefolder.interruption import Stopped, stop_requested
+from imagefolder.progress import console
 
 ASK_SECONDS = 0.2
 # Where there are no locks, newer versions make a marker file, which a killed owner on another machine never frees

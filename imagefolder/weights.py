@@ -6,28 +6,34 @@ some of the formats execute what they hold.
 
 from __future__ import annotations
 
+import logging
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import timm
 import tyro
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
-from imagefolder.errors import InputError
-from imagefolder.files import checked_sha256, find_weights, weight_folders
-from imagefolder.tokenizer.losses import VGG16_FILE, VGG16_SHA256
-from imagefolder.tokenizer.semantic import TIMM_FILES
-from imagefolder.training.progress import console
+from imagefolder.checkpoints.hub import require_network
+from imagefolder.errors import InputError, reason
+from imagefolder.files import checked_sha256, find_weights, require_finite, weight_folders
+from imagefolder.progress import console
 
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 CLEAN_INCEPTION = "inception-2015-12-05.pt"
 ADM_REFERENCE = "VIRTUAL_imagenet256_labeled.npz"
 ADM_STATISTICS = "adm_in256_stats.npz"
+VGG16_FILE = "vgg16-397923af.pth"
+DINO = "vit_small_patch16_224.dino"
+TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
@@ -54,12 +60,14 @@ FILES = {
         2_037_122_530,
     ),
     ADM_STATISTICS: WeightFile("reference of gFID alone, where the one above is absent"),
-    VGG16_FILE: WeightFile("LPIPS, in training and evaluation", VGG16_SHA256),
+    VGG16_FILE: WeightFile(
+        "LPIPS, in training and evaluation", "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
+    ),
 }
 """By name. The one place that says which content is accepted."""
 
 BACKBONES = {
-    "vit_small_patch16_224.dino": "features of the stronger discriminator (DINO ViT-S/16)",
+    DINO: "features of the stronger discriminator (DINO ViT-S/16)",
     "vit_base_patch14_dinov2.lvd142m": "encoder, decoder and semantic teacher (DINOv2 ViT-B/14)",
 }
 """timm names; as NAME.safetensors in a weight folder, or in the hub's cache."""
@@ -107,6 +115,69 @@ def absent_weights(names: list[str]) -> list[str]:
                 f"{name}.safetensors is absent, needed for {BACKBONES.get(name, 'the backbone')}; put it into {places}"
             )
     return absent
+
+
+def pretrained(name: str, **shape: Any) -> nn.Module:
+    """A timm model with its published weights: from a local file, timm's cache, or the hub.
+
+    Args:
+        name: timm name; the local file is `NAME.safetensors` in one of `imagefolder.files.weight_folders()`.
+        shape: further arguments of `timm.create_model`.
+
+    Raises:
+        InputError: if they are in none of these places and the hub cannot be reached, or are damaged: unreadable, of
+            another model, or not finite.
+    """
+    local = find_weights(f"{name}.safetensors")
+    if local is None:
+        repository = _repository(name)
+        if not any(isinstance(try_to_load_from_cache(repository, file), str) for file in TIMM_FILES):
+            places = ", ".join(map(str, weight_folders()))
+            require_network(f"weights of {name} (model.safetensors of {repository}, as {name}.safetensors in {places})")
+    try:
+        # without custom_load, which has older versions of timm read some models' weights as numpy archives
+        overlay = None if local is None else {"file": str(local), "custom_load": False}
+        with _lacking() as lacking:
+            vit = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **shape)
+    except Exception as error:  # timm and hub clients raise many kinds
+        raise InputError(
+            f"weights of {name} could not be loaded from {local or repository} ({reason(error)})"
+        ) from None
+    if lacking:
+        raise InputError(f"{local or repository}: these are not the weights of {name}: {lacking[0][:300]}")
+    require_finite(vit.state_dict(), str(local or repository))
+    return vit
+
+
+@contextmanager
+def _lacking() -> Iterator[list[str]]:
+    """What timm mentions in its log, and only there, of weights that a file lacks: the model's random ones stay."""
+    said: list[str] = []
+
+    def note(record: logging.LogRecord) -> bool:
+        if record.getMessage().startswith("Missing keys"):
+            said.append(record.getMessage())
+        return record.levelno >= level
+
+    logger = logging.getLogger("timm.models._builder")
+    own, level = logger.level, logger.getEffectiveLevel()
+    logger.addFilter(note)
+    logger.setLevel(logging.INFO)
+    try:
+        yield said
+    finally:
+        logger.setLevel(own)
+        logger.removeFilter(note)
+
+
+def _repository(name: str) -> str:
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise InputError(reason(error)) from None
+    if config is None or not config.hf_hub_id:
+        raise InputError(f"timm publishes no weights of {name!r}")
+    return config.hf_hub_id
 
 
 def verify(path: Path) -> None:

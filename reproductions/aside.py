@@ -7,11 +7,11 @@ import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
-from imagefolder.data.tokens import LOCK
 from imagefolder.distributed import gather_objects, is_main
 from imagefolder.errors import InputError, reason
 from imagefolder.locks import building
-from imagefolder.training.progress import console
+from imagefolder.progress import console
+from imagefolder.training.token_cache import LOCK
 from reproductions.job import Job, has_record, is_trained
 from reproductions.recipe import Recipe
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from imagefolder.distributed import barrier, join_processes
 from imagefolder.environment import use_threads
-from imagefolder.training.interruption import request_stop
+from imagefolder.interruption import request_stop
 from leaderboard.report import build_report
 from leaderboard.store import read_records
 from reproductions.evaluation import write_unfinished

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from torchvision.utils import save_image
 
-from imagefolder.checkpoints.loading import load_into
 from imagefolder.checkpoints.native import WEIGHTS, load_weights
 from imagefolder.config import config_hash, to_dict
 from imagefolder.distributed import gather_objects, is_main, world_size
@@ -27,12 +26,11 @@ from imagefolder.evaluation.protocols import evaluate_generation, evaluate_recon
 from imagefolder.evaluation.results import Result
 from imagefolder.files import file_sha256, find_weights, write_atomically
 from imagefolder.generator.model import Generator
-from imagefolder.tokenizer.discriminator import DINO
-from imagefolder.tokenizer.losses import VGG16_FILE
+from imagefolder.loading import load_into
+from imagefolder.progress import console
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.training.classifier import read_classifier
-from imagefolder.training.progress import console
-from imagefolder.weights import ADM_REFERENCE, ADM_STATISTICS, INCEPTION, absent_weights
+from imagefolder.weights import ADM_REFERENCE, ADM_STATISTICS, DINO, INCEPTION, VGG16_FILE, absent_weights
 from leaderboard.record import Checkpoint, CodebookUsage, Cost, Metric, Record, Run, Size
 from leaderboard.store import write_record
 from reproductions.job import Job, with_remedy

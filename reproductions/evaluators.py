@@ -46,8 +46,8 @@ from imagefolder.evaluation.files import PngFolder
 from imagefolder.evaluation.metrics import fidelity, frechet
 from imagefolder.evaluation.statistics import IS_SPLITS, Statistics, measure
 from imagefolder.files import write_atomically
+from imagefolder.progress import console, display
 from imagefolder.training.classifier import finish_classifier, read_classifier, save_classifier, train_classifier
-from imagefolder.training.progress import console, display
 from imagefolder.weights import WeightsAbsent
 
 STEPS, BATCH, SEED = 500, 64, 0  # of a proxy trained here, as at scale mini

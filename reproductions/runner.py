@@ -16,7 +16,7 @@ from imagefolder.config import Execution
 from imagefolder.data.order import pieces_per_process
 from imagefolder.distributed import barrier, gather_objects, is_distributed, is_main, join_processes, world_size
 from imagefolder.errors import InputError, one_line, reason
-from imagefolder.training.progress import console
+from imagefolder.progress import console
 from leaderboard.record import Dataset
 from leaderboard.report import build_report
 from leaderboard.store import RecordError, read_records

@@ -17,7 +17,7 @@ from typing import Any
 import torch.distributed as dist
 
 from imagefolder.errors import InputError, reason
-from imagefolder.training.progress import display, send_to
+from imagefolder.progress import display, send_to
 from imagefolder.training.sanity import TrainingFailed
 
 

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from imagefolder.checkpoints.native import load_weights, read_about
-from imagefolder.data.tokens import ABOUT, TokenCache, build_token_cache
 from imagefolder.distributed import barrier, gather_objects, is_main, world_size
 from imagefolder.errors import InputError
 from imagefolder.evaluation.extractor import FEATURES, ProxyNet, default_device
 from imagefolder.evaluation.protocols import real_floors
 from imagefolder.files import file_sha256, read_json
+from imagefolder.progress import console
 from imagefolder.tokenizer.discriminator import dino
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.tokenizer.semantic import Teacher, blank_teacher, pretrained_vit
@@ -33,8 +33,8 @@ from imagefolder.training.classifier import (
     train_classifier,
 )
 from imagefolder.training.generator import train_generator
-from imagefolder.training.progress import console
 from imagefolder.training.state import remove_state
+from imagefolder.training.token_cache import ABOUT, TokenCache, build_token_cache
 from imagefolder.training.tokenizer import train_tokenizer
 from reproductions.aside import move_aside, remove_aside
 from reproductions.evaluation import Models, evaluate_row, load_models, validation

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from imagefolder.training.progress import console
+from imagefolder.progress import console
 from leaderboard.store import read_records
 from leaderboard.tables import measured_frame
 from reproductions.graph import Plan

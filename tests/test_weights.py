@@ -14,10 +14,8 @@ from safetensors.torch import save_file
 
 from imagefolder import InputError, files, weights
 from imagefolder.config import TokenizerConfig
-from imagefolder.tokenizer.discriminator import DINO
-from imagefolder.tokenizer.losses import VGG16_FILE
-from imagefolder.training.progress import Event, display, send_to
-from imagefolder.weights import FILES, Found, WeightsAbsent, check, main, require
+from imagefolder.progress import Event, display, send_to
+from imagefolder.weights import DINO, FILES, VGG16_FILE, Found, WeightsAbsent, check, main, require
 
 
 @pytest.fixture

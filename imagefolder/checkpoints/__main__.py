@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from imagefolder.checkpoints.authors import Config, NoWeights, State, fitting_models, load_authors_state, read_state
+from imagefolder.checkpoints.authors import Config, NoWeights, State, load_authors_state, read_state
 from imagefolder.checkpoints.hub import locate
 from imagefolder.checkpoints.native import (
     CONFIG,
@@ -25,6 +25,7 @@ from imagefolder.config import GeneratorConfig, TokenizerConfig
 from imagefolder.errors import InputError, one_line
 from imagefolder.files import file_sha256
 from imagefolder.generator.transformer import Transformer
+from imagefolder.loading import fitting_models
 from imagefolder.tokenizer.model import Tokenizer
 
 KINDS = {"tokenizer": TokenizerConfig, "generator": GeneratorConfig}

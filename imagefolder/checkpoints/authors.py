@@ -14,7 +14,7 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,6 @@ from imagefolder.checkpoints.averaged import averaged_states, unwrapped
 from imagefolder.checkpoints.native import load_state, read_safetensors, require_file, require_plain
 from imagefolder.config import GeneratorConfig, TokenizerConfig
 from imagefolder.errors import InputError, one_line, reason
-from imagefolder.generator.model import TOKEN_FIELDS
-from imagefolder.generator.transformer import Transformer
-from imagefolder.tokenizer.model import Tokenizer
-from imagefolder.zoo import GENERATORS, TOKENIZER_OF, TOKENIZERS
 
 Config = TokenizerConfig | GeneratorConfig
 
@@ -185,39 +181,6 @@ def load_authors_state(model: nn.Module, state: State, origin: str) -> None:
     """Load in strict mode; `InputError` names every key that does not fit. Usage statistics stay the model's own."""
     own = {name: value for name, value in model.state_dict().items() if name.endswith(STATISTICS)}
     load_state(model, own | state.tensors, origin)
-
-
-def fitting_models(state: Mapping[str, Tensor], kind: type) -> list[Config]:
-    """Configurations of the zoo whose names and shapes are those of `state` (as translated).
-
-    Usage statistics may be there or not.
-    """
-    shapes = {name: tuple(value.shape) for name, value in state.items()}
-    found: list[Config] = []
-    table = TOKENIZERS if kind is TokenizerConfig else GENERATORS
-    for config in table.values():
-        if kind is TokenizerConfig:
-            if shapes["encoder.latent_tokens"][:2] != (1, config.branches * config.latent_side**2):
-                continue  # building the model is what takes time
-            config = replace(config, backbone=_backbone(state, config.backbone))
-        else:
-            tokenizer = TOKENIZERS[TOKENIZER_OF[config.name]]
-            config = replace(config, **{field: getattr(tokenizer, field) for field in TOKEN_FIELDS})
-        with torch.device("meta"):
-            model = Tokenizer(config) if kind is TokenizerConfig else Transformer(config)
-        expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-        absent = expected.keys() - shapes.keys()
-        if shapes.items() <= expected.items() and all(name.endswith(STATISTICS) for name in absent):
-            found.append(config)
-    return found
-
-
-def _backbone(state: Mapping[str, Tensor], default: str) -> str:
-    """Name of the DINOv2 backbone with the width of the weights, with or without registers."""
-    size = {384: "small", 768: "base", 1024: "large"}.get(state["encoder.latent_tokens"].shape[-1])
-    if size is None or "dinov2" not in default:
-        return default
-    return f"vit_{size}_patch14_{'reg4_' if 'encoder.vit.reg_token' in state else ''}dinov2.lvd142m"
 
 
 def _find(document: Any, kind: type, origin: str) -> tuple[str, Mapping[str, Tensor]] | None:

@@ -25,7 +25,7 @@ from imagefolder.data.stored import BLOCK, CORRUPT, GOOD, UNCHECKED, StoredImage
 from imagefolder.data.transforms import open_rgb
 from imagefolder.errors import InputError
 from imagefolder.files import write_atomically
-from imagefolder.training.progress import Phase
+from imagefolder.progress import Phase
 
 SAVE_SECONDS = 60.0
 TICK = 20_000_000  # ns; within one tick of its clock a file system may give two changes of a file the same time

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from imagefolder.distributed import is_main
 from imagefolder.errors import InputError, reason
-from imagefolder.training.progress import console
+from imagefolder.progress import console
 
 LARGEST_FILE = 2**29  # bytes of an image file
 SYSTEM_FOLDERS = frozenset(

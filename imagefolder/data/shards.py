@@ -23,7 +23,7 @@ from imagefolder.data.layout import CLASS_NAMES, ELSEWHERE, Layout, shards_in
 from imagefolder.data.stored import UNCHECKED, location, make_rows
 from imagefolder.errors import InputError
 from imagefolder.files import reading
-from imagefolder.training.progress import Phase
+from imagefolder.progress import Phase
 
 LONGEST_LIST = 2**24  # bytes of the list of class names
 

@@ -20,7 +20,7 @@ from imagefolder.data.loading import image_workers, usable_cpus
 from imagefolder.data.transforms import View, describe_view, open_rgb, square
 from imagefolder.distributed import my_part
 from imagefolder.errors import InputError
-from imagefolder.training.progress import Phase
+from imagefolder.progress import Phase
 
 UNCHECKED, GOOD, CORRUPT = 0, 1, 2
 BLOCK = 1000  # images that threads read at a time

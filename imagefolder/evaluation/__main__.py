@@ -17,7 +17,7 @@ from imagefolder.errors import InputError, one_line
 from imagefolder.evaluation.extractor import inception_extractor, proxy_extractor
 from imagefolder.evaluation.protocols import evaluate_files
 from imagefolder.evaluation.results import Result
-from imagefolder.training.progress import console, display
+from imagefolder.progress import console, display
 
 
 def main(samples: Annotated[Path, tyro.conf.Positional], reference: Path, extractor: str = "inception") -> int:

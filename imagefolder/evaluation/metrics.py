@@ -17,7 +17,8 @@ from imagefolder.distributed import sum_over_processes
 from imagefolder.evaluation.extractor import Extractor, default_device
 from imagefolder.evaluation.statistics import IS_SPLITS, MeanCovariance
 from imagefolder.files import find_weights
-from imagefolder.tokenizer.losses import VGG16_FILE, Perceptual
+from imagefolder.tokenizer.losses import Perceptual
+from imagefolder.weights import VGG16_FILE
 
 NEIGHBOURS = 3
 KID_SUBSET = 1000

@@ -15,9 +15,9 @@ from imagefolder.evaluation.metrics import frechet
 from imagefolder.evaluation.results import Measurement, feature_protocol
 from imagefolder.evaluation.statistics import Moments
 from imagefolder.generator.sampling import uniforms
+from imagefolder.progress import Phase
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.tokenizer.quantizers import Perturbation, perturb
-from imagefolder.training.progress import Phase
 
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9)  # alpha
 DEPTHS = (200, 280, 360)  # delta, for a codebook of 16384; scaled linearly with the size of others

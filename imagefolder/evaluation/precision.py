@@ -11,13 +11,13 @@ import torch
 import tyro
 from torch import Tensor
 
-from imagefolder.checkpoints.loading import load_tokenizer
 from imagefolder.data.digits import digits
 from imagefolder.data.folder import read_data
 from imagefolder.data.images import to_float, to_uint8
 from imagefolder.data.order import ordered_batches
 from imagefolder.errors import InputError, one_line
 from imagefolder.evaluation.metrics import psnr
+from imagefolder.loading import load_tokenizer
 from imagefolder.tokenizer.model import Tokenizer
 
 

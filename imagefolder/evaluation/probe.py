@@ -18,8 +18,8 @@ from imagefolder.distributed import gather_objects, my_part
 from imagefolder.errors import InputError
 from imagefolder.evaluation.results import Measurement, Protocol, Result
 from imagefolder.numerics import any_seed
+from imagefolder.progress import Phase
 from imagefolder.tokenizer.model import Tokenizer
-from imagefolder.training.progress import Phase
 
 Where = Literal["continuous", "quantized"]
 RATE, WEIGHT_DECAY, EPOCHS = 1e-4, 1e-4, 10

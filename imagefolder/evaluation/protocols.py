@@ -26,11 +26,10 @@ from imagefolder.evaluation.reference import Reference, published_reference, rea
 from imagefolder.evaluation.results import Measurement, Protocol, Result, Usage, feature_protocol
 from imagefolder.evaluation.statistics import Statistics, measure
 from imagefolder.generator.model import Generator
-from imagefolder.tokenizer.losses import VGG16_FILE, VGG16_SHA256
+from imagefolder.progress import Phase
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.tokenizer.quantizers import usage_and_perplexity
-from imagefolder.training.progress import Phase
-from imagefolder.weights import WeightsAbsent
+from imagefolder.weights import FILES, VGG16_FILE, WeightsAbsent
 
 BATCH = 50
 RECONSTRUCTIONS_SHOWN, SAMPLES_SHOWN = 40, 100
@@ -232,7 +231,7 @@ def _pixel_protocol(name: str, what: str, reference: str) -> Protocol:
     if name == "SSIM":
         return Protocol(name, 1, f"mean over {what}; 7x7 windows", reference, "scikit-image", None, None, True)
     evaluator = f"lpips {metadata.version('lpips')}"
-    return Protocol(name, 1, f"mean over {what}", reference, evaluator, "vgg16", VGG16_SHA256, False)
+    return Protocol(name, 1, f"mean over {what}", reference, evaluator, "vgg16", FILES[VGG16_FILE].sha256, False)
 
 
 def _gathered(parts: list[Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from imagefolder.distributed import gather_objects, my_part, sum_over_processes
 from imagefolder.errors import InputError
 from imagefolder.evaluation.extractor import Extractor
-from imagefolder.training.progress import Phase
+from imagefolder.progress import Phase
 
 IS_SPLITS, IS_SEED = 10, 2020  # torch-fidelity's
 

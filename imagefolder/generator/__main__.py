@@ -17,7 +17,7 @@ from imagefolder.generator.export import FORMATS, export_samples
 from imagefolder.generator.model import Generator
 from imagefolder.generator.sampling import check_sampling, check_seed
 from imagefolder.memory import fitting_batch
-from imagefolder.training.progress import console, display
+from imagefolder.progress import console, display
 from imagefolder.validation import shown
 from imagefolder.zoo import GENERATORS, TOKENIZER_OF, find
 

@@ -36,7 +36,7 @@ from imagefolder.files import file_sha256, read_json, write_atomically, write_js
 from imagefolder.generator.model import Generator, Labels
 from imagefolder.generator.sampling import check_sampling, check_seed
 from imagefolder.locks import building
-from imagefolder.training.progress import Phase
+from imagefolder.progress import Phase
 
 FORMATS = ("png", "npz")
 SETTINGS, LABELS, NPZ = "samples.json", "labels.npy", "samples.npz"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from imagefolder.checkpoints.hub import HubModel
-from imagefolder.config import GeneratorConfig
+from imagefolder.config import TOKEN_FIELDS, GeneratorConfig
 from imagefolder.errors import InputError
 from imagefolder.generator.sampling import check_sampling, check_seed, draw, draw_joint, uniforms
 from imagefolder.generator.sequence import State
@@ -18,8 +18,6 @@ from imagefolder.generator.transformer import Cache, Transformer
 from imagefolder.tokenizer.model import Tokenizer
 
 Labels = Tensor | Sequence[int | None]
-
-TOKEN_FIELDS = ("branches", "scales", "codebook_size", "code_dim")
 
 
 @dataclass

@@ -16,12 +16,11 @@ from imagefolder.config import LossConfig
 from imagefolder.data.order import pieces_per_process
 from imagefolder.distributed import mean_with_gradient, world_size
 from imagefolder.tokenizer.augment import DiffAugment
-from imagefolder.tokenizer.semantic import pretrained
 from imagefolder.tokenizer.vit import with_positions
+from imagefolder.weights import DINO, pretrained
 
 READOUTS = 5
 VIRTUAL_BATCH = 8
-DINO = "vit_small_patch16_224.dino"
 
 
 def build_discriminator(loss: LossConfig, features: nn.Module | None = None) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import lpips
@@ -13,11 +12,9 @@ from torch import Tensor, nn
 
 from imagefolder.distributed import is_distributed, mean_over_processes, own_samples
 from imagefolder.errors import InputError
-from imagefolder.files import file_sha256, find_weights, weight_folders
+from imagefolder.weights import VGG16_FILE, require
 
 ADVERSARIAL_KINDS = ("hinge", "vanilla", "non-saturating")
-VGG16_FILE = "vgg16-397923af.pth"
-VGG16_SHA256 = "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
 
 
 def semantic_loss(
@@ -74,14 +71,10 @@ class Perceptual(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        path = vgg16_weights()
-        found = file_sha256(path)
-        if found != VGG16_SHA256:
-            raise InputError(f"{path} has sha256 {found}, not {VGG16_SHA256}; replace it by the published file")
         net = lpips.LPIPS(
             net="vgg", pnet_rand=True, verbose=False
         )  # linear heads ship with lpips, the backbone does not
-        backbone = torch.load(path, map_location="cpu", weights_only=True)
+        backbone = torch.load(require(VGG16_FILE), map_location="cpu", weights_only=True)
         features = {name.removeprefix("features."): w for name, w in backbone.items() if name.startswith("features.")}
         # lpips cuts VGG16's features into five slices that keep the layers' original numbers
         own = {name: features[name.split(".", 1)[1]] for name in net.net.state_dict()}
@@ -90,17 +83,6 @@ class Perceptual(nn.Module):
 
     def forward(self, images: Tensor, target: Tensor) -> Tensor:
         return self.net(images, target).mean()
-
-
-def vgg16_weights() -> Path:
-    """Local file of the VGG16 weights LPIPS needs; `InputError` says where to put it if absent."""
-    path = find_weights(VGG16_FILE)
-    if path is None:
-        places = " or ".join(map(str, weight_folders()))
-        raise InputError(
-            f"LPIPS needs {VGG16_FILE} (sha256 {VGG16_SHA256}); put it into {places}, or set IMAGEFOLDER_WEIGHTS"
-        )
-    return path
 
 
 def discriminator_loss(kind: str, real: Tensor, fake: Tensor) -> Tensor:

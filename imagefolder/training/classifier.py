@@ -15,7 +15,7 @@ from imagefolder.data.order import ordered_batches, training_batches
 from imagefolder.errors import DamagedFile
 from imagefolder.files import file_sha256, read_json, read_tensors, write_atomically, write_json
 from imagefolder.numerics import any_seed
-from imagefolder.training.progress import Phase
+from imagefolder.progress import Phase
 
 REMEDY = "; delete it, and the same command trains it anew"
 

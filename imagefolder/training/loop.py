@@ -39,10 +39,10 @@ from imagefolder.distributed import (
 )
 from imagefolder.environment import peak_memory_mib, reset_peak_memory
 from imagefolder.errors import InputError
+from imagefolder.interruption import Stopped, stop_requested
 from imagefolder.numerics import any_seed
+from imagefolder.progress import Phase
 from imagefolder.training.curve import Curve
-from imagefolder.training.interruption import Stopped, stop_requested
-from imagefolder.training.progress import Phase
 from imagefolder.training.sanity import require_finite_losses, require_finite_weights, tell_of_zeros
 from imagefolder.training.state import BEST, PREVIOUS, STATE, StateFile, remove_leftovers
 

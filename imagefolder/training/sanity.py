@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from imagefolder.numerics import not_finite
-from imagefolder.training.progress import console
+from imagefolder.progress import console
 
 
 class TrainingFailed(RuntimeError):

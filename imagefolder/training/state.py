@@ -13,7 +13,7 @@ import torch
 from imagefolder.distributed import is_main
 from imagefolder.errors import DamagedFile, InputError
 from imagefolder.files import reading, remove_half_written, require_finite, write_atomically
-from imagefolder.training.progress import console
+from imagefolder.progress import console
 
 STATE, PREVIOUS, BEST = "state.pt", "state.previous.pt", "best.pt"
 

@@ -15,8 +15,8 @@ from imagefolder.data.digits import digits
 from imagefolder.data.folder import image_folder
 from imagefolder.data.images import to_float
 from imagefolder.data.order import ordered_batches
-from imagefolder.data.tokens import build_token_cache
 from imagefolder.evaluation.extractor import ProxyNet
+from imagefolder.training.token_cache import build_token_cache
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from benchmark_models import DEVICES, fast, generator_of
 from imagefolder.config import TrainingConfig
 from imagefolder.data.images import ArrayImages
 from imagefolder.data.order import training_batches
-from imagefolder.data.tokens import build_token_cache
 from imagefolder.flops import BACKWARD, encode_flops, transformer_flops
 from imagefolder.training.generator import GeneratorTask
 from imagefolder.training.loop import Step
+from imagefolder.training.token_cache import build_token_cache
 
 MINI = ("VAR-mini-MSVR3P2-256", "mini-MSVR3P2-256")
 RELEASED = ("VAR-d17-MSVR10P2-4096", "MSVR10P2-4096")

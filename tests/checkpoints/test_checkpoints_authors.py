@@ -21,8 +21,9 @@ from torch import Tensor
 
 import imagefolder
 from imagefolder.checkpoints.__main__ import main
-from imagefolder.checkpoints.authors import fitting_models, read_state, translate
+from imagefolder.checkpoints.authors import read_state, translate
 from imagefolder.config import GeneratorConfig, TokenizerConfig
+from imagefolder.loading import fitting_models
 from imagefolder.zoo import TOKENIZERS
 
 PARITY = Path(__file__).parent.parent / "parity"

@@ -22,7 +22,7 @@ import imagefolder
 from imagefolder.checkpoints.__main__ import main
 from imagefolder.checkpoints.native import save_checkpoint
 from imagefolder.files import file_sha256, read_json
-from imagefolder.tokenizer.semantic import pretrained
+from imagefolder.weights import pretrained
 
 NAME, GENERATOR = "mini-MSVR3P2-256", "VAR-mini-MSVR3P2-256"
 BIAS, SIZE = "quant_conv.bias", 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,12 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 from torchvision.models import vgg
 
-from imagefolder import InputError
+from imagefolder import InputError, weights
 from imagefolder.config import TokenizerConfig
 from imagefolder.data.images import to_float
 from imagefolder.evaluation.metrics import Pairs, psnr, ssim
 from imagefolder.evaluation.protocols import codebook_usage
 from imagefolder.files import file_sha256
-from imagefolder.tokenizer import losses
 from imagefolder.tokenizer.model import Tokenizer
 
 
@@ -104,12 +104,14 @@ def test_pairs_are_averaged_over_batches_of_any_size(pair: tuple[Tensor, Tensor]
 def test_lpips_joins_where_vgg16_is_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     layers = vgg.make_layers(vgg.cfgs["D"])
-    path = tmp_path / losses.VGG16_FILE
+    path = tmp_path / weights.VGG16_FILE
     torch.save({f"features.{name}": w for name, w in layers.state_dict().items()}, path)
     monkeypatch.setenv("IMAGEFOLDER_WEIGHTS", str(tmp_path))
     with pytest.raises(InputError, match="replace it by the published file"):
         Pairs()
-    monkeypatch.setattr(losses, "VGG16_SHA256", file_sha256(path))
+    monkeypatch.setitem(
+        weights.FILES, weights.VGG16_FILE, replace(weights.FILES[weights.VGG16_FILE], sha256=file_sha256(path))
+    )
     images, originals = torch.randint(0, 256, (2, 5, 3, 32, 32), dtype=torch.uint8)
     pairs = Pairs()
     for part in (slice(0, 2), slice(2, 5)):

@@ -26,10 +26,10 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
+from imagefolder import progress
 from imagefolder.config import SamplingConfig
 from imagefolder.data.digits import digits
 from imagefolder.data.images import ArrayImages, DataSplits
-from imagefolder.training import progress
 from leaderboard.store import RecordError
 from reproductions import job, recipe, runner, scheduler, systems, table2
 from slurm import SlurmError
@@ -259,7 +259,7 @@ def die() -> None:
 
 def interrupted_encoding() -> None:
     """A hook: Ctrl-C while the second batch of images is encoded for the token cache."""
-    from imagefolder.data import tokens
+    from imagefolder.training import token_cache as tokens
 
     class Interrupting:
         def __init__(self, images: Any) -> None:

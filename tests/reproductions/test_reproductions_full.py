@@ -19,11 +19,10 @@ from safetensors.torch import save_file
 from torch_fidelity import feature_extractor_inceptionv3 as published
 
 import imagefolder.evaluation.protocols as protocols
-import imagefolder.tokenizer.losses as losses
 from imagefolder import weights
 from imagefolder.environment import peak_memory_mib, reset_peak_memory
 from imagefolder.files import file_sha256
-from imagefolder.tokenizer.discriminator import DINO
+from imagefolder.weights import DINO
 from imagefolder.zoo import TOKENIZERS
 from reproductions import runner, table2
 from reproductions.recipe import SCALES, Recipe, Scale
@@ -69,7 +68,7 @@ def test_without_weights_rows_are_not_run_and_say_what_is_needed(
     for name in (
         weights.INCEPTION,
         weights.ADM_REFERENCE,
-        losses.VGG16_FILE,
+        weights.VGG16_FILE,
         DINO,
         TOKENIZERS["MSVR10P2-4096"].backbone,
     ):
@@ -87,7 +86,7 @@ def test_given_weights_need_those_of_the_metrics_alone(
     (record,) = records(tmp_path / "out").values()
     assert record["row"] == "imagefolder-given"
     assert weights.INCEPTION in record["reason"]
-    assert losses.VGG16_FILE not in record["reason"]
+    assert weights.VGG16_FILE not in record["reason"]
     assert weights.ADM_REFERENCE not in record["reason"]  # no generator, no samples
 
 
@@ -97,8 +96,12 @@ def write_random_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGEFOLDER_WEIGHTS", str(folder))
     for name in (DINO, TOKENIZERS["MSVR10P2-4096"].backbone):
         save_file(timm.create_model(name, pretrained=False, num_classes=0).state_dict(), folder / f"{name}.safetensors")
-    torch.save(torchvision.models.vgg16().state_dict(), folder / losses.VGG16_FILE)
-    monkeypatch.setattr(losses, "VGG16_SHA256", file_sha256(folder / losses.VGG16_FILE))
+    torch.save(torchvision.models.vgg16().state_dict(), folder / weights.VGG16_FILE)
+    monkeypatch.setitem(
+        weights.FILES,
+        weights.VGG16_FILE,
+        replace(weights.FILES[weights.VGG16_FILE], sha256=file_sha256(folder / weights.VGG16_FILE)),
+    )
 
     class Blank(published.FeatureExtractorInceptionV3):
         def load_state_dict(self, *_: object, **__: object) -> None:
@@ -118,7 +121,7 @@ def write_random_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         statistics[f"sigma{suffix}"] = np.diag(rng.random(width))
     pictures = rng.integers(0, 256, (IMAGES, 256, 256, 3), np.uint8)
     np.savez(folder / weights.ADM_REFERENCE, arr_0=pictures, **statistics)
-    for name in (weights.INCEPTION, weights.ADM_REFERENCE, losses.VGG16_FILE):
+    for name in (weights.INCEPTION, weights.ADM_REFERENCE, weights.VGG16_FILE):
         monkeypatch.setitem(weights.FILES, name, replace(weights.FILES[name], sha256=file_sha256(folder / name)))
 
 

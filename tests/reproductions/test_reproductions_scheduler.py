@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from imagefolder.errors import InputError
-from imagefolder.training.progress import Phase
+from imagefolder.progress import Phase
 from reproductions.scheduler import Task, run_tasks
 
 

@@ -15,7 +15,8 @@ from torch import nn
 
 import imagefolder
 from imagefolder.config import TokenizerConfig
-from imagefolder.tokenizer.semantic import Teacher, pretrained, pretrained_vit
+from imagefolder.tokenizer.semantic import Teacher, pretrained_vit
+from imagefolder.weights import pretrained
 from imagefolder.zoo import TOKENIZERS
 
 NAME = "vit_tiny_patch16_224"

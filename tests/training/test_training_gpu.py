@@ -15,10 +15,10 @@ from torch import Tensor
 import imagefolder.training.loop
 from imagefolder.config import Execution, GeneratorConfig, LossConfig, TokenizerConfig, TrainingConfig
 from imagefolder.data.images import ArrayImages, Key
+from imagefolder.interruption import Stopped, clear_stop, request_stop
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.tokenizer.semantic import Teacher
 from imagefolder.training.generator import train_generator
-from imagefolder.training.interruption import Stopped, clear_stop, request_stop
 from imagefolder.training.tokenizer import train_tokenizer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from imagefolder import weights
 from imagefolder.errors import InputError
 from imagefolder.files import file_sha256
 from imagefolder.tokenizer.discriminator import PatchDiscriminator
 from imagefolder.tokenizer.losses import (
-    VGG16_FILE,
-    VGG16_SHA256,
     LeCam,
     Perceptual,
     adaptive_weight,
     discriminator_loss,
     semantic_loss,
 )
+from imagefolder.weights import VGG16_FILE
 
 
 def test_semantic_loss_by_hand() -> None:
@@ -93,7 +94,7 @@ def test_perceptual_without_weights_names_file_hash_and_place(no_weights: Path) 
         Perceptual()
     text = str(caught.value)
     assert VGG16_FILE == "vgg16-397923af.pth"
-    for part in (VGG16_FILE, VGG16_SHA256, str(no_weights / "torch"), "IMAGEFOLDER_WEIGHTS"):
+    for part in (VGG16_FILE, weights.FILES[VGG16_FILE].sha256, str(no_weights / "torch"), "IMAGEFOLDER_WEIGHTS"):
         assert part in text
     assert "\n" not in text
 
@@ -106,7 +107,7 @@ def test_perceptual_refuses_another_file_in_place_of_the_weights(
     monkeypatch.setenv("IMAGEFOLDER_WEIGHTS", str(no_weights))
     with pytest.raises(InputError) as caught:
         Perceptual()
-    for part in (str(path), hashlib.sha256(b"not these").hexdigest(), VGG16_SHA256):
+    for part in (str(path), hashlib.sha256(b"not these").hexdigest(), weights.FILES[VGG16_FILE].sha256):
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -119,7 +120,9 @@ def test_perceptual_with_weights(no_weights: Path, monkeypatch: pytest.MonkeyPat
     state = vgg16(weights=None).state_dict()
     features = {name: value for name, value in state.items() if name.startswith("features.")}
     torch.save(features | {"classifier.0.bias": state["classifier.0.bias"]}, no_weights / VGG16_FILE)
-    monkeypatch.setattr("imagefolder.tokenizer.losses.VGG16_SHA256", file_sha256(no_weights / VGG16_FILE))
+    monkeypatch.setitem(
+        weights.FILES, VGG16_FILE, replace(weights.FILES[VGG16_FILE], sha256=file_sha256(no_weights / VGG16_FILE))
+    )
     monkeypatch.setenv("IMAGEFOLDER_WEIGHTS", str(no_weights))
     perceptual = Perceptual()
     loaded = dict(perceptual.net.net.named_parameters())

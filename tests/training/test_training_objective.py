@@ -16,10 +16,11 @@ from torch import Tensor
 from imagefolder.config import LossConfig, TokenizerConfig, TrainingConfig
 from imagefolder.data.images import ArrayImages, to_float
 from imagefolder.errors import InputError
-from imagefolder.tokenizer.discriminator import DINO, DinoDiscriminator, build_discriminator
+from imagefolder.tokenizer.discriminator import DinoDiscriminator, build_discriminator
 from imagefolder.tokenizer.losses import semantic_loss
 from imagefolder.tokenizer.semantic import Teacher, blank_teacher
 from imagefolder.training.tokenizer import TokenizerTask, new_tokenizer, train_tokenizer
+from imagefolder.weights import DINO
 
 PLAIN = LossConfig(perceptual=0.0, adversarial=0.0)
 

@@ -18,10 +18,10 @@ import imagefolder.training.loop
 from imagefolder.config import Execution, GeneratorConfig, LossConfig, TokenizerConfig, TrainingConfig
 from imagefolder.data.images import ArrayImages
 from imagefolder.distributed import gather_objects, join_processes, rank
+from imagefolder.interruption import Stopped, clear_stop, request_stop
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.tokenizer.semantic import blank_teacher
 from imagefolder.training.generator import train_generator
-from imagefolder.training.interruption import Stopped, clear_stop, request_stop
 from imagefolder.training.tokenizer import train_tokenizer
 
 PROCESSES, TIMEOUT, STOP = 2, 480, 3

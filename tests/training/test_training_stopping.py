@@ -15,9 +15,9 @@ from torch import Tensor
 
 from imagefolder.config import GeneratorConfig, TrainingConfig
 from imagefolder.data.images import ArrayImages, Key
+from imagefolder.interruption import Stopped, clear_stop, request_stop, stop_requested
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.training.generator import train_generator
-from imagefolder.training.interruption import Stopped, clear_stop, request_stop, stop_requested
 
 
 @pytest.fixture(autouse=True)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from imagefolder.checkpoints.authors import load_authors_state, read_state
+from imagefolder.checkpoints.authors import STATISTICS, Config, load_authors_state, read_state
 from imagefolder.checkpoints.hub import locate
 from imagefolder.checkpoints.native import FLOATS, WEIGHTS, load_weights
-from imagefolder.config import GeneratorConfig, TokenizerConfig
+from imagefolder.config import TOKEN_FIELDS, GeneratorConfig, TokenizerConfig
 from imagefolder.environment import fast_dtype
 from imagefolder.errors import InputError
-from imagefolder.generator.model import TOKEN_FIELDS, Generator
+from imagefolder.generator.model import Generator
+from imagefolder.generator.transformer import Transformer
 from imagefolder.tokenizer.model import Tokenizer
-from imagefolder.zoo import GENERATORS, TOKENIZERS, find
+from imagefolder.zoo import GENERATORS, TOKENIZER_OF, TOKENIZERS, find
 
 
 def load_tokenizer(
@@ -79,6 +82,39 @@ def load_into(model: nn.Module, weights: str | Path, config: TokenizerConfig | G
         return path / WEIGHTS
     load_authors_state(model, read_state(path, type(config)), str(path))
     return path
+
+
+def fitting_models(state: Mapping[str, Tensor], kind: type) -> list[Config]:
+    """Configurations of the zoo whose names and shapes are those of `state` (as translated).
+
+    Usage statistics may be there or not.
+    """
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    found: list[Config] = []
+    table = TOKENIZERS if kind is TokenizerConfig else GENERATORS
+    for config in table.values():
+        if kind is TokenizerConfig:
+            if shapes["encoder.latent_tokens"][:2] != (1, config.branches * config.latent_side**2):
+                continue  # building the model is what takes time
+            config = replace(config, backbone=_backbone(state, config.backbone))
+        else:
+            tokenizer = TOKENIZERS[TOKENIZER_OF[config.name]]
+            config = replace(config, **{field: getattr(tokenizer, field) for field in TOKEN_FIELDS})
+        with torch.device("meta"):
+            model = Tokenizer(config) if kind is TokenizerConfig else Transformer(config)
+        expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        absent = expected.keys() - shapes.keys()
+        if shapes.items() <= expected.items() and all(name.endswith(STATISTICS) for name in absent):
+            found.append(config)
+    return found
+
+
+def _backbone(state: Mapping[str, Tensor], default: str) -> str:
+    """Name of the DINOv2 backbone with the width of the weights, with or without registers."""
+    size = {384: "small", 768: "base", 1024: "large"}.get(state["encoder.latent_tokens"].shape[-1])
+    if size is None or "dinov2" not in default:
+        return default
+    return f"vit_{size}_patch14_{'reg4_' if 'encoder.vit.reg_token' in state else ''}dinov2.lvd142m"
 
 
 def _dtype(dtype: torch.dtype | str, device: str | torch.device) -> torch.dtype:

@@ -18,14 +18,14 @@ import torch
 import torch.distributed as dist
 
 from imagefolder.config import TokenizerConfig
-from imagefolder.data import tokens as module
 from imagefolder.data.digits import digits
 from imagefolder.data.folder import image_folder
 from imagefolder.data.images import ArrayImages, to_float
 from imagefolder.data.stored import StoredImages
-from imagefolder.data.tokens import TokenCache, build_token_cache, open_token_cache
 from imagefolder.errors import InputError
 from imagefolder.tokenizer.model import Tokenizer
+from imagefolder.training import token_cache as module
+from imagefolder.training.token_cache import TokenCache, build_token_cache, open_token_cache
 
 SHA256 = "a" * 64
 VIEWS, BATCH = 3, 4
