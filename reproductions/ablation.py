@@ -14,15 +14,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from reproductions.recipe import SCALES, Recipe
-from reproductions.systems import SYSTEMS, generator_on, variant
-
-TITLE = "Ablation: from the multi-scale baseline to ImageFolder"
+from imagefolder.zoo import for_tokenizer, variant
+from reproductions.options import run_script
+from reproductions.recipe import Recipe, Table
+from reproductions.scales import SCALES, Scale
 
 
 @dataclass(frozen=True)
 class Step:
-    """One row: what it changes against the row above. `{}` in the texts stands for the number of positions."""
+    """One row: what it changes relative to the row above."""
 
     label: str
     note: str
@@ -30,26 +30,25 @@ class Step:
     loss: dict[str, Any] = field(default_factory=dict)
 
 
-def steps(scale: str) -> list[Step]:
+def steps(scale: Scale) -> list[Step]:
     """The changes in their order."""
-    systems = SYSTEMS[scale]
     return [
         Step(
             "Multi-scale residual quantization",
             "the VAR baseline: one branch on the token maps of VAR, PatchGAN, no regularisation",
-            {"branches": 1, "scales": systems.long, "quantizer_dropout": 0.0, "semantic": "none"},
+            {"branches": 1, "scales": scale.var_scales, "quantizer_dropout": 0.0, "semantic": "none"},
             {"discriminator": "patch", "lecam": 0.0},
         ),
         Step(
             "+ quantizer dropout",
             "a tenth of the images keep only the first scales while training",
-            {"quantizer_dropout": systems.tokenizer.quantizer_dropout},
+            {"quantizer_dropout": scale.tokenizer.quantizer_dropout},
         ),
-        Step("+ smaller K", "the last token maps are smaller", {"scales": systems.tokenizer.scales}),
+        Step("+ smaller K", "the last token maps are smaller", {"scales": scale.tokenizer.scales}),
         Step(
             "+ product quantization, parallel decoding",
             "two branches whose tokens of a position are predicted at once",
-            {"branches": systems.tokenizer.branches},
+            {"branches": scale.tokenizer.branches},
         ),
         Step("+ semantics on all branches", "the joint map is regularised towards the teacher", {"semantic": "all"}),
         Step("+ semantics on one branch", "only the last branch is regularised", {"semantic": "last"}),
@@ -67,9 +66,9 @@ def steps(scale: str) -> list[Step]:
     ]
 
 
-def rows(scale: str, classes: int) -> list[Recipe]:
+def rows(scale: Scale, classes: int) -> list[Recipe]:
     """Rows of the table in its order, for a data set of `classes` classes."""
-    tokenizer, generator, loss = SYSTEMS[scale].tokenizer, SYSTEMS[scale].generator, {}
+    tokenizer, generator, loss = scale.tokenizer, scale.generator, {}
     recipes = []
     for number, step in enumerate(steps(scale), 1):
         tokenizer, loss = variant(tokenizer, **step.tokenizer), loss | step.loss
@@ -79,7 +78,7 @@ def rows(scale: str, classes: int) -> list[Recipe]:
                 f"{number}. {step.label}",
                 step.note,
                 tokenizer,
-                generator_on(generator, tokenizer, classes),
+                for_tokenizer(generator, tokenizer, num_classes=classes),
                 loss=loss,
                 reported=REPORTED[number - 1],
                 measures=("reconstruction", "probe", "generation"),
@@ -115,7 +114,13 @@ MINI = replace(
     loss=replace(_MINI.loss, adversarial=0.1, patch_width=16, patch_layers=2),
 )
 
-if __name__ == "__main__":
-    from reproductions.runner import main  # here, because worker processes import this file and do not need it
 
-    main("ablation", TITLE, rows, mini=MINI)
+TABLE = Table("ablation", "Ablation: from the multi-scale baseline to ImageFolder", rows, SCALES | {"mini": MINI})
+
+
+def main() -> None:
+    run_script(TABLE)
+
+
+if __name__ == "__main__":
+    main()

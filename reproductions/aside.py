@@ -1,4 +1,4 @@
-"""Models of earlier runs that are to be made anew: set aside, and removed once the new results are recorded."""
+"""Models of earlier runs that are to be trained again: set aside, and removed once the new results are recorded."""
 
 from __future__ import annotations
 
@@ -7,78 +7,70 @@ import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
-from imagefolder.distributed import gather_objects, is_main
+from imagefolder.distributed import is_main, of_main
 from imagefolder.errors import InputError, reason
 from imagefolder.locks import building
 from imagefolder.progress import console
 from imagefolder.training.token_cache import LOCK
-from reproductions.job import Job, has_record, is_trained
-from reproductions.recipe import Recipe
+from reproductions.recording import has_record
+from reproductions.row import Row, TrainedModel
 
 
-def set_aside(job: Job, recipe: Recipe) -> None:
-    """Have a row's own models made anew (the proxies stay: they are what makes numbers comparable).
+def set_aside(row: Row) -> None:
+    """Have a row's own models trained again (the proxies stay: they are what makes numbers comparable).
 
-    All processes call it. Models that somebody gave are left alone, and the row's record stays until there is a new
-    one.
+    All processes call it. Given weights are left alone, and the row's record stays until there is a new one.
 
     Raises:
         InputError: a model cannot be moved: it would be taken for the new one.
     """
-    remove_aside(job, recipe)  # of an earlier time, if what has been made since is recorded
-    for folder in _models(job, recipe):
+    remove_aside(row)  # from an earlier run, if what has been made since is recorded
+    for model in row.models:
         with ExitStack() as locks:
-            locks.enter_context(job.building(folder))
-            for tokens in gather_objects(sorted(folder.glob("tokens/*/")))[0]:  # encoded at the moment, perhaps
+            locks.enter_context(row.building(model.folder))
+            for tokens in of_main(sorted(model.folder.glob("tokens/*/"))):  # perhaps being encoded right now
                 locks.enter_context(building(tokens / LOCK, str(tokens)))
-            problem = _move_aside(folder) if is_main() else None
-            if problem := gather_objects(problem)[0]:
+            if problem := of_main(_move_aside(model) if is_main() else None):
                 raise InputError(problem)
 
 
-def move_aside(folder: Path) -> None:
-    """Rename a finished model, remove one that is unfinished or has not been recorded; its lock is held.
+def move_aside(model: TrainedModel) -> None:
+    """Rename a finished model, remove one that is unfinished or unrecorded; its lock is held.
 
     Raises:
         InputError: it cannot be moved.
     """
-    if problem := _move_aside(folder):
+    if problem := _move_aside(model):
         raise InputError(problem)
 
 
-def remove_aside(job: Job, recipe: Recipe) -> None:
-    """Remove what was set aside, once the row's record is of the models that have taken its place. All processes call.
+def remove_aside(row: Row) -> None:
+    """Remove what was set aside, once the row's record is of the models that replaced it. All processes call.
 
-    Until then, what was set aside is what the record is of.
+    Until then the record is still of what was set aside.
     """
-    for folder in _models(job, recipe):
-        if not gather_objects(_earlier(folder).exists())[0]:
+    for model in row.models:
+        if not of_main(_earlier(model).exists()):
             continue
-        with job.building(folder):
-            if is_main() and has_record(job, recipe):
+        with row.building(model.folder):
+            if is_main() and has_record(row):
                 try:
-                    shutil.rmtree(_earlier(folder))
+                    shutil.rmtree(_earlier(model))
                 except OSError as error:
-                    console.print(f"{_earlier(folder)}, of an earlier run, cannot be removed: {reason(error)}")
+                    console.print(f"{_earlier(model)}, of an earlier run, cannot be removed: {reason(error)}")
 
 
-def _move_aside(folder: Path) -> str | None:
-    earlier = _earlier(folder)
+def _move_aside(model: TrainedModel) -> str | None:
+    folder, earlier = model.folder, _earlier(model)
     try:
-        if is_trained(folder) and not earlier.exists():
+        if model.is_trained and not earlier.exists():
             os.rename(folder, earlier)
         elif folder.exists():
             shutil.rmtree(folder)
     except OSError as error:
-        return f"{folder} is to be made anew, and what is there cannot be moved or removed: {reason(error)}"
+        return f"{folder} is to be rebuilt, but what is there cannot be moved or removed: {reason(error)}"
     return None
 
 
-def _models(job: Job, recipe: Recipe) -> list[Path]:
-    if job.tokenizer_weights is not None:
-        return []
-    return [job.tokenizer(recipe)] + ([] if recipe.generator is None else [job.generator(recipe)])
-
-
-def _earlier(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.earlier")
+def _earlier(model: TrainedModel) -> Path:
+    return model.folder.with_name(f"{model.folder.name}.earlier")

@@ -8,27 +8,34 @@ one branch (16.8 million codes): at full, 16 bits are shared (1 x 65,536, 2 x 25
 
 from __future__ import annotations
 
-from reproductions.recipe import Recipe
-from reproductions.systems import SYSTEMS, generator_on, variant
+from imagefolder.zoo import for_tokenizer, variant
+from reproductions.options import run_script
+from reproductions.recipe import Recipe, Table
+from reproductions.scales import Scale
 
-TITLE = "Branches at equal bits"
+# Bits of a position, which 1, 2 and 4 branches share evenly
+POSITION_BITS = {"mini": 12, "small": 16, "full": 16}
 
 
-def rows(scale: str, classes: int) -> list[Recipe]:
+def rows(scale: Scale, classes: int) -> list[Recipe]:
     """Rows by number of branches, for a data set of `classes` classes."""
-    systems = SYSTEMS[scale]
-    recipes = []
+    bits, recipes = POSITION_BITS[scale.name], []
     for branches in (1, 2, 4):
-        size = 2 ** (systems.position_bits // branches)
-        tokenizer = variant(systems.tokenizer, branches=branches, codebook_size=size)
+        size = 2 ** (bits // branches)
+        tokenizer = variant(scale.tokenizer, branches=branches, codebook_size=size)
         label = f"{branches} branch{'es' if branches > 1 else ''} of {size} codes"
-        note = f"{systems.position_bits} bits per position; the last branch is regularised"
-        generator = generator_on(systems.generator, tokenizer, classes)
+        note = f"{bits} bits per position; the last branch is regularised"
+        generator = for_tokenizer(scale.generator, tokenizer, num_classes=classes)
         recipes.append(Recipe(f"branches{branches}", label, note, tokenizer, generator))
     return recipes
 
 
-if __name__ == "__main__":
-    from reproductions.runner import main  # here, because worker processes import this file and do not need it
+TABLE = Table("branches", "Branches at equal bits", rows)
 
-    main("branches", TITLE, rows)
+
+def main() -> None:
+    run_script(TABLE)
+
+
+if __name__ == "__main__":
+    main()

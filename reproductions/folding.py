@@ -10,44 +10,56 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from reproductions.recipe import Recipe
-from reproductions.systems import SYSTEMS, generator_on, variant
+from imagefolder.zoo import for_tokenizer, variant
+from reproductions.options import run_script
+from reproductions.recipe import Recipe, Table
+from reproductions.scales import Scale
 
-TITLE = "Folding at equal tokens"
+# Token maps of one branch with as many tokens as ImageFolder's two
+EQUAL_TOKENS = {
+    "mini": (1, 1, 1, 3, 4),  # 28
+    "small": (1, 1, 2, 3, 4, 6, 7, 16),  # 372
+    "full": (1, 1, 3, 6, 10, 13, 16),  # 572
+}
 
 
-def rows(scale: str, classes: int) -> list[Recipe]:
+def rows(scale: Scale, classes: int) -> list[Recipe]:
     """Rows of equal tokens, for a data set of `classes` classes."""
-    systems = SYSTEMS[scale]
-    two = systems.tokenizer
-    one = variant(two, branches=1, scales=systems.equal)
-    unfolded = replace(systems.generator, order="unfolded")
+    two = scale.tokenizer
+    sides = EQUAL_TOKENS[scale.name]
+    one = variant(two, branches=1, scales=sides)
+    unfolded = replace(scale.generator, order="unfolded")
     return [
         Recipe(
             "folded",
             "Folded",
             "two branches, both tokens of a position predicted at once",
             two,
-            generator_on(systems.generator, two, classes),
+            for_tokenizer(scale.generator, two, num_classes=classes),
         ),
         Recipe(
             "unfolded",
             "Unfolded",
             "the same tokenizer; within each scale the branches' tokens are predicted one after the other",
             two,
-            generator_on(unfolded, two, classes),
+            for_tokenizer(unfolded, two, num_classes=classes),
         ),
         Recipe(
             "one-branch",
             "One branch, as many tokens",
-            f"one regularised branch with longer token maps (sides {', '.join(map(str, systems.equal))})",
+            f"one regularised branch with longer token maps (sides {', '.join(map(str, sides))})",
             one,
-            generator_on(systems.generator, one, classes),
+            for_tokenizer(scale.generator, one, num_classes=classes),
         ),
     ]
 
 
-if __name__ == "__main__":
-    from reproductions.runner import main  # here, because worker processes import this file and do not need it
+TABLE = Table("folding", "Folding at equal tokens", rows)
 
-    main("folding", TITLE, rows)
+
+def main() -> None:
+    run_script(TABLE)
+
+
+if __name__ == "__main__":
+    main()

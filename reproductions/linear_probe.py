@@ -12,18 +12,23 @@ from __future__ import annotations
 from dataclasses import replace
 
 from reproductions import ablation
-from reproductions.recipe import Recipe
+from reproductions.options import run_script
+from reproductions.recipe import Recipe, Table
+from reproductions.scales import Scale
 
-TITLE = "Linear probing of the last branch"
 
-
-def rows(scale: str, classes: int) -> list[Recipe]:
+def rows(scale: Scale, classes: int) -> list[Recipe]:
     """Tokenizers of the ablation's steps 4 to 8."""
     recipes = ablation.rows(scale, classes)[3:]
     return [replace(recipe, generator=None, measures=("reconstruction", "probe")) for recipe in recipes]
 
 
-if __name__ == "__main__":
-    from reproductions.runner import main  # here, because worker processes import this file and do not need it
+TABLE = Table("linear_probe", "Linear probing of the last branch", rows, ablation.TABLE.scales)
 
-    main("linear_probe", TITLE, rows, mini=ablation.MINI)
+
+def main() -> None:
+    run_script(TABLE)
+
+
+if __name__ == "__main__":
+    main()

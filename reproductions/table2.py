@@ -3,23 +3,23 @@
 python reproductions/table2.py                                  # mini: digits, CPU, minutes
 python reproductions/table2.py --data DIR                       # small: an image folder, one GPU, hours
 python reproductions/table2.py --scale full --data IMAGENET     # the paper's: ImageNet, 8 GPUs, days
-python reproductions/table2.py --scale full --data IMAGENET --tokenizer best_ckpt.pt --generator ar-ckpt-last.pth
+python reproductions/table2.py --scale full --data IMAGENET \
+    --tokenizer-weights best_ckpt.pt --generator-weights ar-ckpt-last.pth
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from reproductions.recipe import Recipe
-from reproductions.systems import SYSTEMS, generator_on, variant
+from imagefolder.zoo import for_tokenizer, variant
+from reproductions.options import run_script
+from reproductions.recipe import Recipe, Table
+from reproductions.scales import Scale
 
-TITLE = "Table 2: system-level comparison"
 
-
-def rows(scale: str, classes: int) -> list[Recipe]:
+def rows(scale: Scale, classes: int) -> list[Recipe]:
     """Rows of the table in its order, for a data set of `classes` classes."""
-    systems = SYSTEMS[scale]
-    folded = systems.tokenizer
+    folded = scale.tokenizer
     one_branch = variant(folded, branches=1, semantic="none", quantizer_dropout=0.0)
     measures = ("reconstruction", "perturbation", "generation")
     return [
@@ -28,7 +28,7 @@ def rows(scale: str, classes: int) -> list[Recipe]:
             "ImageFolder",
             "two branches, the last one regularised towards the teacher; both tokens of a position predicted at once",
             folded,
-            generator_on(systems.generator, folded, classes),
+            for_tokenizer(scale.generator, folded, num_classes=classes),
             reported="ImageFolder (VAR-d17, MSVR10P2-4096)",
             measures=measures,
         ),
@@ -37,14 +37,14 @@ def rows(scale: str, classes: int) -> list[Recipe]:
             "ImageFolder, unfolded",
             "the same tokenizer; within each scale the branches' tokens are predicted one after the other",
             folded,
-            generator_on(replace(systems.generator, order="unfolded"), folded, classes),
+            for_tokenizer(replace(scale.generator, order="unfolded"), folded, num_classes=classes),
         ),
         Recipe(
             "var",
             "VAR (one branch)",
             "one branch without regularisation at the same number of positions, next-scale prediction",
             one_branch,
-            generator_on(systems.generator, one_branch, classes),
+            for_tokenizer(scale.generator, one_branch, num_classes=classes),
             reported="VAR-d16 (paper)",
             measures=measures,
         ),
@@ -52,15 +52,20 @@ def rows(scale: str, classes: int) -> list[Recipe]:
             "vq",
             "VQ, raster order",
             "single-scale vector quantizer and next-token prediction in raster order, as in VQGAN and LlamaGen",
-            systems.single_scale,
-            generator_on(systems.raster, systems.single_scale, classes),
+            scale.single_scale,
+            for_tokenizer(scale.raster, scale.single_scale, num_classes=classes),
             reported="LlamaGen-L (256)",
             measures=measures,
         ),
     ]
 
 
-if __name__ == "__main__":
-    from reproductions.runner import main  # here, because worker processes import this file and do not need it
+TABLE = Table("table2", "Table 2: system-level comparison", rows)
 
-    main("table2", TITLE, rows)
+
+def main() -> None:
+    run_script(TABLE)
+
+
+if __name__ == "__main__":
+    main()

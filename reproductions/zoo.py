@@ -12,14 +12,12 @@ scale by scale, single-scale ones in raster order, by transformers of one shape.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from imagefolder.config import TokenizerConfig
-from imagefolder.zoo import OBJECTIVES, TOKENIZERS
-from reproductions.recipe import Recipe
-from reproductions.systems import SYSTEMS, generator_on
-
-TITLE = "The authors' zoo of tokenizers"
+from imagefolder.kinds import QUANTIZERS
+from imagefolder.zoo import OBJECTIVES, TOKENIZERS, for_tokenizer, variant
+from reproductions.options import run_script
+from reproductions.recipe import Recipe, Table
+from reproductions.scales import Scale
 
 REPORTED = {
     "MSVR10P2-4096": "ImageFolder (VAR-d17, MSVR10P2-4096)",
@@ -36,19 +34,19 @@ REPORTED = {
 """the rows' names in reported/imagenet256.csv"""
 
 
-def rows(scale: str, classes: int) -> list[Recipe]:
+def rows(scale: Scale, classes: int) -> list[Recipe]:
     """A row for every released tokenizer, for a data set of `classes` classes."""
-    systems, recipes = SYSTEMS[scale], []
+    recipes = []
     for name, objective in OBJECTIVES.items():
         tokenizer = counterpart(name, scale)
-        generator = systems.generator if len(tokenizer.scales) > 1 else systems.raster
+        generator = scale.generator if len(tokenizer.scales) > 1 else scale.raster
         recipes.append(
             Recipe(
                 name,
-                name if scale == "full" else f"as {name}",
+                name if tokenizer is TOKENIZERS[name] else f"as {name}",
                 _note(tokenizer),
                 tokenizer,
-                generator_on(generator, tokenizer, classes),
+                for_tokenizer(generator, tokenizer, num_classes=classes),
                 loss=objective.loss,
                 weight_decay=objective.weight_decay,
                 reported=REPORTED[name],
@@ -58,41 +56,44 @@ def rows(scale: str, classes: int) -> list[Recipe]:
     return recipes
 
 
-def counterpart(name: str, scale: str) -> TokenizerConfig:
-    """What stands for a released tokenizer at a scale: itself, or a small one of its kind with a codebook smaller by as
-    much as that of the scale's ImageFolder."""
-    released, base = TOKENIZERS[name], SYSTEMS[scale].tokenizer
-    if scale == "full":
+def counterpart(name: str, scale: Scale) -> TokenizerConfig:
+    """What stands for a released tokenizer at a scale: at full itself, else a small one of its kind, its codebook
+    smaller by the same factor as that of the scale's ImageFolder."""
+    released, base = TOKENIZERS[name], scale.tokenizer
+    if base is TOKENIZERS["MSVR10P2-4096"]:
         return released
     size = base.codebook_size * released.codebook_size // TOKENIZERS["MSVR10P2-4096"].codebook_size
-    config = replace(
+    return variant(
         base,
         quantizer=released.quantizer,
         branches=released.branches,
-        scales=base.scales if len(released.scales) > 1 else SYSTEMS[scale].single_scale.scales,
+        scales=base.scales if len(released.scales) > 1 else scale.single_scale.scales,
         codebook_size=size,
-        code_dim=base.code_dim if released.quantizer == "vq" else size.bit_length() - 1,
+        code_dim=base.code_dim if QUANTIZERS[released.quantizer].learned else size.bit_length() - 1,
         quantizer_dropout=released.quantizer_dropout,
         perturbed_images=released.perturbed_images,
+        perturbation_depth=released.perturbation_depth * size // released.codebook_size
+        if released.perturbed_images
+        else base.perturbation_depth,
     )
-    if config.perturbed_images:
-        depth = released.perturbation_depth * size // released.codebook_size
-        return replace(config, perturbation_depth=depth, name=f"{scale}-{name}")
-    scales = f"MS{'V' if config.quantizer == 'vq' else 'B'}R{len(config.scales)}" if len(config.scales) > 1 else "V"
-    branches = f"P{config.branches}" if config.branches > 1 else "" if len(config.scales) > 1 else "Q"
-    return replace(config, name=f"{scale}-{scales}{branches}-{size}")
 
 
 def _note(config: TokenizerConfig) -> str:
     """A row in one line."""
-    kind = "binary spherical codes" if config.quantizer == "bsq" else "learned codes"
+    quantizer = QUANTIZERS[config.quantizer]
+    kind = "learned" if quantizer.learned else quantizer.title
     scales = f"{len(config.scales)} scales of residuals" if len(config.scales) > 1 else "a single scale"
     branches = f"{config.branches} branches, " if config.branches > 1 else ""
     perturbed = ", codes perturbed while training" if config.perturbed_images else ""
-    return f"{branches}{scales}, {config.codebook_size} {kind}{perturbed}"
+    return f"{branches}{scales}, {config.codebook_size} {kind} codes{perturbed}"
+
+
+TABLE = Table("zoo", "The authors' zoo of tokenizers", rows)
+
+
+def main() -> None:
+    run_script(TABLE)
 
 
 if __name__ == "__main__":
-    from reproductions.runner import main  # here, because worker processes import this file and do not need it
-
-    main("zoo", TITLE, rows)
+    main()

@@ -1,7 +1,7 @@
 """Table 2 in miniature, in forked processes that can be killed, starved and raced; and what became of it.
 
 A run takes a second or two: torch is imported once, by the process that forks. Stages run in the forked process itself
-(`in_one_process`), or in workers of the real scheduler, forked in their turn instead of started anew.
+(`InTurn`), or in real worker processes, forked instead of spawned.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState
+from in_turn import InTurn
 from PIL import Image
 
 from imagefolder import progress
 from imagefolder.config import SamplingConfig
 from imagefolder.data.digits import digits
 from imagefolder.data.images import ArrayImages, DataSplits
-from leaderboard.store import RecordError
-from reproductions import job, recipe, runner, scheduler, systems, table2
-from slurm import SlurmError
+from imagefolder.errors import InputError
+from reproductions import command, scales, source, table2
+from reproductions.options import Options
 
 TOKENIZER_STEPS, GENERATOR_STEPS = 16, 12
 
@@ -57,8 +58,8 @@ def shrink() -> None:
     """Make scales mini and small (for folders of images) tiny, in this process."""
     torch.set_num_threads(1)
     AcceleratorState._reset_state(reset_partial_state=True)
-    job.read_splits.cache_clear()
-    mini = recipe.SCALES["mini"]
+    source.read_splits.cache_clear()
+    mini = scales.SCALES["mini"]
     tiny = replace(
         mini,
         tokenizer_training=replace(mini.tokenizer_training, steps=TOKENIZER_STEPS, batch_size=8, checkpoint_every=4),
@@ -67,10 +68,9 @@ def shrink() -> None:
         samples=40,
         proxy_steps=8,
     )
-    recipe.SCALES["mini"] = tiny
-    recipe.SCALES["small"] = replace(tiny, name="small")
-    systems.SYSTEMS["small"] = systems.SYSTEMS["mini"]
-    job.digits = few_digits
+    scales.SCALES["mini"] = tiny
+    scales.SCALES["small"] = replace(tiny, name="small")
+    source.digits = few_digits
 
 
 def few_digits(image_size: int) -> DataSplits:
@@ -81,17 +81,6 @@ def few_digits(image_size: int) -> DataSplits:
         return ArrayImages(images.images[:number].clone(), images.labels[:number].clone())
 
     return replace(whole, train=first(whole.train, 160), test=first(whole.test, 40))
-
-
-def in_one_process(tasks: list[scheduler.Task], jobs: int, threads: int | None) -> dict[str, str]:
-    """What `run_tasks` does, without workers."""
-    failed: dict[str, str] = {}
-    for task in tasks:  # in an order in which they can run
-        need = next((name for name in task.after if name in failed), None)
-        why = f"{need} failed: {failed[need]}" if need else scheduler._run(task)
-        if why is not None:
-            failed[task.name] = why
-    return failed
 
 
 @dataclass
@@ -163,7 +152,7 @@ def fork(act: Callable[[], int], log: Path) -> Process:
 
 
 def end_with_parent() -> None:
-    """As the scheduler's, which rests on workers that are started anew: forked ones hold each other's pipes open."""
+    """Instead of the one in `workers`, which relies on spawned processes: forked ones hold each other's pipes open."""
     parent = os.getppid()
     while os.getppid() == parent:
         time.sleep(0.05)
@@ -181,16 +170,15 @@ def start(
         if workers:
             get_context = multiprocessing.get_context
             multiprocessing.get_context = lambda method=None: get_context("fork")
-            scheduler._end_with_parent = end_with_parent
+            workers._end_with_parent = end_with_parent
         else:
-            runner.run_tasks = in_one_process
+            command.way_here = lambda tasks, threads: InTurn()
         sys.argv = ["table2.py"]
         if hook is not None:
             hook()
         try:
-            chosen = runner.Options(rows=rows, output=output, **options)
-            return runner.run("table2", "Table 2", table2.rows, chosen, recipe.SCALES)
-        except (runner.InputError, RecordError, SlurmError, OSError) as error:
+            return command.run_table(table2.TABLE, Options(rows=rows, output=output, **options))
+        except (InputError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
 
@@ -278,7 +266,7 @@ def interrupted_encoding() -> None:
 
     build = tokens._build
 
-    def interrupted(tokenizer: Any, sha256: str, images: Any, *others: Any) -> Any:
-        return build(tokenizer, sha256, Interrupting(images), *others)
+    def interrupted(tokenizer: Any, images: Any, *others: Any, **options: Any) -> Any:
+        return build(tokenizer, Interrupting(images), *others, **options)
 
     tokens._build = interrupted

@@ -15,7 +15,7 @@ import imagefolder
 from imagefolder.config import LossConfig
 from imagefolder.training import loop
 from imagefolder.training.tokenizer import train_tokenizer
-from reproductions.systems import SYSTEMS
+from reproductions.scales import SCALES
 
 STEPS, BATCHES = 2000, 200
 GROWTH_MIB, GROWTH_FILES = 24, 2
@@ -39,8 +39,8 @@ def assert_flat(seen: list[tuple[float, int]]) -> None:
 def test_a_training_of_thousands_of_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With saved states on the way."""
     images = lab.few_digits(32).train
-    config = replace(SYSTEMS["mini"].tokenizer, name="tiny", width=32, depth=1, heads=2)
-    mini = lab.recipe.SCALES["mini"].tokenizer_training
+    config = replace(SCALES["mini"].tokenizer, name="tiny", width=32, depth=1, heads=2)
+    mini = SCALES["mini"].tokenizer_training
     training = replace(mini, steps=STEPS, batch_size=4, checkpoint_every=50, precision="no")
     loss = LossConfig(perceptual=0.0, semantic=0.0, adversarial=0.0)
     seen, step = [], loop._Runner.step
@@ -52,7 +52,8 @@ def test_a_training_of_thousands_of_steps(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(loop._Runner, "step", watched)
     plain = replace(config, semantic="none")
-    train_tokenizer(plain, training, loss, images, None, tmp_path, 0, "flat", {})
+    options = {"training": training, "loss": loss, "teacher": None, "seed": 0, "title": "flat", "about": {}}
+    train_tokenizer(plain, images, tmp_path, **options)
     assert len(seen) >= 6
     assert_flat(seen)
 

@@ -18,15 +18,15 @@ def test_failed_and_not_run_do_not_replace_finished(finished: Path, tmp_path: Pa
     before = lab.results(output)
 
     def no_weights() -> None:
-        lab.runner.missing_weights = lambda job, recipe: "weights absent: inception.pth"
+        lab.command.missing_weights = lambda row: "weights absent: inception.pth"
 
     def broken() -> None:
-        import reproductions.evaluation
+        import reproductions.measuring
 
         def fail(*_: Any) -> None:
             raise OSError(28, "No space left on device")
 
-        reproductions.evaluation._measure = fail
+        reproductions.measuring._measure = fail
 
     for hook, options in ((no_weights, {}), (no_weights, {"fresh": True}), (broken, {"num_samples": 20})):
         run = lab.run(output, "imagefolder", hook=hook, **options)

@@ -1,4 +1,4 @@
-"""The recipes of table 2 at a scale of seconds, and a scheduler without worker processes."""
+"""The recipes of table 2 at a scale of seconds, without worker processes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from in_turn import InTurn
 from threadpoolctl import threadpool_limits
 
-import reproductions.job as job
-import reproductions.runner as runner
+import reproductions.command as command
+import reproductions.source as source
 from imagefolder.config import SamplingConfig
 from imagefolder.data.digits import digits
 from imagefolder.data.images import ArrayImages, DataSplits
 from reproductions import table2
-from reproductions.recipe import SCALES, Scale
-from reproductions.runner import Options
-from reproductions.scheduler import Task
+from reproductions.command import run_table
+from reproductions.executor import Task
+from reproductions.options import Options
+from reproductions.recipe import Table
+from reproductions.scales import SCALES, Scale
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +33,7 @@ def cpu_with_one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     AcceleratorState._reset_state(reset_partial_state=True)
-    job.read_splits.cache_clear()
+    source.read_splits.cache_clear()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with threadpool_limits(1):
@@ -65,38 +68,20 @@ def tiny_mini(monkeypatch: pytest.MonkeyPatch) -> Scale:
 
     scale = miniature(SCALES["mini"])
     monkeypatch.setitem(SCALES, "mini", scale)
-    monkeypatch.setattr(job, "digits", few)
+    monkeypatch.setattr(source, "digits", few)
     return scale
-
-
-def run_here(tasks: list[Task], jobs: int, threads: int | None) -> dict[str, str]:
-    """Like `run_tasks`, one after the other in this process, which needs no seconds to start."""
-    failed: dict[str, str] = {}
-    waiting, done = list(tasks), set()
-    while waiting:
-        task = next(t for t in waiting if set(t.after) <= done | set(failed))
-        waiting.remove(task)
-        broken = [name for name in task.after if name in failed]
-        try:
-            if broken:
-                raise RuntimeError(f"{broken[0]} failed: {failed[broken[0]]}")
-            task.function(*task.arguments)
-            done.add(task.name)
-        except Exception as error:
-            failed[task.name] = str(error)
-    return failed
 
 
 @pytest.fixture
 def executed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Run tasks in this process; gives the names of those that were run."""
+    """Run tasks in this process; gives the names of those that were to be run."""
     names: list[str] = []
 
-    def note(tasks: list[Task], jobs: int, threads: int | None) -> dict[str, str]:
+    def in_turn(tasks: list[Task], threads: int | None) -> InTurn:
         names.extend(task.name for task in tasks)
-        return run_here(tasks, jobs, threads)
+        return InTurn()
 
-    monkeypatch.setattr(runner, "run_tasks", note)
+    monkeypatch.setattr(command, "way_here", in_turn)
     return names
 
 
@@ -105,7 +90,7 @@ def table() -> Callable[..., int]:
     """Run rows of table 2 as its script does; gives the exit code."""
 
     def run(output: Path, *rows: str, recipes: Callable[..., list] = table2.rows, **options: Any) -> int:
-        return runner.run("table2", "Table 2", recipes, Options(rows=rows, output=output, **options))
+        return run_table(Table("table2", "Table 2", recipes), Options(rows=rows, output=output, **options))
 
     return run
 

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
-import reproductions.runner as runner
+import reproductions.command as command
 from reproductions import table2
 from reproductions.cluster import processes_of_trainings
-from reproductions.recipe import SCALES
+from reproductions.options import Options
+from reproductions.plan import plan_rows
+from reproductions.printing import console
+from reproductions.scales import SCALES
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,12 +36,12 @@ Call = Callable[..., Result]
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
     """`python reproductions/table2.py ARGUMENTS` in this process."""
-    monkeypatch.setattr(runner.console, "width", 200)
+    monkeypatch.setattr(console, "width", 200)
 
     def run(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["reproductions/table2.py", *map(str, arguments)])
         with pytest.raises(SystemExit) as caught:
-            runner.main("table2", table2.TITLE, table2.rows)
+            table2.main()
         return Result(caught.value.code, *capsys.readouterr())
 
     return run
@@ -88,7 +91,7 @@ def test_help(call: Call) -> None:
 def test_list_shows_every_row(call: Call, scale: str) -> None:
     result = call("--list", "--scale", scale)
     assert result.code == 0
-    for recipe in table2.rows(scale, 10):
+    for recipe in table2.rows(SCALES[scale], 10):
         assert recipe.row in result.out
         assert recipe.label in result.out
 
@@ -159,7 +162,7 @@ def test_a_submission_counts_the_processes_of_its_profile(call: Call, tmp_path: 
     assert_one_line(call(*arguments, "small.tasks_per_node=3"), "32 does not divide into 3 processes")
 
 
-@pytest.mark.parametrize(("cluster", "processes"), [("local", 1), ("debug", 1), ("slurm", 6)])
+@pytest.mark.parametrize(("cluster", "processes"), [("local", 1), ("slurm", 6)])
 def test_processes_are_those_that_will_run(cluster: str, processes: int) -> None:
     """This machine has none of the GPUs of the profile."""
     settings = (f"cluster={cluster}", "nodes=2", "training.gpus_per_node=3")
@@ -175,8 +178,8 @@ def test_unknown_setting_of_a_submission_is_one_line(call: Call, tmp_path: Path)
 
 
 def test_dry_run_with_fresh_removes_nothing(call: Call, tmp_path: Path) -> None:
-    (row,) = runner.make_plans("table2", table2.rows, ["vq"], SCALES["mini"], runner.Options(output=tmp_path))
-    folder = row.job.tokenizer(row.recipe)
+    (plan,) = plan_rows(table2.TABLE, Options(rows=("vq",), output=tmp_path))
+    folder = plan.row.tokenizer.folder
     folder.mkdir(parents=True)
     (folder / "state.pt").touch()
     assert call("--rows", "vq", "--dry-run", "--fresh", "--output", tmp_path).code == 0
@@ -187,7 +190,7 @@ def test_interrupt_says_how_to_continue(call: Call, tmp_path: Path, monkeypatch:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "run_tasks", interrupted)
+    monkeypatch.setattr(command, "execute", interrupted)
     result = call("--rows", "vq", "--output", tmp_path)
     assert result.code == 130
     assert "same command" in result.err

@@ -15,9 +15,11 @@ from imagefolder.data.digits import digits
 from imagefolder.data.images import ArrayImages, DataSplits
 from imagefolder.errors import InputError
 from imagefolder.evaluation.protocols import evaluate_files
+from imagefolder.evaluation.proxy import proxy_extractor
 from imagefolder.files import file_sha256
-from reproductions import evaluators
-from reproductions.evaluators import Options, cropped, difference, halved, jpeg, run
+from reproductions import evaluator_variants
+from reproductions.evaluator_variants import Variant, cropped, halved, jpeg
+from reproductions.evaluators import compare, difference
 
 Variants = dict[str, dict[str, dict]]
 
@@ -36,9 +38,9 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("output")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
-        patch.setattr(evaluators, "digits", few)
-        patch.setattr(evaluators, "STEPS", 200)
-        assert run(Options(output=output)) == 0
+        patch.setattr(evaluator_variants, "digits", few)
+        patch.setattr(evaluator_variants, "STEPS", 200)
+        compare(output=output)
     return output
 
 
@@ -110,8 +112,8 @@ def test_differences_are_from_the_first_row_of_the_group(rows: Variants) -> None
         assert first["difference"] == 0
         for row in rest:
             assert row["difference"] == pytest.approx(row["value"] - first["value"])
-    absent = evaluators.Row("x", "none", "FID", None, 1, 1, "why")
-    assert difference(absent, [evaluators.Row("x", "first", "FID", 1.0, 1, 1), absent]) is None
+    absent = Variant("x", "none", "FID", None, 1, 1, "why")
+    assert difference(absent, [Variant("x", "first", "FID", 1.0, 1, 1), absent]) is None
 
 
 def write(folder: Path, images: Tensor) -> Path:
@@ -125,26 +127,26 @@ def test_images_of_ones_own(output: Path, tmp_path: Path) -> None:
     images = digits(32).test.images
     samples, reference = write(tmp_path / "samples", images[:20]), write(tmp_path / "reference", images[20:45])
     extractor = output / "evaluators-extractor.safetensors"
-    options = Options(images=samples, reference=reference, extractor=str(extractor), output=tmp_path / "runs")
-    assert run(options) == 0
-    rows = json.loads((tmp_path / "runs" / "evaluators.json").read_text())["rows"]
+    runs = tmp_path / "runs"
+    compare(images=samples, reference=reference, extractor=str(extractor), output=runs)
+    rows = json.loads((runs / "evaluators.json").read_text())["rows"]
     assert {row["variant"]: row["reason"] for row in rows if row["value"] is None} == {
         "training images": "give the training images with --training",
         "rounded instead of truncated": "8-bit files hold no fractions",
     }
-    result, _ = evaluate_files(samples, reference, evaluators.proxy_extractor(extractor))
+    result, _ = evaluate_files(samples, reference, [proxy_extractor(extractor)])
     assert rows[0]["value"] == pytest.approx(result.measurements[0].value, rel=1e-9)
     assert (rows[0]["n"], rows[0]["n_real"]) == (20, 25)
     other = write(tmp_path / "small", images[20:45, :, ::2, ::2])
     with pytest.raises(InputError, match="differ in image size"):
-        run(replace(options, reference=other))
+        compare(images=samples, reference=other, extractor=str(extractor), output=runs)
 
 
 def test_incomplete_options_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--images and --reference go together"):
-        run(Options(images=tmp_path))
-    with pytest.raises(InputError, match="say with --extractor"):
-        run(Options(images=tmp_path, reference=tmp_path))
+        compare(images=tmp_path)
+    with pytest.raises(InputError, match="choose with --extractor"):
+        compare(images=tmp_path, reference=tmp_path)
 
 
 def test_the_transforms_do_what_they_say() -> None:

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reproductions.recipe import SCALES, Scale
-from reproductions.systems import SYSTEMS
+from reproductions.scales import SCALES, Scale
 
 
 @pytest.fixture
@@ -31,9 +30,10 @@ def shapes(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tiny_small(monkeypatch: pytest.MonkeyPatch, shrink: Callable[..., Scale]) -> None:
-    """Scale small with the systems of scale mini and next to no training; the discriminator stays on."""
-    monkeypatch.setitem(SYSTEMS, "small", SYSTEMS["mini"])
-    scale = shrink(SCALES["small"], threads=1)
+    """Scale small with the models of scale mini and next to no training; the discriminator stays on."""
+    models = ("tokenizer", "generator", "single_scale", "raster", "var_scales")
+    mini = {name: getattr(SCALES["mini"], name) for name in models}
+    scale = shrink(SCALES["small"], threads=1, **mini)
     assert scale.loss.adversarial > 0
     monkeypatch.setitem(SCALES, "small", scale)
 

@@ -24,9 +24,11 @@ from imagefolder.environment import peak_memory_mib, reset_peak_memory
 from imagefolder.files import file_sha256
 from imagefolder.weights import DINO
 from imagefolder.zoo import TOKENIZERS
-from reproductions import runner, table2
-from reproductions.recipe import SCALES, Recipe, Scale
-from reproductions.runner import Options
+from reproductions import table2
+from reproductions.command import run_table
+from reproductions.options import Options
+from reproductions.recipe import Recipe, Table
+from reproductions.scales import SCALES, Scale
 
 Records = Callable[[Path], dict[str, dict[str, Any]]]
 IMAGES = 10
@@ -52,7 +54,7 @@ def no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(output: Path, *rows: str, recipes: Callable[..., list] = table2.rows, **options: Any) -> int:
-    return runner.run("table2", "Table 2", recipes, Options(rows=rows, scale="full", output=output, **options))
+    return run_table(Table("table2", "Table 2", recipes), Options(rows=rows, scale="full", output=output, **options))
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -82,7 +84,8 @@ def test_without_weights_rows_are_not_run_and_say_what_is_needed(
 def test_given_weights_need_those_of_the_metrics_alone(
     tmp_path: Path, images: Path, records: Records, executed: list[str]
 ) -> None:
-    assert run(tmp_path / "out", data=images, tokenizer=str(tmp_path / "best_ckpt.pt")) == 0
+    (tmp_path / "best_ckpt.pt").touch()
+    assert run(tmp_path / "out", data=images, tokenizer_weights=str(tmp_path / "best_ckpt.pt")) == 0
     (record,) = records(tmp_path / "out").values()
     assert record["row"] == "imagefolder-given"
     assert weights.INCEPTION in record["reason"]
@@ -125,7 +128,7 @@ def write_random_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(weights.FILES, name, replace(weights.FILES[name], sha256=file_sha256(folder / name)))
 
 
-def without_perturbation(scale: str, classes: int) -> list[Recipe]:
+def without_perturbation(scale: Scale, classes: int) -> list[Recipe]:
     """The rows of table 2 without pFID, which reconstructs everything fifteen times."""
     return [replace(recipe, measures=("reconstruction", "generation")) for recipe in table2.rows(scale, classes)]
 
@@ -166,7 +169,7 @@ def test_whole_path_with_random_weights_in_24_gib(
 
     # The tokenizer just made, evaluated as a given one: another row, the same numbers
     (tokenizer,) = (tmp_path / "out" / c["path"] for c in record["checkpoints"] if c["role"] == "tokenizer")
-    given = {"tokenizer": str(tokenizer.parent), "data": images, "num_samples": IMAGES}
+    given = {"tokenizer_weights": str(tokenizer.parent), "data": images, "num_samples": IMAGES}
     assert run(tmp_path / "out", recipes=without_perturbation, **given) == 0
     again = records(tmp_path / "out")["imagefolder-given"]
     assert again["metrics"] == [m for m in record["metrics"] if m["protocol"]["reference"] == "images/test"]

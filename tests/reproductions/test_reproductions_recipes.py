@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from imagefolder.config import LossConfig
-from imagefolder.generator.sequence import Sequence
+from imagefolder.generator.sequence import build_sequence
+from leaderboard.reported import REPORTED_CSV
 from reproductions import ablation, branches, folding, linear_probe, table2, token_length
-from reproductions.recipe import SCALES, Recipe, Scale, loss_of
-from reproductions.runner import REPORTED_CSV
+from reproductions.recipe import Recipe, loss_of
+from reproductions.scales import SCALES, Scale
 
 SCRIPTS = (table2, ablation, token_length, branches, folding, linear_probe)
 EVERY_SCALE = pytest.mark.parametrize("scale", ["mini", "small", "full"])
@@ -29,7 +30,7 @@ def differing(one: Any, other: Any) -> set[str]:
 @EVERY_SCALE
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__.split(".")[-1])
 def test_rows_are_told_apart_and_their_models_fit_together(script: ModuleType, scale: str) -> None:
-    recipes: list[Recipe] = script.rows(scale, 37)
+    recipes: list[Recipe] = script.rows(SCALES[scale], 37)
     assert len({recipe.row for recipe in recipes}) == len({recipe.label for recipe in recipes}) == len(recipes)
     for recipe in recipes:
         assert recipe.note
@@ -45,13 +46,13 @@ def test_rows_are_told_apart_and_their_models_fit_together(script: ModuleType, s
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__.split(".")[-1])
 def test_counterparts_are_among_the_reported_systems(script: ModuleType) -> None:
     with REPORTED_CSV.open(newline="") as file:
-        systems = {line["system"] for line in csv.DictReader(file)}
-    assert {recipe.reported for recipe in script.rows("mini", 10)} - {None} <= systems
+        systems = {name for line in csv.DictReader(file) for name in (line["system"], *line["also"].split("; "))}
+    assert {recipe.reported for recipe in script.rows(SCALES["mini"], 10)} - {None} <= systems
 
 
 @EVERY_SCALE
 def test_steps_of_the_ablation_change_one_thing_each(scale: str) -> None:
-    recipes = ablation.rows(scale, 10)
+    recipes = ablation.rows(SCALES[scale], 10)
     losses = [loss_of(recipe, SCALES[scale]) for recipe in recipes]
     changes = [
         (differing(before.tokenizer, after.tokenizer), differing(old, new))
@@ -70,30 +71,32 @@ def test_steps_of_the_ablation_change_one_thing_each(scale: str) -> None:
 
 
 def test_ablation_at_full_ends_in_the_released_model_trained_as_published() -> None:
-    last = ablation.rows("full", 1000)[-1]
-    released = table2.rows("full", 1000)[0]
+    last = ablation.rows(SCALES["full"], 1000)[-1]
+    released = table2.rows(SCALES["full"], 1000)[0]
     assert last.tokenizer == released.tokenizer
     assert last.generator == released.generator
     assert loss_of(last, SCALES["full"]) == LossConfig()
-    positions = [Sequence(recipe.generator).length for recipe in ablation.rows("full", 1000)]
+    positions = [build_sequence(recipe.generator).length for recipe in ablation.rows(SCALES["full"], 1000)]
     assert positions == [680, 680] + [286] * 6
 
 
 def test_ablation_at_mini_has_a_discriminator_in_every_row() -> None:
-    for recipe in ablation.rows("mini", 10):
+    for recipe in ablation.rows(SCALES["mini"], 10):
         assert loss_of(recipe, ablation.MINI).adversarial > 0
 
 
 def test_token_lengths() -> None:
-    lengths = {scale: [r.tokenizer.length for r in token_length.rows(scale, 10)] for scale in ("mini", "small", "full")}
+    lengths = {
+        scale: [r.tokenizer.length for r in token_length.rows(SCALES[scale], 10)] for scale in ("mini", "small", "full")
+    }
     assert lengths == {"mini": [6, 14, 21, 30], "small": [105, 186, 286, 680], "full": [265, 286, 430, 680]}
-    for recipe in token_length.rows("full", 1000):
-        assert differing(recipe.tokenizer, token_length.rows("full", 1000)[1].tokenizer) <= {"scales"}
+    for recipe in token_length.rows(SCALES["full"], 1000):
+        assert differing(recipe.tokenizer, token_length.rows(SCALES["full"], 1000)[1].tokenizer) <= {"scales"}
 
 
 @EVERY_SCALE
 def test_branches_have_equal_bits_and_positions(scale: str) -> None:
-    recipes = branches.rows(scale, 10)
+    recipes = branches.rows(SCALES[scale], 10)
     assert [recipe.tokenizer.branches for recipe in recipes] == [1, 2, 4]
     shapes = [recipe.tokenizer for recipe in recipes]
     assert len({shape.branches * shape.length * log2(shape.codebook_size) for shape in shapes}) == 1
@@ -103,18 +106,18 @@ def test_branches_have_equal_bits_and_positions(scale: str) -> None:
 
 @EVERY_SCALE
 def test_folding_compares_equal_tokens(scale: str) -> None:
-    folded, unfolded, one = folding.rows(scale, 10)
+    folded, unfolded, one = folding.rows(SCALES[scale], 10)
     assert folded.tokenizer is unfolded.tokenizer
     tokens = {recipe.tokenizer.branches * recipe.tokenizer.length for recipe in (folded, unfolded, one)}
     assert len(tokens) == 1
-    positions = [Sequence(recipe.generator).length for recipe in (folded, unfolded, one)]
+    positions = [build_sequence(recipe.generator).length for recipe in (folded, unfolded, one)]
     assert positions[1] == positions[2] == 2 * positions[0]
 
 
 @EVERY_SCALE
 def test_probed_tokenizers_are_those_of_the_ablation(scale: str) -> None:
-    probed = linear_probe.rows(scale, 10)
-    for recipe, step in zip(probed, ablation.rows(scale, 10)[3:], strict=True):
+    probed = linear_probe.rows(SCALES[scale], 10)
+    for recipe, step in zip(probed, ablation.rows(SCALES[scale], 10)[3:], strict=True):
         assert (recipe.row, recipe.tokenizer, recipe.loss) == (step.row, step.tokenizer, step.loss)
         assert "probe" in recipe.measures
 

@@ -10,19 +10,22 @@ from typing import Any
 
 import pytest
 
-import reproductions.job as job
-import reproductions.runner as runner
+import reproductions.command as command
+import reproductions.source as source
 from imagefolder.data.digits import digits
 from imagefolder.errors import InputError
 from imagefolder.files import file_sha256
 from reproductions import ablation, folding, linear_probe, table2
-from reproductions.recipe import SCALES, Recipe, Scale
-from reproductions.runner import Options
-from reproductions.scheduler import run_tasks
+from reproductions.command import run_table
+from reproductions.options import Options
+from reproductions.plan import plan_rows
+from reproductions.recipe import Recipe, Table
+from reproductions.scales import SCALES, Scale
 from reproductions.stages import run_tokenizer
 
-Table = Callable[..., int]
+RunTable = Callable[..., int]
 Records = Callable[[Path], dict[str, dict[str, Any]]]
+WAY_HERE = command.way_here  # in worker processes
 pytestmark = pytest.mark.usefixtures("tiny_mini")
 
 
@@ -37,12 +40,12 @@ def without_cost(record: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture
 def whole_mini(tiny_mini: Scale, monkeypatch: pytest.MonkeyPatch) -> None:
     """All digits, as worker processes read them themselves."""
-    monkeypatch.setattr(job, "digits", digits)
+    monkeypatch.setattr(source, "digits", digits)
 
 
 def test_equal_seeds_give_equal_records(
     tmp_path: Path,
-    table: Table,
+    table: RunTable,
     records: Records,
     executed: list[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -53,7 +56,7 @@ def test_equal_seeds_give_equal_records(
     assert table(here, "unfolded") == 0
     kinds = [name.split("-")[0].split()[0] for name in executed]
     assert kinds == ["extractor", "teacher", "tokenizer", "tokens", "generator", "table2"]
-    monkeypatch.setattr(runner, "run_tasks", run_tasks)
+    monkeypatch.setattr(command, "way_here", WAY_HERE)
     assert table(there, "unfolded") == 0
     made, again = records(here), records(there)
     assert made.keys() == again.keys() == {"unfolded"}
@@ -63,7 +66,7 @@ def test_equal_seeds_give_equal_records(
     assert (there / "report.html").exists()
 
 
-def test_records_pictures_and_report(tmp_path: Path, table: Table, records: Records, executed: list[str]) -> None:
+def test_records_pictures_and_report(tmp_path: Path, table: RunTable, records: Records, executed: list[str]) -> None:
     assert table(tmp_path, "imagefolder", "var") == 0
     found = records(tmp_path)
     assert set(found) == {"imagefolder", "var"}
@@ -90,13 +93,13 @@ def test_records_pictures_and_report(tmp_path: Path, table: Table, records: Reco
 
 
 @pytest.fixture
-def finished(tmp_path: Path, table: Table, executed: list[str]) -> Path:
+def finished(tmp_path: Path, table: RunTable, executed: list[str]) -> Path:
     assert table(tmp_path, "vq") == 0
     executed.clear()
     return tmp_path
 
 
-def test_second_run_does_nothing_but_report(finished: Path, table: Table, executed: list[str]) -> None:
+def test_second_run_does_nothing_but_report(finished: Path, table: RunTable, executed: list[str]) -> None:
     before = weights(finished)
     assert len(before) == 3
     (finished / "report.html").unlink()
@@ -107,7 +110,7 @@ def test_second_run_does_nothing_but_report(finished: Path, table: Table, execut
 
 
 def test_lost_record_is_made_again_from_the_finished_models(
-    finished: Path, table: Table, records: Records, executed: list[str]
+    finished: Path, table: RunTable, records: Records, executed: list[str]
 ) -> None:
     before, record = weights(finished), records(finished)["vq"]
     next((finished / "records").glob("*.json")).unlink()
@@ -118,7 +121,7 @@ def test_lost_record_is_made_again_from_the_finished_models(
 
 
 def test_other_seed_makes_other_models_with_the_same_extractor(
-    finished: Path, table: Table, executed: list[str]
+    finished: Path, table: RunTable, executed: list[str]
 ) -> None:
     before = weights(finished)
     assert table(finished, "vq", seed=1) == 0
@@ -131,7 +134,7 @@ def test_other_seed_makes_other_models_with_the_same_extractor(
 
 @pytest.mark.parametrize("part", ["tokenizer_training", "generator_training"])
 def test_changed_setting_trains_what_it_concerns_and_keeps_the_rest(
-    finished: Path, table: Table, executed: list[str], monkeypatch: pytest.MonkeyPatch, part: str
+    finished: Path, table: RunTable, executed: list[str], monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     scale: Scale = SCALES["mini"]
     changed = replace(scale, **{part: replace(getattr(scale, part), learning_rate=1e-4)})
@@ -143,7 +146,7 @@ def test_changed_setting_trains_what_it_concerns_and_keeps_the_rest(
     assert before.items() <= weights(finished).items()
 
 
-def test_fresh_trains_again_and_keeps_the_proxies(finished: Path, table: Table, executed: list[str]) -> None:
+def test_fresh_trains_again_and_keeps_the_proxies(finished: Path, table: RunTable, executed: list[str]) -> None:
     before = weights(finished)
     assert table(finished, "vq", fresh=True) == 0
     assert [name.split()[0] for name in executed] == ["tokenizer", "tokens", "generator", "table2"]
@@ -152,13 +155,13 @@ def test_fresh_trains_again_and_keeps_the_proxies(finished: Path, table: Table, 
     }
 
 
-def test_rows_of_other_tables_use_the_same_models(finished: Path, table: Table, executed: list[str]) -> None:
+def test_rows_of_other_tables_use_the_same_models(finished: Path, table: RunTable, executed: list[str]) -> None:
     """The folded row of the folding table is table 2's ImageFolder."""
     assert table(finished, "imagefolder") == 0
     before = weights(finished)
     executed.clear()
     options = Options(rows=("folded",), output=finished)
-    assert runner.run("folding", "Folding", folding.rows, options) == 0
+    assert run_table(folding.TABLE, options) == 0
     assert [name.split()[0] for name in executed] == ["folding"]
     assert weights(finished) == before
 
@@ -167,18 +170,23 @@ def test_row_without_a_generator_trains_its_tokenizer_alone(
     tmp_path: Path, records: Records, executed: list[str]
 ) -> None:
     options = Options(rows=("step4",), output=tmp_path)
-    assert runner.run("linear_probe", "Probe", linear_probe.rows, options) == 0
+    assert run_table(Table("linear_probe", "Probe", linear_probe.rows), options) == 0
     assert [name.split()[0] for name in executed] == ["extractor", "tokenizer", "linear_probe"]
     names = {metric["protocol"]["name"] for metric in records(tmp_path)["step4"]["metrics"]}
     assert {"linear probe accuracy (continuous)", "linear probe accuracy (quantized)", "proxy-rFID"} <= names
 
 
 def test_given_weights_are_evaluated_as_a_row_of_their_own(
-    finished: Path, table: Table, records: Records, executed: list[str]
+    finished: Path, table: RunTable, records: Records, executed: list[str]
 ) -> None:
     made = records(finished)["vq"]
     models = {c["role"]: str((finished / c["path"]).parent) for c in made["checkpoints"]}
-    assert table(finished, "vq", tokenizer=models["tokenizer"], generator=models["generator"], num_samples=40) == 0
+    assert (
+        table(
+            finished, "vq", tokenizer_weights=models["tokenizer"], generator_weights=models["generator"], num_samples=40
+        )
+        == 0
+    )
     assert [name.split()[0] for name in executed] == ["table2"]
     given = records(finished)["vq-given"]
     same = {"proxy-gFID", "proxy-IS", "class accuracy"}  # as many samples; test images are fewer
@@ -190,7 +198,7 @@ def test_given_weights_are_evaluated_as_a_row_of_their_own(
 
 
 def test_generator_trained_on_new_crops_needs_no_cached_tokens(
-    finished: Path, table: Table, records: Records, executed: list[str]
+    finished: Path, table: RunTable, records: Records, executed: list[str]
 ) -> None:
     before = weights(finished)
     assert table(finished, "vq", views=0) == 0
@@ -215,7 +223,7 @@ def test_what_pieces_change_is_part_of_models_and_records(
     """PatchGAN normalises a piece together; batches are of 8 images here."""
     scales = {"mini": replace(tiny_mini, loss=replace(tiny_mini.loss, adversarial=0.1, patch_width=8, patch_layers=2))}
     options = Options(rows=("step1",), output=tmp_path, micro_batch=micro_batch)
-    assert runner.run("ablation", "Ablation", ablation.rows, options, scales) == 0
+    assert run_table(Table("ablation", "Ablation", ablation.rows, scales), options) == 0
     record = records(tmp_path)["step1"]
     assert record["config"]["images_normalised_together"] == together
     settings = json.loads(next(tmp_path.glob("mini-*/seed0/tokenizers/*/settings.json")).read_text())
@@ -224,22 +232,22 @@ def test_what_pieces_change_is_part_of_models_and_records(
         together == 4
     )
     whole = Options(rows=("step1",), output=tmp_path)
-    (row,) = runner.make_plans("ablation", ablation.rows, ["step1"], scales["mini"], whole)
-    assert row.tokenizer_done == (together == 8)  # those of pieces are not taken for it
+    (plan,) = plan_rows(Table("ablation", "Ablation", ablation.rows, scales), whole)
+    assert plan.tokenizer_done == (together == 8)  # those of pieces are not taken for it
 
 
 def test_a_training_with_other_processes_than_planned_is_refused(tmp_path: Path, tiny_mini: Scale) -> None:
     """Its models would be taken for those of the plan."""
     scale = replace(tiny_mini, loss=replace(tiny_mini.loss, adversarial=0.1, patch_width=8, patch_layers=2))
-    options = Options(output=tmp_path, micro_batch=4)
-    (row,) = runner.make_plans("ablation", ablation.rows, ["step1"], scale, options)
-    planned = replace(row.job, processes=2)
+    options = Options(rows=("step1",), output=tmp_path, micro_batch=4)
+    (plan,) = plan_rows(Table("ablation", "Ablation", ablation.rows, {"mini": scale}), options)
+    planned = replace(plan.row, processes=2)
     with pytest.raises(InputError, match=r"planned for 2 process\(es\) but has 1"):
-        run_tokenizer(planned, row.recipe)
+        run_tokenizer(planned)
 
 
 def test_without_a_discriminator_pieces_change_no_model(
-    finished: Path, table: Table, records: Records, executed: list[str]
+    finished: Path, table: RunTable, records: Records, executed: list[str]
 ) -> None:
     before = records(finished)["vq"]
     assert table(finished, "vq", micro_batch=4) == 0
@@ -249,14 +257,14 @@ def test_without_a_discriminator_pieces_change_no_model(
 
 @pytest.mark.parametrize(("micro_batch", "message"), [(3, "8 does not divide into 1 processes x 3 pieces"), (-1, "-1")])
 def test_pieces_that_are_none_are_refused_before_anything_is_trained(
-    tmp_path: Path, table: Table, executed: list[str], micro_batch: int, message: str
+    tmp_path: Path, table: RunTable, executed: list[str], micro_batch: int, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
         table(tmp_path, "vq", micro_batch=micro_batch)
     assert executed == []
 
 
-def breaking(scale: str, classes: int) -> list[Recipe]:
+def breaking(scale: Scale, classes: int) -> list[Recipe]:
     """Table 2 with a commitment that is infinite in the raster row's tokenizer."""
     recipes = table2.rows(scale, classes)
     broken = replace(recipes[3].tokenizer, name="broken", commitment=1e300)
@@ -264,7 +272,7 @@ def breaking(scale: str, classes: int) -> list[Recipe]:
 
 
 def test_row_that_diverges_is_recorded_as_failed_and_others_finish(
-    tmp_path: Path, table: Table, records: Records, executed: list[str], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, table: RunTable, records: Records, executed: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert table(tmp_path, "var", "vq", recipes=breaking) == 1
     found = records(tmp_path)

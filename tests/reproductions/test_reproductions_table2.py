@@ -7,9 +7,10 @@ from dataclasses import fields
 import pytest
 import torch
 
-from imagefolder.generator.sequence import Sequence
+from imagefolder.generator.sequence import build_sequence
 from imagefolder.generator.transformer import Transformer
-from reproductions.recipe import SCALES, Recipe, resolved, sampling_of
+from reproductions.recipe import Recipe, resolved, sampling_of
+from reproductions.scales import SCALES
 from reproductions.table2 import rows
 
 BOTH = pytest.mark.parametrize("scale", ["mini", "small", "full"])
@@ -17,18 +18,18 @@ ROWS = ["imagefolder", "unfolded", "var", "vq"]
 
 
 def by_row(scale: str, classes: int = 10) -> dict[str, Recipe]:
-    return {recipe.row: recipe for recipe in rows(scale, classes)}
+    return {recipe.row: recipe for recipe in rows(SCALES[scale], classes)}
 
 
 @BOTH
 def test_rows_and_their_order(scale: str) -> None:
-    assert [recipe.row for recipe in rows(scale, 10)] == ROWS
-    assert len({recipe.label for recipe in rows(scale, 10)}) == len(ROWS)
+    assert [recipe.row for recipe in rows(SCALES[scale], 10)] == ROWS
+    assert len({recipe.label for recipe in rows(SCALES[scale], 10)}) == len(ROWS)
 
 
 @BOTH
 def test_all_rows_have_the_same_budget(scale: str) -> None:
-    settings = [resolved(recipe, SCALES[scale]) for recipe in rows(scale, 10)]
+    settings = [resolved(recipe, SCALES[scale]) for recipe in rows(SCALES[scale], 10)]
     for name in ("tokenizer_training", "generator_training", "loss", "samples", "proxy_steps", "published"):
         assert all(s[name] == settings[0][name] for s in settings), name
     fixed = {field.name for field in fields(Recipe)}
@@ -37,7 +38,7 @@ def test_all_rows_have_the_same_budget(scale: str) -> None:
 
 @BOTH
 def test_positions(scale: str) -> None:
-    positions = {row: Sequence(recipe.generator).length for row, recipe in by_row(scale).items()}
+    positions = {row: build_sequence(recipe.generator).length for row, recipe in by_row(scale).items()}
     assert positions["imagefolder"] == positions["var"]
     assert positions["unfolded"] == 2 * positions["imagefolder"]
     assert 0.75 < positions["vq"] / positions["imagefolder"] < 1.5
@@ -66,7 +67,7 @@ def test_generators_have_parameter_counts_within_a_tenth(scale: str) -> None:
 
 @BOTH
 def test_generators_know_the_classes_and_tokens_of_their_data_and_tokenizer(scale: str) -> None:
-    for recipe in rows(scale, 37):
+    for recipe in rows(SCALES[scale], 37):
         assert recipe.generator.num_classes == 37
         for name in ("branches", "scales", "codebook_size", "code_dim"):
             assert getattr(recipe.generator, name) == getattr(recipe.tokenizer, name)
@@ -78,7 +79,7 @@ def test_sampling_is_equal_but_for_the_guidance_of_raster_order(scale: str) -> N
     sampling = {row: sampling_of(recipe, SCALES[scale]) for row, recipe in recipes.items()}
     assert sampling["imagefolder"] == sampling["unfolded"] == sampling["var"] == SCALES[scale].sampling
     # Guidance grows over scales from 0 to its full strength: its mean stands in where there are no scales
-    sequence = Sequence(recipes["imagefolder"].generator)
+    sequence = build_sequence(recipes["imagefolder"].generator)
     last = len(sequence.blocks) - 1
     mean = (sequence.guidance(0, 1.0) + sequence.guidance(last, 1.0)) / 2
     assert sampling["vq"].guidance == mean * SCALES[scale].sampling.guidance

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from math import log2
-from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from imagefolder.config import LossConfig, to_dict
 from imagefolder.zoo import OBJECTIVES, TOKENIZERS
-from leaderboard.reported import reported_frame
-from reproductions.job import REPORTED_CSV
-from reproductions.recipe import SCALES, Recipe, loss_of, training_of
+from leaderboard.reported import REPORTED_CSV, reported_frame
+from reproductions.recipe import Recipe, loss_of, training_of
+from reproductions.scales import SCALES
 from reproductions.zoo import counterpart, rows
 
 EVERY_SCALE = pytest.mark.parametrize("scale", ["mini", "small", "full"])
 
 
 def by_row(scale: str) -> dict[str, Recipe]:
-    return {recipe.row: recipe for recipe in rows(scale, 1000)}
+    return {recipe.row: recipe for recipe in rows(SCALES[scale], 1000)}
 
 
 @EVERY_SCALE
@@ -58,7 +57,7 @@ def test_at_full_they_are_trained_as_released() -> None:
     ],
 )  # fmt: skip
 def test_the_counterparts_at_mini_are_those_of_the_zoo(released: str, small: str) -> None:
-    assert to_dict(counterpart(released, "mini")) == to_dict(TOKENIZERS[small])
+    assert to_dict(counterpart(released, SCALES["mini"])) == to_dict(TOKENIZERS[small])
 
 
 @EVERY_SCALE
@@ -82,8 +81,9 @@ def test_every_row_has_its_reported_counterpart_and_pfid_where_there_is_one() ->
         assert row["tokenizer_rfid"] > 0
 
 
-def test_every_reported_pfid_is_of_a_known_system() -> None:
-    pfid = pd.read_csv(Path(REPORTED_CSV).with_name("pfid.csv"))
-    systems = pd.read_csv(REPORTED_CSV)["system"].tolist()
-    assert all(systems.count(system) == 1 for system in pfid["system"])
+def test_every_reported_pfid_is_of_one_system_and_has_a_source() -> None:
+    systems = pd.read_csv(REPORTED_CSV)
+    pfid = systems[systems["tokenizer_pfid"].notna()]
+    assert len(pfid) == 8
+    assert all(list(systems["system"]).count(system) == 1 for system in pfid["system"])
     assert pfid["source"].notna().all()

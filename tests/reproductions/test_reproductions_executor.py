@@ -13,7 +13,8 @@ import torch
 
 from imagefolder.errors import InputError
 from imagefolder.progress import Phase
-from reproductions.scheduler import Task, run_tasks
+from reproductions.executor import Task, execute
+from reproductions.workers import Workers
 
 
 def note(folder: Path, name: str) -> None:
@@ -59,7 +60,7 @@ def test_order_failures_and_threads(tmp_path: Path, capfd: pytest.CaptureFixture
         Task("threads", write_threads, (tmp_path / "threads",)),
         Task("shown", show, ()),
     ]
-    failed = run_tasks(tasks, 1, 3)
+    failed = execute(tasks, Workers(1, 3))
     assert log_of(tmp_path) == ["first", "middle", "last"]
     assert failed == {
         "broken": "no such backbone",
@@ -81,7 +82,7 @@ def test_dead_worker_is_reported_and_what_does_not_need_it_goes_on(tmp_path: Pat
         Task("other", note, (tmp_path, "other")),
     ]
     started = time.monotonic()
-    failed = run_tasks(tasks, 1, 1)
+    failed = execute(tasks, Workers(1, 1))
     assert time.monotonic() - started < 120
     assert set(failed) == {"dead", "needs it"}
     assert "died" in failed["dead"]
@@ -94,12 +95,13 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     script.write_text(
         "import os, sys, time\n"
         "from pathlib import Path\n"
-        "from reproductions.scheduler import Task, run_tasks\n"
+        "from reproductions.executor import Task, execute\n"
+        "from reproductions.workers import Workers\n"
         "def stay(path):\n"
         "    Path(path).write_text(str(os.getpid()))\n"
         "    time.sleep(120)\n"
         "if __name__ == '__main__':\n"
-        "    run_tasks([Task('stay', stay, (sys.argv[1],))], jobs=1, threads=1)\n"
+        "    execute([Task('stay', stay, (sys.argv[1],))], Workers(1, 1))\n"
     )
     noted = tmp_path / "pid"
     parent = subprocess.Popen([sys.executable, str(script), str(noted)])

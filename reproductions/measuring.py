@@ -1,0 +1,91 @@
+"""What a row's models are worth: each of its recipe's measures, in the feature spaces of its scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from imagefolder.distributed import gather_objects
+from imagefolder.environment import reset_peak_memory
+from imagefolder.errors import InputError
+from imagefolder.evaluation.extractor import Extractor
+from imagefolder.evaluation.perturbation import evaluate_perturbation
+from imagefolder.evaluation.probe import evaluate_probe
+from imagefolder.evaluation.protocols import evaluate_generation, evaluate_reconstruction, reconstruction_distance
+from imagefolder.evaluation.results import Result
+from imagefolder.evaluation.spaces import extractors_for, main_extractor
+from imagefolder.tokenizer.model import Tokenizer
+from imagefolder.training.classifier import read_classifier
+from reproductions.models import Models
+from reproductions.recipe import Measure
+from reproductions.row import Row
+
+
+def measure(row: Row, models: Models) -> dict[Measure, Result]:
+    """The results of all measures, in all processes.
+
+    Raises:
+        InputError: a file is damaged or missing, or the images are no longer those the row was planned with.
+    """
+    reset_peak_memory()
+    extractors = _extractors(row)
+    results: dict[Measure, Result] = {name: _measure(name, row, models, extractors) for name in row.recipe.measures}
+    _require_same_images(row)
+    return results
+
+
+def validation(row: Row) -> Callable[[Tokenizer], float]:
+    """What the best tokenizer is chosen by during training: rFID on the test images, as published."""
+    extractor = main_extractor(None if row.scale.published else row.extractor)
+
+    def rfid(tokenizer: Tokenizer) -> float:
+        return reconstruction_distance(tokenizer, row.evaluated, extractor, row.title("evaluating"))
+
+    return rfid
+
+
+def _measure(name: Measure, row: Row, models: Models, extractors: list[Extractor]) -> Result:
+    splits, scale, seed = row.evaluated, row.scale, row.seed
+
+    def title(doing: str) -> str:
+        return row.title(f"{row.recipe.row}: {doing}")
+
+    if name == "reconstruction":
+        return evaluate_reconstruction(models.tokenizer, splits, extractors, title("reconstructing"))
+    if name == "perturbation":
+        doing = title("reconstructing perturbed tokens")
+        return evaluate_perturbation(models.tokenizer, splits, extractors, seed=seed, title=doing)
+    if name == "probe":
+        epochs, batch = scale.probe_epochs, scale.probe_batch
+        return evaluate_probe(
+            models.tokenizer, splits, seed=seed, title=title("probing"), epochs=epochs, batch_size=batch
+        )
+    assert models.generator is not None, "a row without a generator has no samples to measure"
+    return evaluate_generation(
+        models.generator,
+        splits,
+        extractors,
+        sampling=row.sampling,
+        samples=scale.samples,
+        seed=seed,
+        title=title("sampling"),
+    )
+
+
+def _extractors(row: Row) -> list[Extractor]:
+    """The feature spaces that a scale measures in."""
+    if row.scale.published:
+        return extractors_for(None)
+    _, about = read_classifier(row.extractor)
+    return extractors_for(row.extractor, about["floors"])
+
+
+def _require_same_images(row: Row) -> None:
+    """Every process checks its part; `InputError` in all of them if one finds an image that has changed."""
+    problem = None
+    try:
+        for images in (row.splits.train, row.splits.test):
+            images.verify()
+    except InputError as error:
+        problem = str(error)
+    if problems := [found for found in gather_objects(problem) if found]:
+        raise InputError(problems[0])

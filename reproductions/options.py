@@ -1,0 +1,126 @@
+"""The options every reproduction script shares, and what can be said about them before anything heavy is imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import tyro
+
+from imagefolder.cli import command_line
+from imagefolder.errors import InputError
+from reproductions.recipe import Recipe, Table
+from reproductions.scales import Scale
+
+MIN_TEST_IMAGES = 10  # the inception score alone takes ten splits
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train and evaluate the rows of a table and build the report. Running it again resumes where it stopped."""
+
+    rows: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ROW ...")] = ()
+    """rows to run (default: all; see --list)"""
+    scale: str | None = None
+    """mini: embedded digits, CPU, minutes; small: any image folder, one GPU, hours (default with --data); full:
+    ImageNet as in the paper, with published weights"""
+    data: Path | None = None
+    """images: DIR/CLASS/IMAGE, or DIR/train and DIR/val with class folders or tar shards"""
+    seed: int = 0
+    """seed of training and sampling"""
+    seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="SEED ...")] = ()
+    """several seeds instead of one; the report shows their spread"""
+    output: Path = Path("runs")
+    """folder for models, records, pictures and the report"""
+    fresh: bool = False
+    """redo the chosen rows from scratch; earlier models and records are removed once the new ones exist"""
+    skip_corrupt: bool = False
+    """leave unreadable training images out instead of stopping"""
+    tokenizer_weights: str | None = None
+    """evaluate these weights instead of training (a file, a folder or hf://owner/repo), as the tokenizer of the row
+    given by --rows (default: the first row)"""
+    generator_weights: str | None = None
+    """the generator's weights; without them --tokenizer-weights evaluates reconstruction only"""
+    num_samples: int | None = None
+    """number of samples, and at most that many test images, to evaluate (default: all test images, and as many samples
+    as the scale has: 50,000 at full)"""
+    views: int | None = None
+    """augmented views of every training image that are encoded once for the generator (default: the scale's, 10 at
+    full); 0: a new crop every epoch, encoded on the fly, which is how the authors train"""
+    micro_batch: int = 0
+    """largest batch per GPU while training, the rest by gradient accumulation (0: no limit)"""
+    activation_checkpointing: bool = False
+    """recompute activations in the backward pass: less memory, about a third more compute"""
+    compile: bool = False
+    """torch.compile the models while training"""
+    submit: bool = False
+    """submit the rows to a cluster, one job per stage (slurm/README.md)"""
+    profile: str | None = None
+    """with --submit: name or file of the cluster's profile (default: your own, else Slurm if it answers, else local)"""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
+    """with --submit: override values of the profile, e.g. partition=gpu training.nodes=2"""
+    list: bool = False
+    """list the rows and exit"""
+    dry_run: bool = False
+    """show what would be done, with --submit the text of every job, and exit"""
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(self.seeds or (self.seed,)))
+
+
+def run_script(table: Table) -> NoReturn:
+    """The command line of a script; exits with 0, 1 (a row failed), 2 (bad input), 130 or 143 (interrupted)."""
+
+    def run(options: Options) -> int:
+        scale = chosen_scale(table, options)
+        if options.list:
+            from reproductions.printing import print_rows
+
+            print_rows(table.title, table.rows(scale, 1))
+            return 0
+        chosen_rows(table.rows(scale, 1), options)
+        from reproductions.command import run_table
+
+        return run_table(table, options)
+
+    command_line(run, prog=f"{table.name}.py", description=f"{table.title}. {Options.__doc__}")
+
+
+def chosen_scale(table: Table, options: Options) -> Scale:
+    """The scale to run at; `InputError` if it is unknown, or another option does not go with it."""
+    name = options.scale or ("small" if options.data else "mini")
+    if name not in table.scales:
+        raise InputError(f"unknown scale {name!r}; known: {', '.join(table.scales)}")
+    if options.list:
+        return table.scales[name]
+    if name == "mini" and options.data is not None:
+        raise InputError("scale mini has its own embedded data; use --scale small or full with --data")
+    if name != "mini" and options.data is None:
+        raise InputError(f"scale {name} needs --data DIR, images with one folder per class")
+    if not options.submit and (options.profile or options.set):
+        raise InputError("--profile and --set control how jobs are submitted; add --submit")
+    if options.num_samples is not None and options.num_samples < MIN_TEST_IMAGES:
+        raise InputError(f"--num-samples must be at least {MIN_TEST_IMAGES}, not {options.num_samples}")
+    if options.views is not None and options.views < 0:
+        raise InputError(f"--views must be 0 (encode on the fly) or more, not {options.views}")
+    for seed in options.all_seeds:
+        if not -(2**63) <= seed < 2**63:
+            raise InputError(f"seed {seed} has more than 64 bits; choose a smaller one")
+    return table.scales[name]
+
+
+def chosen_rows(rows: list[Recipe], options: Options) -> list[str]:
+    """Names of the rows to run; `InputError` for unknown ones."""
+    known = [recipe.row for recipe in rows]
+    unknown = [name for name in options.rows if name not in known]
+    if unknown:
+        raise InputError(f"unknown row(s) {', '.join(unknown)}; known: {', '.join(known)}")
+    if options.tokenizer_weights is None:
+        if options.generator_weights is not None:
+            raise InputError("--generator-weights needs --tokenizer-weights: the tokenizer whose tokens it predicts")
+        return [name for name in known if not options.rows or name in options.rows]
+    if len(options.rows) > 1:
+        raise InputError("--tokenizer-weights are those of one row; name one with --rows")
+    return [*options.rows] or known[:1]

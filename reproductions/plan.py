@@ -1,0 +1,183 @@
+"""What the chosen rows amount to with the data, seeds and machine at hand, and which of it has been done."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from imagefolder.checkpoints.hub import SCHEME, locate
+from imagefolder.cli import typed_command
+from imagefolder.config import Execution, config_hash
+from imagefolder.data.order import pieces_per_process
+from imagefolder.distributed import barrier, gather_objects, is_main, world_size
+from imagefolder.errors import InputError, one_line
+from imagefolder.evaluation.spaces import required_weights
+from imagefolder.weights import DINO, VGG16_FILE, absent_weights
+from leaderboard.record import Dataset
+from reproductions.options import MIN_TEST_IMAGES, Options, chosen_rows, chosen_scale
+from reproductions.recipe import Recipe, Table
+from reproductions.recording import changed_since, finished_record
+from reproductions.row import Given, Row
+from reproductions.scales import Scale
+from reproductions.source import Source, describe, read_splits
+from reproductions.versions import changed_code
+from slurm import redacted
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """A row, and which of its stages have finished."""
+
+    row: Row
+    tokenizer_done: bool
+    generator_done: bool
+    recorded: bool
+    outdated: tuple[str, ...] = ()
+    """finished results that today's code did not make, one line each"""
+
+
+def plan_rows(table: Table, options: Options) -> list[RowPlan]:
+    """The chosen rows with every seed, and what is left to do for each; equal in all processes."""
+    scale = _adjusted(chosen_scale(table, options), options)
+    processes = world_size()
+    if options.submit:
+        from reproductions.cluster import processes_of_trainings
+
+        processes = processes_of_trainings(scale, options.profile, options.set)
+    if options.tokenizer_weights is None:  # refuse a batch that does not divide before anything is trained
+        for training in (scale.tokenizer_training, scale.generator_training):
+            pieces_per_process(training.batch_size, processes, options.micro_batch)
+    source = data_source(scale, options)
+    dataset = _read(source)
+    recipes = table.rows(scale, dataset.classes)
+    chosen = chosen_rows(recipes, options)
+    row = Row(
+        table=table.name,
+        order=0,
+        recipe=recipes[0],
+        scale=scale,
+        source=source,
+        dataset=dataset,
+        seed=options.all_seeds[0],
+        output=options.output,
+        given=_given(options),
+        test_images=options.num_samples,
+        fresh=options.fresh,
+        command=one_line(shlex.join(redacted(typed_command()))),
+        execution=Execution(options.micro_batch, options.activation_checkpointing, options.compile),
+        processes=processes,
+    )
+    plans = []
+    for seed in options.all_seeds:
+        rows = [replace(row, recipe=recipe, order=order, seed=seed) for order, recipe in enumerate(recipes)]
+        users = [config_hash(each.tokenizer.identity) for each in rows]
+        for each, user in zip(rows, users, strict=True):
+            if each.recipe.row in chosen:
+                each = replace(each, recipe=_evaluated(each), tokenizer_shared=users.count(user) > 1)
+                plans.append(_planned(each))
+    return gather_objects(plans)[0]  # what one process sees as finished on a shared disk, another may not see yet
+
+
+def data_source(scale: Scale, options: Options) -> Source:
+    """Where the images of a scale come from: the digits at mini, a folder otherwise."""
+    size = scale.tokenizer.image_size
+    if options.data is None:
+        return Source(None, size)
+    return Source(options.data.resolve(), size, options.skip_corrupt, options.output / "data-index")
+
+
+def missing_weights(row: Row) -> str | None:
+    """Published files that a row needs and this machine lacks, in words; None if it can run."""
+    if not row.scale.published:
+        return None
+    loss, needed = row.loss, required_weights(samples="generation" in row.recipe.measures)
+    if row.given is None:
+        needed += [VGG16_FILE] * bool(loss.perceptual) + [row.recipe.tokenizer.backbone]
+        needed += [DINO] * (bool(loss.adversarial) and loss.discriminator == "dino")
+    absent = absent_weights(needed)
+    return f"weights absent: {'; '.join(absent)}" if absent else None
+
+
+def _adjusted(scale: Scale, options: Options) -> Scale:
+    """The scale with what the options override, and without half precision where there is no GPU: many CPUs only
+    emulate it, a hundred times slower."""
+    if options.num_samples is not None:
+        scale = replace(scale, samples=options.num_samples)
+    if options.views is not None:
+        scale = replace(scale, views=options.views)
+    if torch.cuda.is_available():
+        return scale
+    return replace(
+        scale,
+        tokenizer_training=replace(scale.tokenizer_training, precision="no"),
+        generator_training=replace(scale.generator_training, precision="no"),
+    )
+
+
+def _read(source: Source) -> Dataset:
+    """Check the images, and describe them."""
+    read_splits.cache_clear()  # images may have changed since an earlier run in this process
+    if is_main():
+        read_splits(source)  # checks images that were never checked; the other processes then find them in the index
+    barrier()
+    splits = read_splits(source)
+    if len(splits.test) < MIN_TEST_IMAGES:
+        raise InputError(
+            f"{source.path}: {len(splits.test)} test images are too few for any metric, which needs at least "
+            f"{MIN_TEST_IMAGES} (a fifth of every class, or the images of val/)"
+        )
+    return describe(splits)
+
+
+def _given(options: Options) -> Given | None:
+    """The weights to evaluate; `InputError` for a path with nothing there, before anything is trained."""
+    if options.tokenizer_weights is None:
+        return None
+    for weights in filter(None, (options.tokenizer_weights, options.generator_weights)):
+        if not weights.startswith(SCHEME):
+            locate(weights)
+    return Given(options.tokenizer_weights, options.generator_weights)
+
+
+def _evaluated(row: Row) -> Recipe:
+    """The recipe as it is, or with given weights instead of trained ones: a row of its own."""
+    recipe, given = row.recipe, row.given
+    if given is None:
+        return recipe
+    note = f"given weights, not trained here: {', '.join(filter(None, (given.tokenizer, given.generator)))}"
+    generator = recipe.generator if given.generator is not None else None
+    measures = tuple(m for m in recipe.measures if m != "generation" or generator is not None)
+    name, label = f"{recipe.row}-given", f"{recipe.label} (given weights)"
+    return replace(recipe, row=name, label=label, note=note, generator=generator, measures=measures)
+
+
+def _planned(row: Row) -> RowPlan:
+    """What is left to do for a row; everything if it is `fresh`."""
+    if row.given is not None:
+        return RowPlan(row, tokenizer_done=True, generator_done=True, recorded=False)
+    tokenizer = not row.fresh and row.tokenizer.is_trained
+    generator = row.generator is None or (tokenizer and row.generator.is_trained)
+    record = finished_record(row) if tokenizer and generator and not row.fresh else None
+    outdated = []
+    for model, done in zip(row.models, (tokenizer, generator), strict=False):
+        if done and (change := changed_code(model)) is not None:
+            outdated.append(f"{model.role} {model.folder.name}: {change}")
+    if record is not None and (change := changed_since(record)) is not None:
+        outdated.append(f"record of {row.name}: {change}")
+    return RowPlan(row, tokenizer, generator, record is not None, tuple(outdated))
+
+
+def require_writable(output: Path) -> None:
+    """`InputError` unless files can be written to the output folder; creates it."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        probe = output / ".writable"
+        probe.touch()
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"output folder {output} cannot be written ({error.strerror}); choose another --output"
+        ) from None

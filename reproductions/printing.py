@@ -1,0 +1,103 @@
+"""What a reproduction script shows on the terminal."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from imagefolder.progress import console
+from reproductions.recipe import Recipe
+
+if TYPE_CHECKING:  # listing rows needs neither torch nor pandas
+    from reproductions.plan import RowPlan
+
+COLUMNS = ("rFID", "PSNR", "gFID", "IS", "class accuracy", "linear probe accuracy (quantized)", "positions")
+
+
+def print_rows(title: str, rows: list[Recipe]) -> None:
+    """The rows a script has."""
+    table = Table(title=title, title_justify="left")
+    for column in ("row", "system", "what it is"):
+        table.add_column(column)
+    for recipe in rows:
+        models = [model.name for model in (recipe.tokenizer, recipe.generator) if model is not None]
+        table.add_row(recipe.row, recipe.label, f"{recipe.note} ({', '.join(models)})")
+    console.print(table)
+
+
+def print_plan(title: str, plans: list[RowPlan], output: Path) -> None:
+    """What is about to be done, and on what."""
+    import torch
+
+    row = plans[0].row
+    dataset, scale = row.dataset, row.scale
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
+    console.print(
+        f"{title}, scale {scale.name}, on {device}\n"
+        f"data {dataset.name}: {dataset.n_train} training and {dataset.n_test} test images, "
+        f"{dataset.classes} classes, {dataset.image_size} px; output {output}"
+    )
+    if scale.threads is None and not torch.cuda.is_available():
+        console.print("no GPU found: this scale is meant for one and will take very long on this machine")
+    for text in dict.fromkeys(filter(None, map(_normalising, plans))):
+        console.print(text)
+    table = Table()
+    for column in ("row", "seed", "tokenizer", "generator", "evaluation"):
+        table.add_column(column)
+    for plan in plans:
+        table.add_row(plan.row.recipe.row, str(plan.row.seed), *_states(plan))
+    console.print(table)
+    outdated = list(dict.fromkeys(line for plan in plans for line in plan.outdated))
+    for line in outdated:
+        console.print(line)
+    if outdated:
+        console.print("--fresh redoes the chosen rows with today's code")
+
+
+def print_results(table: str, scale: str, output: Path) -> None:
+    """The main numbers of the table; the report has all of them."""
+    from leaderboard.store import read_records
+    from leaderboard.tables import measured_frame
+
+    records = [r for r in read_records(output / "records") if (r.table, r.scale) == (table, scale)]
+    frame = measured_frame(records)
+    columns = [found for name in COLUMNS for found in (name, f"proxy-{name}") if found in frame]
+    columns = [name for name in columns if frame[name].notna().any()]
+    shown = Table(box=None, pad_edge=False)
+    for column in ("row", "seeds", *columns):
+        whole = column == "row" or column not in COLUMNS
+        shown.add_column(column, justify="left" if column == "row" else "right", no_wrap=whole)
+    for _, line in frame.iterrows():
+        values = [f"{line[column]:.4g}" if line[column] == line[column] else "-" for column in columns]
+        shown.add_row(line["row"], str(line["n_seeds"]), *values)
+    console.print(shown)
+
+
+def _normalising(plan: RowPlan) -> str | None:
+    """That a row's discriminator sees other images together than it would in one piece, where it does."""
+    if plan.tokenizer_done:
+        return None
+    row, name = plan.row, "images_normalised_together"
+    whole = replace(row, execution=replace(row.execution, micro_batch=0))
+    now, in_one_piece = (each.batch_statistics.get(name) for each in (row, whole))
+    if now == in_one_piece:
+        return None
+    return (
+        f"micro-batch {row.execution.micro_batch}: the discriminator normalises {now:g} images together instead of "
+        f"{in_one_piece:g}; this trains different models, which are stored separately"
+    )
+
+
+def _states(plan: RowPlan) -> tuple[str, str, str]:
+    row, scale = plan.row, plan.row.scale
+    tokenizer = "done" if plan.tokenizer_done else f"train {row.training.steps} steps"
+    generator = "done" if plan.generator_done else f"train {scale.generator_training.steps} steps"
+    if row.given is not None:
+        tokenizer = generator = "given"
+    if row.recipe.generator is None:
+        return tokenizer, "-", "done" if plan.recorded else ", ".join(row.recipe.measures)
+    return tokenizer, generator, "done" if plan.recorded else f"{scale.samples} samples"

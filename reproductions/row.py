@@ -1,0 +1,241 @@
+"""One row with one seed: what decides its numbers, and where its files are. Every stage gets a row, and only a row.
+
+Folders below the output folder:
+
+    SCALE-DATASET-HASH/proxies/                  semantic teacher and proxy extractor, shared by all rows and seeds
+    SCALE-DATASET-HASH/seedN/tokenizers/NAME-HASH/    weights; tokens/ holds the token caches, by views
+    SCALE-DATASET-HASH/seedN/generators/NAME-HASH/
+    records/, pictures/                          results
+    locks/                                       held while one of these is being built
+
+The hash in a model's folder covers everything that decides its weights: rows of any table that need the same model
+share it, and no model is mistaken for another.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from imagefolder.checkpoints.native import CONFIG, WEIGHTS
+from imagefolder.config import Execution, LossConfig, SamplingConfig, TrainingConfig, config_hash
+from imagefolder.data.images import DataSplits, SomeImages
+from imagefolder.errors import InputError
+from imagefolder.locks import building
+from imagefolder.tokenizer.discriminator import images_normalised_together
+from leaderboard.record import Dataset
+from reproductions.recipe import Recipe, loss_of, resolved, sampling_of, training_of
+from reproductions.scales import Scale
+from reproductions.source import Source, read_splits
+
+# What in a row's configuration decides nothing before its generator is trained, or before it is evaluated. All other
+# entries decide the tokenizer's weights, new ones included.
+GENERATOR_ONLY = {"generator", "generator_training", "views"}
+EVALUATION_ONLY = {"measures", "probe_epochs", "probe_batch", "sampling", "samples", "test_images"}
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model that a row trains, or finds trained by another row: what decides its weights, and where they are."""
+
+    role: Literal["tokenizer", "generator"]
+    name: str
+    identity: dict[str, Any]
+    """everything that decides the weights, as JSON types"""
+    parent: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.parent / f"{self.name}-{config_hash(self.identity)[:8]}"
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether its training has finished."""
+        return (self.folder / CONFIG).exists() and (self.folder / WEIGHTS).exists()
+
+
+@dataclass(frozen=True)
+class Given:
+    """Weights to evaluate instead of training."""
+
+    tokenizer: str
+    generator: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A recipe at a scale, on some data, with a seed. Small and picklable: stages run in other processes and on other
+    machines."""
+
+    table: str
+    order: int
+    """position of the row in its table"""
+    recipe: Recipe
+    scale: Scale
+    source: Source
+    dataset: Dataset
+    seed: int
+    output: Path
+    given: Given | None = None
+    test_images: int | None = None
+    """test images to evaluate, spread evenly over all of them; None: all"""
+    tokenizer_shared: bool = False
+    """another row of the table uses the same tokenizer"""
+    fresh: bool = False
+    """redo everything, whatever has finished"""
+    command: str = ""
+    execution: Execution = field(default_factory=Execution)
+    processes: int = 1
+    """number of processes that train together"""
+
+    @property
+    def name(self) -> str:
+        return f"{self.recipe.row} seed {self.seed}"
+
+    @property
+    def full_name(self) -> str:
+        """Unique among all tables, scales and data sets."""
+        return f"{self.table} {self.shared.name} {self.name}"
+
+    def title(self, text: str) -> str:
+        """A line of progress."""
+        return f"seed {self.seed} {text}"
+
+    # What the scale and the recipe amount to
+
+    @property
+    def loss(self) -> LossConfig:
+        return loss_of(self.recipe, self.scale)
+
+    @property
+    def training(self) -> TrainingConfig:
+        """Of the tokenizer; the generator's is the scale's."""
+        return training_of(self.recipe, self.scale)
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        return sampling_of(self.recipe, self.scale)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the tokenizer trains against features of a frozen network."""
+        loss = self.loss
+        return self.recipe.tokenizer.semantic != "none" or (bool(loss.adversarial) and loss.discriminator == "dino")
+
+    # What decides its numbers
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Everything that decides the numbers besides data and seed, as JSON types."""
+        config = resolved(self.recipe, self.scale) | self.batch_statistics
+        if self.test_images is not None and self.test_images < self.dataset.n_test:
+            config["test_images"] = self.test_images
+        return config
+
+    @property
+    def batch_statistics(self) -> dict[str, Any]:
+        """The one way in which execution decides a tokenizer's weights; empty without a discriminator."""
+        loss, batch = self.loss, self.training.batch_size
+        if not loss.adversarial:
+            return {}
+        together = images_normalised_together(loss, batch, self.processes, self.execution.micro_batch)
+        return {"images_normalised_together": together}
+
+    @property
+    def tokenizer(self) -> TrainedModel:
+        config = self.config
+        identity = {name: value for name, value in config.items() if name not in GENERATOR_ONLY | EVALUATION_ONLY}
+        identity["training"] = identity.pop("tokenizer_training")
+        identity["tokenizer"] = _nameless(identity["tokenizer"])
+        if self.training.evaluate_every and "test_images" in config:  # the best weights are chosen on these
+            identity["test_images"] = config["test_images"]
+        identity |= {"seed": self.seed, "dataset_sha256": self.dataset.sha256}
+        return TrainedModel("tokenizer", self.recipe.tokenizer.name, identity, self.folder / "tokenizers")
+
+    @property
+    def generator(self) -> TrainedModel | None:
+        """None: the row is about reconstruction only."""
+        if self.recipe.generator is None:
+            return None
+        config = self.config
+        identity = {
+            "generator": _nameless(config["generator"]),
+            "training": config["generator_training"],
+            "views": config["views"],
+            "tokenizer_settings": self.tokenizer.identity,
+        }
+        return TrainedModel("generator", self.recipe.generator.name, identity, self.folder / "generators")
+
+    @property
+    def models(self) -> list[TrainedModel]:
+        """What the row trains; nothing if weights are given."""
+        if self.given is not None:
+            return []
+        return [model for model in (self.tokenizer, self.generator) if model is not None]
+
+    # Where its files are
+
+    @property
+    def shared(self) -> Path:
+        return self.output / f"{self.scale.name}-{self.dataset.name}-{self.dataset.sha256[:8]}"
+
+    @property
+    def folder(self) -> Path:
+        return self.shared / f"seed{self.seed}"
+
+    @property
+    def extractor(self) -> Path:
+        """Weights of the proxy extractor."""
+        return self.shared / "proxies" / "extractor.safetensors"
+
+    @property
+    def teacher(self) -> Path:
+        """Weights of the semantic teacher, or of the frozen features of the discriminator, at scales with proxies."""
+        config = self.recipe.tokenizer
+        shape = {name: getattr(config, name) for name in ("image_size", "patch_size", "width", "depth", "heads")}
+        return self.shared / "proxies" / f"teacher-{config.backbone}-{config_hash(shape)[:8]}.safetensors"
+
+    @property
+    def tokens(self) -> Path:
+        """The token cache."""
+        return self.tokenizer.folder / "tokens" / f"{self.scale.views}-views"
+
+    @property
+    def record(self) -> Path:
+        data = f"{self.dataset.name}-{self.dataset.sha256[:8]}"
+        stem = f"{self.table}-{self.recipe.row}-{self.scale.name}-{data}-seed{self.seed}"
+        return self.output / "records" / f"{stem}.json"
+
+    def building(self, path: Path) -> AbstractContextManager[None]:
+        """Lock a file or folder of the output folder while building, replacing or removing it; all processes call.
+
+        Where several locks are needed: record, then generator, then tokenizer.
+        """
+        inside = path.relative_to(self.output)
+        return building(self.output / "locks" / f"{'-'.join(inside.parts)}.lock", str(inside))
+
+    # Its images
+
+    @property
+    def splits(self) -> DataSplits:
+        """The images; `InputError` if they are no longer those the row was planned with."""
+        splits = read_splits(self.source)
+        if splits.sha256 != self.dataset.sha256:
+            raise InputError(f"{self.source.path}: the images have changed since the run began; start it again")
+        return splits
+
+    @property
+    def evaluated(self) -> DataSplits:
+        """The images, with only those of the test split that are to be evaluated."""
+        splits, number = self.splits, len(self.splits.test)
+        if self.test_images is None or self.test_images >= number:
+            return splits
+        places = [i * number // self.test_images for i in range(self.test_images)]
+        return replace(splits, test=SomeImages(splits.test, places))
+
+
+def _nameless(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without its name, which decides nothing."""
+    return {name: value for name, value in config.items() if name != "name"}

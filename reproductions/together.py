@@ -1,0 +1,52 @@
+"""Tasks in this process, one after the other, together with the other processes of torchrun."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch.distributed as dist
+
+from imagefolder.errors import InputError, reason
+from imagefolder.training.sanity import TrainingFailed
+from reproductions.executor import Task, is_worker_death
+
+
+class Together:
+    """All processes run the same tasks in the same order.
+
+    A failure ends the run: the other processes would wait for this one forever.
+
+    Raises:
+        InputError: another process has ended, or a training cannot continue.
+    """
+
+    def __init__(self) -> None:
+        self._ended: list[str] = []
+
+    @property
+    def has_room(self) -> bool:
+        return not self._ended
+
+    def start(self, task: Task) -> None:
+        try:
+            task.function(*task.arguments)
+        except RuntimeError as error:
+            if isinstance(error, TrainingFailed) or is_worker_death(error):
+                raise InputError(f"{task.name}: {reason(error)}") from error
+            if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+                raise
+            raise InputError(
+                f"{task.name}: another of the processes has ended or cannot be reached ({reason(error)}); its own "
+                "output says why, and the same command continues"
+            ) from error
+        self._ended.append(task.name)
+
+    def ended(self) -> Iterator[tuple[str, str | None]]:
+        while self._ended:
+            yield self._ended.pop(), None
+
+    def finish(self) -> dict[str, str]:
+        return {}
+
+    def abort(self) -> None:
+        """Nothing runs elsewhere."""
