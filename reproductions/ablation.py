@@ -2,10 +2,10 @@
 
 python reproductions/ablation.py --seeds 0 1 2      # mini: half an hour on two CPU cores
 
-What the paper leaves open, and what is taken here: the rows' training length (the released model's, or the scale's),
-their sampling settings (the released ones), the discriminator of steps 1 to 6 (PatchGAN; step 7 has the released one on
-frozen features: DINO at full, the semantic teacher at the other scales), and what "equilibrium enhancement" means (see
-step 8). The authors print 265 positions from step 3 on, which stems from an earlier last scale of 10 x 10; the released
+The paper leaves some choices open. Ours are: the training length (the released model's, or the scale's), the sampling
+settings (the released ones), the discriminator of steps 1 to 6 (PatchGAN; step 7 has the released one on frozen
+features: DINO at full, the semantic teacher at the other scales), and what "equilibrium enhancement" means (see step
+8). The authors print 265 positions from step 3 on, which comes from an earlier last scale of 10 x 10; the released
 models have 286.
 """
 

@@ -2,8 +2,8 @@
 
 python reproductions/branches.py --seeds 0 1 2
 
-The paper has an experiment with four branches, whose numbers are not known. The released 2 x 12 bits cannot be held by
-one branch (16.8 million codes): at full, 16 bits are shared (1 x 65,536, 2 x 256, 4 x 16 codes).
+The paper has an experiment with four branches, but its numbers are not known. One branch cannot hold the released
+2 x 12 bits (16.8 million codes): at full, 16 bits are split (1 x 65,536, 2 x 256, 4 x 16 codes).
 """
 
 from __future__ import annotations

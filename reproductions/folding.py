@@ -1,9 +1,9 @@
-"""Folded against unfolded at equal tokens: the efficiency claim, and what it costs or gains in quality.
+"""Folded versus unfolded at an equal number of tokens: the efficiency claim, and its effect on quality.
 
 python reproductions/folding.py --seeds 0 1 2
 
-The paper's numbers for this comparison are not known; its claim is that folded tokens generate better than as many
-unfolded ones.
+The paper's numbers for this comparison are not known; it claims that folded tokens give better samples than the same
+number of unfolded ones.
 """
 
 from __future__ import annotations

@@ -35,9 +35,10 @@ def task_name(function: Callable[[Row], None], row: Row) -> str:
         return f"{row.teacher.stem} {row.shared.name}"
     if function is run_evaluation:
         return row.full_name
-    kind = {run_tokenizer: "tokenizer", run_tokens: "tokens", run_generator: "generator"}[function]
-    model = row.generator if function is run_generator and row.generator is not None else row.tokenizer
-    return f"{kind} {model.folder.name} seed {row.seed}"
+    if function is run_generator and row.generator is not None:
+        return f"generator {row.generator.folder.name} seed {row.seed}"
+    kind = "tokens" if function is run_tokens else "tokenizer"
+    return f"{kind} {row.tokenizer.folder.name} seed {row.seed}"
 
 
 def _add_row(add: Callable[[Callable[[Row], None], Row, list[str]], str], plan: RowPlan) -> None:

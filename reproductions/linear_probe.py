@@ -1,10 +1,10 @@
-"""Linear probing (the ablation's ACC): how well a linear classifier reads the class from the tokenizer's features.
+"""Linear probing (the ablation's ACC): how well a linear classifier predicts the class from the tokenizer's features.
 
 python reproductions/linear_probe.py --seeds 0 1 2
 
-The paper does not say whether its probe reads the features before or after quantization, and the released script cannot
-run on the two-branch model: both are measured, on the last branch, by the script's recipe. Rows are the ablation's
-tokenizers from product quantization on; those already trained for it are used again.
+The paper does not say whether its probe uses the features before or after quantization, and the released script cannot
+run on the two-branch model. Both are measured here, on the last branch, with the script's recipe. The rows are the
+ablation's tokenizers from product quantization on; those already trained for it are reused.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from torch import nn
+
 from imagefolder.distributed import gather_objects
 from imagefolder.environment import reset_peak_memory
 from imagefolder.errors import InputError
@@ -33,11 +35,12 @@ def measure(row: Row, models: Models) -> dict[Measure, Result]:
     return results
 
 
-def validation(row: Row) -> Callable[[Tokenizer], float]:
+def validation(row: Row) -> Callable[[nn.Module], float]:
     """What the best tokenizer is chosen by during training: rFID on the test images, as published."""
     extractor = main_extractor(None if row.scale.published else row.extractor)
 
-    def rfid(tokenizer: Tokenizer) -> float:
+    def rfid(tokenizer: nn.Module) -> float:
+        assert isinstance(tokenizer, Tokenizer)
         return reconstruction_distance(tokenizer, row.evaluated, extractor, row.title("evaluating"))
 
     return rfid

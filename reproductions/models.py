@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -19,6 +19,8 @@ from imagefolder.loading import load_into
 from imagefolder.tokenizer.model import Tokenizer
 from leaderboard.record import Checkpoint
 from reproductions.row import Row, TrainedModel
+
+Role = Literal["tokenizer", "generator", "extractor"]
 
 PROXY_SELECTION = "weights of the last step, fixed seed"
 GIVEN_SELECTION = "given, not selected here"
@@ -107,6 +109,6 @@ def _selection(about: dict[str, Any]) -> str:
     )
 
 
-def _checkpoint(row: Row, role: str, path: Path, selection: str) -> Checkpoint:
+def _checkpoint(row: Row, role: Role, path: Path, selection: str) -> Checkpoint:
     shown = path.relative_to(row.output) if path.is_relative_to(row.output) else path
     return Checkpoint(role=role, path=str(shown), sha256=file_sha256(path), selection=selection)

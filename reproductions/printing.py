@@ -66,13 +66,13 @@ def print_results(table: str, scale: str, output: Path) -> None:
     records = [r for r in read_records(output / "records") if (r.table, r.scale) == (table, scale)]
     frame = measured_frame(records)
     columns = [found for name in COLUMNS for found in (name, f"proxy-{name}") if found in frame]
-    columns = [name for name in columns if frame[name].notna().any()]
+    columns = [name for name in columns if bool(frame[name].notna().any())]
     shown = Table(box=None, pad_edge=False)
     for column in ("row", "seeds", *columns):
         whole = column == "row" or column not in COLUMNS
         shown.add_column(column, justify="left" if column == "row" else "right", no_wrap=whole)
-    for _, line in frame.iterrows():
-        values = [f"{line[column]:.4g}" if line[column] == line[column] else "-" for column in columns]
+    for line in frame.to_dict("records"):
+        values = [f"{line[column]:.4g}" if line[column] == line[column] else "-" for column in columns]  # NaN: none
         shown.add_row(line["row"], str(line["n_seeds"]), *values)
     console.print(shown)
 

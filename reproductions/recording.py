@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any, Literal
 
 from torch import Tensor
@@ -62,8 +61,8 @@ def record_finished(row: Row, models: Models, results: Mapping[Measure, Result],
             status="finished",
             size=_size(models),
             checkpoints=models.checkpoints,
-            metrics=[Metric.model_validate(asdict(m)) for result in results.values() for m in result.measurements],
-            codebook_usage=[CodebookUsage(**asdict(usage)) for result in results.values() for usage in result.usage],
+            metrics=[Metric.of(value) for result in results.values() for value in result.measurements],
+            codebook_usage=[CodebookUsage.of(usage) for result in results.values() for usage in result.usage],
             pictures=pictures,
             picture_sha256={path: file_sha256(row.output / path) for path in pictures.values()},
             cost=Cost(

@@ -2,8 +2,8 @@
 
 python reproductions/token_length.py --seeds 0 1 2
 
-The lengths of the paper's own curve are not known. Taken here at full: 265 (printed in its tables), 286 (the released
-models), 430 (asked for by a reviewer), 680 (VAR), all with two regularised branches.
+The lengths behind the paper's own curve are not known. Ours at full are 265 (printed in its tables), 286 (the released
+models), 430 (requested by a reviewer) and 680 (VAR), all with two regularised branches.
 """
 
 from __future__ import annotations

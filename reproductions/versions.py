@@ -25,7 +25,7 @@ ROOT = Path(imagefolder.__file__).parent
 PARTS: dict[str, tuple[str, ...]] = {
     "numerics": ("numerics.py", "distributed.py"),
     "data": ("data",),
-    "tokenizer": ("tokenizer",),
+    "tokenizer": ("tokenizer", "kinds.py"),
     "generator": ("generator",),
     "training": ("training",),
     "evaluation": ("evaluation",),
@@ -92,7 +92,7 @@ def change_since(
 def _versions(model: TrainedModel) -> list[dict[str, Any]] | None:
     """The versions that worked on a model; None: none is noted, or not readably."""
     try:
-        versions = read_json(model.folder / CODE).get("versions")
+        versions: list[dict[str, Any]] = read_json(model.folder / CODE)["versions"]
         well_formed = all(isinstance(entry["code"], dict) and "commit" in entry for entry in versions)
     except (InputError, TypeError, KeyError):
         return None
@@ -108,9 +108,8 @@ def _hash(paths: Iterable[Path]) -> str:
     for path in paths:
         tree = ast.parse(path.read_text())
         for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list):
-                node.body = [child for child in body if not _is_text(child)] or [ast.Pass()]
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                node.body = [child for child in node.body if not _is_text(child)] or [ast.Pass()]
         digest.update(f"{path.relative_to(ROOT)}\0{ast.unparse(tree)}\0".encode())
     return digest.hexdigest()
 

@@ -1,13 +1,13 @@
-"""The authors' whole zoo: every released tokenizer trained by its own recipe, with a generator on its tokens.
+"""The authors' whole zoo: every released tokenizer, trained with its own recipe, and a generator on its tokens.
 
 python reproductions/zoo.py                                                     # mini: a small counterpart of each
 python reproductions/zoo.py --rows MSBR10P2-4096 RobustTok --seeds 0 1 2
 python reproductions/zoo.py --scale full --data IMAGENET --rows VP2-16384       # as released
 
-At full, tokenizer, objective and optimiser of every row are the released ones, as far as the release states them
-(docs/zoo.md sets them beside the published configurations). The generators are not: the release trains VAR on
-ImageFolder's tokens alone and a RAR on those of some single-scale tokenizers. Here multi-scale tokens are predicted
-scale by scale, single-scale ones in raster order, by transformers of one shape.
+At full, the tokenizer, objective and optimizer of every row are the released ones, as far as the release states them
+(docs/zoo.md compares them with the published configurations). The generators are not: the release trains VAR only on
+ImageFolder's tokens, and a RAR on those of some single-scale tokenizers. Here multi-scale tokens are predicted scale by
+scale and single-scale ones in raster order, by transformers of one shape.
 """
 
 from __future__ import annotations
