@@ -1,4 +1,4 @@
-"""Running a graph of stages on a cluster: submission, requeueing, status. Knows nothing of what the stages do."""
+"""Running a graph of stages on a cluster: submission, requeueing and status. Knows nothing about what the stages do."""
 
 from slurm.profile import redacted
 from slurm.stage import SlurmError, Stage

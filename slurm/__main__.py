@@ -1,8 +1,7 @@
-"""`python -m slurm`: how the jobs of a run stand, what they print, ending them, and doing again what failed."""
+"""`python -m slurm`: the status and logs of a run's jobs, cancelling them, and resubmitting what failed."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import platform
@@ -10,129 +9,133 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
-from slurm.files import opened
-from slurm.journal import Journal
-from slurm.launch import resubmit
-from slurm.stage import SlurmError, one_line
-from slurm.states import scancel
-from slurm.status import LIVE, WRONG, StageStatus, live_strays, read_status, table
+import tyro
 
+from imagefolder.cli import VERBATIM, subcommands
+from imagefolder.errors import one_line
+from slurm.stage import SlurmError
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point. Returns 0, 1 (a stage failed), 2 (bad input) or 130 (interrupted)."""
-    options = _parser().parse_args(arguments)
-    try:
-        code = options.command(options)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # the reader has seen enough; nothing more can be written, not even at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (SlurmError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+if TYPE_CHECKING:
+    from slurm.journal import Journal
+    from slurm.status import StageStatus
+
+Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]", help="folder of the run")]
+Stages = Annotated[tuple[str, ...], VERBATIM, tyro.conf.arg(metavar="STAGE ...")]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m slurm", description="The jobs of a submitted run.")
-    commands = parser.add_subparsers(required=True)
-    run = {"type": Path, "nargs": "?", "default": Path("runs"), "help": "folder of the run (default: runs)"}
-
-    status = commands.add_parser("status", help="the graph with state, node, progress; exit code 1 if a stage failed")
-    status.add_argument("run", **run)
-    status.set_defaults(command=_status)
-
-    cancel = commands.add_parser("cancel", help="end what waits or runs")
-    cancel.add_argument("run", **run)
-    stage = "name, job number, or a part of the name that only one has"
-    cancel.add_argument("--stages", nargs="+", metavar="STAGE", help=f"these only; each: {stage}")
-    cancel.set_defaults(command=_cancel)
-
-    logs = commands.add_parser("logs", help="what a stage's job has printed")
-    logs.add_argument("stage", help=stage)
-    logs.add_argument("run", **run)
-    logs.add_argument("--follow", action="store_true", help="go on until the job ends")
-    logs.set_defaults(command=_logs)
-
-    again = commands.add_parser("resubmit", help="submit what failed, and what depends on it")
-    again.add_argument("run", **run)
-    again.add_argument("--profile", help="another profile (default: that of the submission)")
-    again.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="e.g. training.memory=96G")
-    again.add_argument("--dry-run", action="store_true", help="only show what would be submitted")
-    again.set_defaults(command=_resubmit)
-    return parser
+def main() -> NoReturn:
+    """Exits with 0, 1 (a stage failed), or the codes of `imagefolder.cli`."""
+    commands = {"status": status, "cancel": cancel, "logs": logs, "resubmit": resubmit}
+    subcommands(commands, prog="python -m slurm", description="The jobs of a submitted run.")
 
 
-def _status(options: argparse.Namespace) -> int:
-    journal = Journal(options.run)
+def status(run: Run = Path("runs")) -> int:
+    """The graph with states, nodes and progress; exit code 1 if a stage failed."""
+    from slurm.journal import Journal
+    from slurm.status import UNSUCCESSFUL, read_status, table
+
+    journal = Journal(run)
     statuses = read_status(journal, strict=False)
     print(table(journal, statuses))
     _complain(journal)
-    return int(any(status.state in WRONG for status in statuses.values()))
+    return int(any(status.state in UNSUCCESSFUL for status in statuses.values()))
 
 
-def _cancel(options: argparse.Namespace) -> int:
-    journal = Journal(options.run)
+def cancel(run: Run = Path("runs"), *, stages: Stages = ()) -> None:
+    """Cancel what waits or runs; trainings save their states first.
+
+    Args:
+        stages: only these: name, job id, or a part of the name that is unique
+    """
+    from slurm.journal import Journal
+    from slurm.states import scancel
+    from slurm.status import LIVE, live_strays, read_status
+
+    journal = Journal(run)
     statuses = read_status(journal)
-    if options.stages:
-        statuses = {status.name: status for status in (_find(statuses, text, journal) for text in options.stages)}
+    if stages:
+        statuses = {status.name: status for status in (_find(statuses, text, journal) for text in stages)}
     live = [status for status in statuses.values() if status.state in LIVE]
-    strays = {} if options.stages else live_strays(journal)
-    slurm = [status.job for status in live if status.cluster == "slurm"]
-    slurm += [job for job, cluster in strays.items() if cluster == "slurm"]
-    scancel(slurm)
+    strays = {} if stages else live_strays(journal)
+    jobs = [(status.job, status.cluster) for status in live] + list(strays.items())
+    scancel([job for job, cluster in jobs if cluster == "slurm"])
     holder = journal.holder()
-    if holder is not None and holder[1] != platform.node():
-        raise SlurmError(f"the run belongs to process {holder[0]} on {holder[1]}: cancel it there")
-    if holder is not None and not options.stages:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(holder[0], signal.SIGTERM)  # which ends its stages
+    if holder is not None and holder.host != platform.node():
+        raise SlurmError(f"the run belongs to process {holder.pid} on {holder.host}: cancel it there")
+    if holder is not None and not stages:
+        processes = [holder.pid]  # which ends its stages
     else:
-        local = [status.job for status in live if status.cluster == "local"]
-        for job in [*local, *(job for job, cluster in strays.items() if cluster == "local")]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(job), signal.SIGTERM)
-    for status in live:
-        print(f"{one_line(status.name)}: cancelled, job {status.job}")
+        processes = [int(job) for job, cluster in jobs if cluster == "local"]
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGTERM)
+    for stage in live:
+        print(f"{one_line(stage.name)}: cancelled, job {stage.job}")
     for job in strays:
         print(f"a stage that the journal does not name: cancelled, job {job}")
-    if not live and not strays:
+    if not jobs:
         print("nothing waits or runs")
-    return 0
 
 
-def _logs(options: argparse.Namespace) -> int:
-    journal = Journal(options.run)
-    status = _find(read_status(journal, strict=False), options.stage, journal)
-    if not status.job:
-        raise SlurmError(
-            f"stage {status.name!r} has not been submitted: {journal.folder}/jobs.jsonl names no job of it"
-        )
-    path, shown = journal.log(status.job), 0
+def logs(
+    stage: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STAGE")],
+    run: Run = Path("runs"),
+    *,
+    follow: bool = False,
+) -> None:
+    """The output of a stage's job.
+
+    Args:
+        stage: name, job id, or a part of the name that is unique
+        follow: continue until the job ends
+    """
+    from slurm.files import opened
+    from slurm.journal import Journal
+    from slurm.status import LIVE, read_status
+
+    journal = Journal(run)
+    found = _find(read_status(journal, strict=False), stage, journal)
+    if not found.job:
+        raise SlurmError(f"stage {found.name!r} has not been submitted: {journal.folder}/jobs.jsonl names no job of it")
+    path, shown = journal.log(found.job), 0
     while True:
-        live = status.state in LIVE
+        live = found.state in LIVE
         with contextlib.suppress(FileNotFoundError), os.fdopen(opened(path, os.O_RDONLY), errors="replace") as file:
             file.seek(shown)
             sys.stdout.write(file.read())
             sys.stdout.flush()
             shown = file.tell()
-        if not options.follow or not live:
+        if not follow or not live:
             break
         time.sleep(1)
-        status = read_status(journal)[status.name]
+        found = read_status(journal)[found.name]
     if shown == 0:
-        print(f"{path}: nothing yet ({status.state}{': ' if status.reason else ''}{status.reason})", file=sys.stderr)
-    for other in sorted(journal.jobs.glob(f"{status.job}_[1-9]*_log.out")):
+        print(f"{path}: empty so far ({': '.join(filter(None, (found.state, found.reason)))})", file=sys.stderr)
+    for other in sorted(journal.jobs.glob(f"{found.job}_[1-9]*_log.out")):
         print(f"another process of this stage: {other}", file=sys.stderr)
-    return 0
 
 
-def _resubmit(options: argparse.Namespace) -> int:
-    _complain(Journal(options.run))
-    return int(bool(resubmit(options.run, options.profile, options.set, options.dry_run)))
+def resubmit(
+    run: Run = Path("runs"),
+    *,
+    profile: str | None = None,
+    set: Annotated[tuple[str, ...], VERBATIM, tyro.conf.arg(metavar="KEY=VALUE ...")] = (),
+    dry_run: bool = False,
+) -> int:
+    """Submit what failed, and what depends on it.
+
+    Args:
+        profile: another profile (default: that of the submission)
+        set: values of the profile, e.g. training.memory=96G
+        dry_run: only show what would be submitted
+    """
+    from slurm import launch
+    from slurm.journal import Journal
+
+    _complain(Journal(run))
+    return int(bool(launch.resubmit(run, profile=profile, overrides=set, dry_run=dry_run)))
 
 
 def _complain(journal: Journal) -> None:
@@ -141,7 +144,7 @@ def _complain(journal: Journal) -> None:
 
 
 def _find(statuses: dict[str, StageStatus], text: str, journal: Journal) -> StageStatus:
-    """The stage of that name or job, or the one whose name has the text in it."""
+    """The stage with that name or job, or the only one whose name contains the text."""
     named = [status for status in statuses.values() if text in (status.name, status.job)]
     named = named or [status for status in statuses.values() if text and text in status.name]
     if len(named) == 1:
@@ -152,6 +155,4 @@ def _find(statuses: dict[str, StageStatus], text: str, journal: Journal) -> Stag
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a log may hold what the terminal cannot show
-    sys.exit(main())
+    main()

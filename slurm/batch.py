@@ -1,4 +1,4 @@
-"""Submitit's executors for jobs of given settings, and the sbatch text they submit."""
+"""Submitit's executors for jobs with given settings, and the sbatch text they submit."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 import submitit
 from submitit.slurm.slurm import SlurmExecutor
 
-from slurm.settings import Settings
+from slurm.settings import JobSettings
 
 ALWAYS = {
     "requeue": True,
-    "kill-on-invalid-dep": "yes",  # else a job whose dependency failed waits for ever
+    "kill-on-invalid-dep": "yes",  # otherwise a job whose dependency failed waits for ever
 }
-MAX_TIMEOUTS = 1_000_000  # a job goes on as long as it gets on: slurm.jobs counts lives without progress
+MAX_TIMEOUTS = 1_000_000  # no limit of submitit's: slurm.jobs counts restarts without progress
 
 
 class _TextExecutor(SlurmExecutor):
-    """Makes the text only, so it needs no Slurm."""
+    """Only generates the text, so it needs no Slurm."""
 
     @classmethod
     def affinity(cls) -> int:
         return 1
 
 
-def slurm_executor(folder: Path, settings: Settings, name: str, dependency: str) -> submitit.AutoExecutor:
-    """The executor that submits jobs of these settings; several in one `batch()` become an array."""
+def slurm_executor(folder: Path, settings: JobSettings, name: str, dependency: str) -> submitit.AutoExecutor:
+    """The executor that submits jobs with these settings; several in one call become an array."""
     executor = submitit.AutoExecutor(
         folder, cluster="slurm", slurm_max_num_timeout=MAX_TIMEOUTS, slurm_python=settings.python
     )
@@ -36,7 +36,7 @@ def slurm_executor(folder: Path, settings: Settings, name: str, dependency: str)
     return executor
 
 
-def local_executor(folder: Path, settings: Settings) -> submitit.AutoExecutor:
+def local_executor(folder: Path, settings: JobSettings) -> submitit.AutoExecutor:
     """The executor that starts processes on this machine."""
     executor = submitit.AutoExecutor(folder, cluster="local", local_max_num_timeout=MAX_TIMEOUTS)
     executor.update_parameters(
@@ -48,8 +48,8 @@ def local_executor(folder: Path, settings: Settings) -> submitit.AutoExecutor:
     return executor
 
 
-def sbatch_text(folder: Path, settings: Settings, name: str, dependency: str, count: int = 1) -> str:
-    """What is submitted for a job, or an array of `count`: equal to the file that submitit writes."""
+def sbatch_text(folder: Path, settings: JobSettings, name: str, dependency: str, count: int = 1) -> str:
+    """What is submitted for a job, or an array of `count` jobs: identical to the file that submitit writes."""
     executor = _TextExecutor(folder, MAX_TIMEOUTS, python=settings.python)
     executor.update_parameters(**_parameters(settings, name, dependency))
     if count > 1:
@@ -57,8 +57,8 @@ def sbatch_text(folder: Path, settings: Settings, name: str, dependency: str, co
     return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 
-def _parameters(settings: Settings, name: str, dependency: str) -> dict[str, Any]:
-    """In the words of submitit's Slurm executor; None and "" are left out."""
+def _parameters(settings: JobSettings, name: str, dependency: str) -> dict[str, Any]:
+    """Parameters of submitit's Slurm executor; None, "" and [] are left out."""
     environment = [f"export {key}={shlex.quote(value)}" for key, value in settings.environment.items()]
     extra = {key: True if value == "true" else value for key, value in settings.sbatch.items()}
     parameters = {
@@ -80,7 +80,7 @@ def _parameters(settings: Settings, name: str, dependency: str) -> dict[str, Any
         "setup": environment + settings.setup,
         "stderr_to_stdout": True,
         "additional_parameters": ALWAYS | extra,
-        # a dead process ends the others; srun no longer takes the CPUs from sbatch by itself (from 22.05 on)
+        # a dead process ends the others; since 22.05 srun does not inherit the CPUs from sbatch
         "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={settings.cpus_per_task}", *settings.srun],
     }
     return {key: value for key, value in parameters.items() if value not in (None, "", [])}

@@ -1,8 +1,8 @@
-"""What runs inside a job: one stage, its signals, its lives.
+"""What runs inside a job: one stage, its signals and its attempts.
 
-A job lives until its stage is finished or has failed. When it has to leave before (time limit, preemption), the handler
-only sets a flag; the stage saves its state at its next step and raises; then the first process lets submitit put the
-job back into the queue, where its next life continues, and the others end.
+A job lasts until its stage has finished or failed. When it has to leave earlier (time limit, preemption), the signal
+handler only sets a flag; the stage saves its state at its next step and raises; then rank 0 lets submitit requeue the
+job, whose next attempt resumes, and the other ranks exit.
 """
 
 from __future__ import annotations
@@ -23,21 +23,23 @@ from submitit import JobEnvironment
 from submitit.core.utils import DelayedSubmission
 from submitit.helpers import TorchDistributedEnvironment
 
+from slurm.events import Started
 from slurm.files import umask
-from slurm.journal import Journal, last_point, progress_mark
-from slurm.settings import Settings
+from slurm.journal import Journal
+from slurm.progress import last_point, progress_mark
+from slurm.settings import JobSettings
 from slurm.stage import Stage
 from slurm.states import show_job
 
-USER_SIGNAL = getattr(signal, f"SIG{JobEnvironment.USR_SIG}")  # what submitit lets Slurm announce the end with
+USER_SIGNAL = getattr(signal, f"SIG{JobEnvironment.USR_SIG}")  # by which submitit lets Slurm announce the end
 
 
-class _BrokenOff(BaseException):
+class _Interrupted(BaseException):
     """Raised out of a stage that cannot be asked to stop."""
 
 
 class _Signals:
-    """Signals that ask this process to leave, and what has come of them so far."""
+    """Signals that ask this process to leave."""
 
     def __init__(self) -> None:
         self.received: set[int] = set()
@@ -49,16 +51,16 @@ class _Signals:
         self.received.add(number)
         if first and self.running:
             if self.request_stop is None:
-                raise _BrokenOff
+                raise _Interrupted
             self.request_stop()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StageJob:
     """The callable given to submitit.
 
-    Its stage is pickled apart: unpickling imports all the stage needs, for seconds in which a signal would end a
-    process that has no handler yet.
+    Its stage is pickled separately: unpickling it imports all it needs, which takes seconds in which a signal would
+    kill a process without handlers.
     """
 
     run: Path
@@ -66,27 +68,33 @@ class StageJob:
     stage: bytes
     progress: Path | None
     processes: int
-    lives_without_progress: int
+    restarts_without_progress: int
     umask: int
     """of the stage; its job inherits that of the submission, which is for files that may hold secrets"""
 
     @classmethod
-    def of(cls, run: Path, stage: Stage, settings: Settings, umask: int) -> StageJob:
+    def of(cls, run: Path, stage: Stage, settings: JobSettings, umask: int) -> StageJob:
         """The job of a stage with these settings, in this run's folder."""
-        progress = stage.progress.absolute() if stage.progress else None
-        processes, lives = settings.nodes * settings.tasks, settings.lives_without_progress
-        return cls(run, stage.name, cloudpickle.dumps(stage), progress, processes, lives, umask)
+        return cls(
+            run=run,
+            name=stage.name,
+            stage=cloudpickle.dumps(stage),
+            progress=stage.progress.absolute() if stage.progress else None,
+            processes=settings.nodes * settings.tasks,
+            restarts_without_progress=settings.restarts_without_progress,
+            umask=umask,
+        )
 
     def __call__(self) -> None:
-        """Run the stage; returns when it is finished, raises when it failed, does not return when it has to leave."""
+        """Run the stage: returns once it has finished, raises if it failed, does not return if it has to leave."""
         environment = JobEnvironment()
         job, journal = environment.job_id, Journal(self.run)
         signals = _Signals()
-        requeue = signal.getsignal(USER_SIGNAL)  # submitit's own
+        requeue = signal.getsignal(USER_SIGNAL)  # submitit's own handler
         signal.signal(USER_SIGNAL, signals.handle)
         signal.signal(signal.SIGTERM, signals.handle)
         try:
-            self._begin_life(environment, journal)
+            self._begin(environment, journal)
             with umask(self.umask):
                 stage: Stage = pickle.loads(self.stage)
                 signals.request_stop = stage.request_stop
@@ -101,45 +109,47 @@ class StageJob:
                 raise
             reason = f"{type(error).__name__}: {error}"
             journal.fail(self.name, job, reason)
-            if isinstance(error, SystemExit):  # would end the job as if all were well
+            if isinstance(error, SystemExit):  # would end the job as if it had succeeded
                 raise RuntimeError(reason) from error
             raise
         for number in (USER_SIGNAL, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # one that comes while Python shuts down would make the job fail
+            signal.signal(number, signal.SIG_IGN)  # one that arrives while Python shuts down would make the job fail
 
     def checkpoint(self) -> DelayedSubmission:
-        """The job's next life: the same again, the stage itself finds what it has saved."""
+        """The job's next attempt: the same call, as the stage itself finds what it has saved."""
         return DelayedSubmission(self)
 
     __submitit_checkpoint__ = checkpoint  # the name that newer versions look for
 
-    def _begin_life(self, environment: JobEnvironment, journal: Journal) -> None:
+    def _begin(self, environment: JobEnvironment, journal: Journal) -> None:
         job = environment.job_id
         if environment.num_tasks != self.processes:
-            raise RuntimeError(f"{environment.num_tasks} processes were started where {self.processes} were asked for")
+            raise RuntimeError(f"{environment.num_tasks} processes were started instead of {self.processes}")
         if self.processes > 1:
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         if environment.global_rank > 0:
             return
-        lives = [line for line in journal.lines() if (line["event"], line["job"]) == ("started", job)]
-        lives = [line for line in lives if line["stage"] == self.name]
-        if lives:
+        events = (event for event in journal.events() if isinstance(event, Started))
+        earlier = [event for event in events if (event.job, event.stage) == (job, self.name)]
+        if earlier:
             journal.forget_outcome(job)
-        mark, last = progress_mark(self.progress), lives[-self.lives_without_progress :]
-        if len(last) == self.lives_without_progress and all(line["mark"] == mark for line in last):
+        mark, allowed = progress_mark(self.progress), self.restarts_without_progress
+        if len(earlier) >= allowed and all(event.mark == mark for event in earlier[-allowed:]):
             step = f" beyond step {mark[0]:.0f}" if mark else ""
-            raise RuntimeError(f"given up: {len(last)} lives in a row without progress{step}; allow more time?")
-        journal.started(
-            self.name,
-            job,
-            restarts=int(os.environ.get("SLURM_RESTART_COUNT", len(lives))),
-            nodes=os.environ.get("SLURM_JOB_NODELIST", environment.hostname),
-            step=last_point(self.progress).get("step", 0) if self.progress else None,
-            mark=mark,
+            raise RuntimeError(f"given up after {allowed} restarts without progress{step}; allow more time?")
+        journal.append(
+            Started(
+                stage=self.name,
+                job=job,
+                restarts=int(os.environ.get("SLURM_RESTART_COUNT", len(earlier))),
+                nodes=os.environ.get("SLURM_JOB_NODELIST", environment.hostname),
+                step=int(last_point(self.progress).get("step", 0)) if self.progress else None,
+                mark=mark,
+            )
         )
 
     def _leave(self, environment: JobEnvironment, journal: Journal, received: set[int], requeue: Any) -> NoReturn:
-        """End this life: requeue if the job is to go on and nobody has decided its fate yet."""
+        """End this attempt; requeue the job if it is to continue and nobody else has decided that yet."""
         sys.stdout.flush()
         sys.stderr.flush()
         if environment.global_rank > 0:
@@ -156,7 +166,7 @@ class StageJob:
             except Exception as error:
                 journal.fail(self.name, job, f"stopped, and could not be requeued: {error}; resubmit continues it")
                 raise
-        # SIGTERM alone, in a job that goes on for Slurm: srun ends the processes that are left when one has died
-        others = "another of its processes has died, or " if self.processes > 1 else ""
+        # SIGTERM alone, while Slurm keeps the job: srun ends the remaining processes when one has died
+        others = "another of its processes died, or " if self.processes > 1 else ""
         journal.fail(self.name, job, f"ended by SIGTERM: {others}somebody sent it")
         sys.exit(128 + signal.SIGTERM)

@@ -1,7 +1,7 @@
-"""Profiles: what a job of each kind gets on a cluster. YAML files, checked when read.
+"""Profiles: the resources of each kind of job on a cluster. YAML files, validated when read.
 
-A user's own file only holds what differs from `profiles/slurm.yaml` (or `profiles/local.yaml`, if it says
-`cluster: local`). Values are looked up in the kind first, then at the top level.
+A user's own file only contains what differs from `profiles/slurm.yaml` (or from `profiles/local.yaml`, with
+`cluster: local`). A value in a kind takes precedence over one at the top level.
 """
 
 from __future__ import annotations
@@ -11,52 +11,55 @@ import re
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import Field
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
 
+from slurm.events import Cluster
 from slurm.files import read
-from slurm.settings import Settings, short, validated
+from slurm.settings import JobSettings, short, validated
 from slurm.stage import SlurmError
 from slurm.states import slurm_answers
 
-ANNOUNCED_EARLY = 60  # seconds, as sbatch's manual says of --signal
+ANNOUNCED_EARLY = 60  # seconds, by which Slurm may send --signal early, according to sbatch's manual
 PACKAGED = Path(__file__).parent / "profiles"
 LARGEST = 100_000
 """bytes of a profile"""
 DEEPEST = 6
-"""mappings and lists in each other; kinds, a kind, its environment make four"""
+"""nesting of mappings and lists; kinds, a kind and its environment make four levels"""
 MAPPINGS = ("environment", "sbatch")
 LISTS = ("setup", "srun")
 NOTHING = ("", "null", "~", None)
 
 
-class Profile(Settings):
-    """A profile as read: settings of all jobs, and of each kind of job where they differ."""
+class Profile(JobSettings):
+    """A profile as read: settings of all jobs, and those of each kind of job that differ."""
 
-    cluster: Literal["slurm", "local", "debug"] = "slurm"
-    """slurm: jobs; local: processes on this machine; debug: one stage after the other in this process"""
+    cluster: Cluster = "slurm"
+    """slurm: jobs; local: processes on this machine"""
     kinds: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
-    def settings(self, kind: str, origin: str = "profile") -> Settings:
-        """What a job of this kind gets. Raises `SlurmError`, with the origin, for what no job can have."""
+    def settings(self, kind: str, origin: str = "profile") -> JobSettings:
+        """The settings of this kind of job. Raises `SlurmError`, naming the origin, for impossible ones."""
         if kind not in self.kinds:
             raise SlurmError(f"the profile has no kind {kind!r}; it has: {', '.join(self.kinds) or 'none'}")
         shared = self.model_dump(exclude={"cluster", "kinds"})
-        settings = validated(Settings, _merged(shared, self.kinds[kind]), f"{origin}: kinds.{kind}")
+        settings = validated(JobSettings, _merged(shared, self.kinds[kind]), f"{origin}: kinds.{kind}")
         if settings.signal_delay + ANNOUNCED_EARLY >= settings.time * 60:
             raise SlurmError(
                 f"{origin}: kinds.{kind}: signal_delay {settings.signal_delay} s leaves nothing of time "
-                f"{settings.time} min, for Slurm may give its signal up to {ANNOUNCED_EARLY} s early"
+                f"{settings.time} min, as Slurm may send its signal up to {ANNOUNCED_EARLY} s early"
             )
         return settings
 
 
 class _Loader(yaml.BaseLoader):
-    """Strings, lists and mappings only: else YAML takes 24:00:00 for a number of seconds, and no for False.
+    """Strings, lists and mappings only: otherwise YAML reads 24:00:00 as a number of seconds, and no as False.
 
-    Aliases are refused, with which a short file becomes endless; so are deep nesting and keys given twice.
+    Refuses aliases, which can expand a short file without end, deep nesting, and duplicate keys.
     """
 
     depth = 0
@@ -64,10 +67,10 @@ class _Loader(yaml.BaseLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         mark = self.peek_event().start_mark
         if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(problem="aliases are not taken", problem_mark=mark)
+            raise ComposerError(problem="aliases are not supported", problem_mark=mark)
         self.depth += 1
-        if self.depth > DEEPEST + 1:  # with the value in the innermost
-            raise yaml.composer.ComposerError(problem="too much nesting", problem_mark=mark)
+        if self.depth > DEEPEST + 1:  # including the innermost value
+            raise ComposerError(problem="too much nesting", problem_mark=mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -75,31 +78,31 @@ class _Loader(yaml.BaseLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         mapping = super().construct_mapping(node, deep)
         if len(mapping) < len(node.value):
-            raise yaml.constructor.ConstructorError(problem="a key is given twice", problem_mark=node.start_mark)
+            raise ConstructorError(problem="a key is given twice", problem_mark=node.start_mark)
         return mapping
 
 
 def user_folder() -> Path | None:
-    """Where a user's own profiles lie; None for a user without a home."""
+    """The folder of a user's own profiles; None for a user without a home."""
     if config := os.environ.get("XDG_CONFIG_HOME"):
         return Path(config) / "imagefolder"
     try:
         return Path.home() / ".config" / "imagefolder"
-    except RuntimeError:  # no HOME, and no entry in the list of users
+    except RuntimeError:  # no HOME, and no entry in the user database
         return None
 
 
 def load_profile(profile: str | Path | None = None, overrides: Iterable[str] = ()) -> Profile:
-    """A profile by name or file, with values overridden.
+    """A profile by name or file, with overrides.
 
     Args:
         profile: a file, or the name of one in ~/.config/imagefolder or slurm/profiles. None: the user's `default` if
-            there is one, else `slurm` where a Slurm answers, else `local`.
-        overrides: KEY=VALUE, for all kinds, or KIND.KEY=VALUE for one; `environment.NAME=VALUE` and
-            `sbatch.OPTION=VALUE` reach into a mapping.
+            it exists, else `slurm` where a Slurm answers, else `local`.
+        overrides: KEY=VALUE for all kinds, or KIND.KEY=VALUE for one; `environment.NAME=VALUE` and
+            `sbatch.OPTION=VALUE` set one entry of a mapping.
 
     Raises:
-        SlurmError: no such profile; a key or value it cannot have.
+        SlurmError: no such profile; an unknown key or invalid value.
     """
     path = _find(profile)
     values = _read(path)
@@ -122,13 +125,13 @@ def changed(values: dict[str, Any], overrides: Iterable[str], origin: str) -> Pr
 
 
 def redacted(arguments: Sequence[str]) -> list[str]:
-    """A command line in which the values of `[KIND.]environment.NAME=VALUE`, in all its forms, are `***`."""
+    """A command line with the values of `[KIND.]environment.NAME=VALUE`, in all its forms, replaced by `***`."""
     return [_redacted(argument) for argument in arguments]
 
 
 def _redacted(argument: str) -> str:
-    option, rest = re.fullmatch(r"(--?[\w-]+=)?(.*)", argument, re.DOTALL).groups(default="")
-    key, equals, value = rest.partition("=")
+    option = match[0] if (match := re.match(r"--?[\w-]+=", argument)) else ""
+    key, equals, value = argument.removeprefix(option).partition("=")
     inside = value[:1] in ("[", "{") and "environment" in value.lower()
     if equals and (inside or "environment" in key.lower().lstrip("-").split(".")):
         return f"{option}{key}=***"
@@ -136,7 +139,7 @@ def _redacted(argument: str) -> str:
 
 
 def _override(text: str, kinds: Iterable[str]) -> dict[str, Any]:
-    """The values that an override stands for, in the shape of a profile."""
+    """The values of an override, in the shape of a profile."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         shown = re.sub(r"(environment[\w.]*).+", r"\1***", text, flags=re.DOTALL | re.IGNORECASE)
@@ -155,16 +158,14 @@ def _override(text: str, kinds: Iterable[str]) -> dict[str, Any]:
     kind = first if first in kinds else None
     name, *inner = parts if kind else [first, *parts]
     if inner and name not in MAPPINGS:
-        raise SlurmError(
-            f"{origin}: {short(name)} holds no further keys; those that do are {', '.join([*MAPPINGS, *kinds])}"
-        )
+        raise SlurmError(f"{origin}: {short(name)} holds no further keys; these do: {', '.join([*MAPPINGS, *kinds])}")
     if not inner and name in (*MAPPINGS, *LISTS) and value[:1] in ("[", "{"):
         values = {name: _parsed(value, origin)}
     else:
         values = {name: {".".join(inner): value} if inner else value}
     if kind:
         return {"kinds": {kind: values}}
-    # for all kinds, also where a kind has a value of its own
+    # for all kinds, even those with their own value
     return values if name == "cluster" else values | {"kinds": dict.fromkeys(kinds, values)}
 
 
@@ -188,22 +189,20 @@ def _find(profile: str | Path | None) -> Path:
 def _exists(path: Path) -> bool:
     try:
         os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError:
-        return True  # reading it will say what is wrong
+    except OSError as error:  # reading reports other problems
+        return not isinstance(error, FileNotFoundError | NotADirectoryError)
     return True
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A profile's keys, of which `kinds` is a mapping of mappings."""
+    """The keys of a profile, with `kinds` as a mapping of mappings."""
     content = read(path, LARGEST)
     if content is None:
         raise SlurmError(f"profile {path} cannot be read: No such file or directory")
     try:
         values = _parsed(content.decode(), f"profile {path}")
     except UnicodeDecodeError:
-        raise SlurmError(f"profile {path} is not YAML: it is not UTF-8") from None
+        raise SlurmError(f"profile {path} is not YAML: it is not UTF-8 text") from None
     values = {} if values in NOTHING else values
     if not isinstance(values, dict):
         raise SlurmError(f"profile {path} holds no keys; see {PACKAGED / 'slurm.yaml'}")
@@ -220,17 +219,17 @@ def _read(path: Path) -> dict[str, Any]:
 def _parsed(text: str, origin: str) -> Any:
     try:
         return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, ArithmeticError) as error:  # the latter for impossible escapes
+    except (yaml.YAMLError, ValueError, ArithmeticError) as error:  # the last two for impossible escapes
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        said = str(getattr(error, "problem", None) or getattr(error, "reason", None) or "an impossible value")
-        if not said.startswith(("expected", "could not find expected")):
-            said = re.split(r"['\"]", said)[0].strip()  # what it quotes may be a secret
-        raise SlurmError(f"{origin} is not YAML of a profile: {place}{said}") from None
+        problem = str(getattr(error, "problem", None) or getattr(error, "reason", None) or "an impossible value")
+        if not problem.startswith(("expected", "could not find expected")):
+            problem = re.split(r"['\"]", problem)[0].strip()  # what it quotes may be secret
+        raise SlurmError(f"{origin} is not YAML of a profile: {place}{problem}") from None
 
 
 def _nulls(values: dict[str, Any], nothing: tuple[Any, ...] = NOTHING) -> dict[str, Any]:
-    """Without the keys set to nothing, which then have their defaults; but a variable of the job may be empty."""
+    """Without the keys set to nothing, which get their defaults; but a variable of the job may be empty."""
     kept = {}
     for key, value in values.items():
         if isinstance(value, dict):
@@ -241,7 +240,7 @@ def _nulls(values: dict[str, Any], nothing: tuple[Any, ...] = NOTHING) -> dict[s
 
 
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Mappings merged key by key, all else replaced."""
+    """Mappings merged key by key, everything else replaced."""
     merged = dict(below)
     for key, value in above.items():
         both = isinstance(value, dict) and isinstance(below.get(key), dict)
@@ -250,7 +249,7 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merged(shared: dict[str, Any], kind: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a kind over the shared ones; asking for GPUs one way takes back the other."""
+    """The settings of a kind over the shared ones; gpus_per_node in a kind replaces a shared gres."""
     merged = _over(shared, kind)
     if "gpus_per_node" in kind and "gres" not in kind:
         merged["gres"] = None

@@ -1,4 +1,4 @@
-"""How every stage of a run stands, from the run's own files and from what Slurm says."""
+"""The status of every stage of a run, from the run's own files and from Slurm."""
 
 from __future__ import annotations
 
@@ -8,139 +8,162 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
+from imagefolder.errors import one_line
+from slurm.events import Cluster, StageEntry, Started, Submitted
 from slurm.files import opened
-from slurm.journal import Journal, last_point, seconds
-from slurm.stage import SlurmError, one_line
-from slurm.states import JobState, job_states
+from slurm.journal import JobOutcome, Journal
+from slurm.progress import last_point
+from slurm.stage import SlurmError
+from slurm.states import SlurmState, job_states
 
-LIVE = ("pending", "requeued", "running")
-WRONG = ("failed", "cancelled", "not run")
+StageState = Literal[
+    "not submitted", "pending", "requeued", "running", "finished", "failed", "cancelled", "not run", "unknown"
+]
+LIVE: tuple[StageState, ...] = ("pending", "requeued", "running")
+UNSUCCESSFUL: tuple[StageState, ...] = ("failed", "cancelled", "not run")
+EXPLAINED = {
+    "TIMEOUT": "time limit reached before the stage saved its state and was requeued; raise time or signal_delay",
+    "OUT_OF_MEMORY": "out of memory; raise memory",
+    "PREEMPTED": "preempted without being requeued",
+    "COMPLETED": "its processes exited without an error and without finishing the stage",
+}
 
 
 @dataclass(frozen=True)
 class StageStatus:
-    """One stage: `state` is "not submitted", pending, requeued, running, finished, failed, cancelled, "not run",
-    or "unknown"."""
+    """The status of one stage."""
 
     name: str
-    state: str
+    state: StageState
     reason: str = ""
-    """of a failure, or for waiting"""
+    """why it failed, or what it is waiting for"""
+    blocked_by: str | None = None
+    """of "not run": the stage that did not finish"""
     job: str = ""
-    cluster: str = ""
+    cluster: Cluster | None = None
     nodes: str = ""
     restarts: int = 0
     elapsed: float | None = None
-    """seconds of the current or last life"""
+    """seconds of the current or last attempt"""
     step: int | None = None
     steps: int | None = None
     losses: dict[str, float] = field(default_factory=dict)
     left: float | None = None
-    """seconds still needed at the speed of this life"""
+    """seconds still needed at the speed of this attempt"""
     log: Path | None = None
     last_line: str = ""
+
+    @classmethod
+    def blocked(cls, name: str, by: str) -> StageStatus:
+        """Of a stage that cannot run because another one did not finish."""
+        return cls(name, "not run", one_line(f"{by} did not finish"), blocked_by=by)
 
 
 def read_status(journal: Journal, names: list[str] | None = None, strict: bool = True) -> dict[str, StageStatus]:
     """Status by name of the given stages, or all, each after those it waits for.
 
     Raises:
-        SlurmError: graph.json is damaged; or Slurm does not answer, and the run's own files do not tell all, unless not
-            `strict`, where the state of such stages is "unknown".
+        SlurmError: graph.json is damaged; or Slurm does not answer although the run's own files are not sufficient.
+            If not `strict`, the state of these stages is "unknown" instead.
     """
-    known = journal.graph()["stages"]
-    lines = journal.lines()
-    submitted = {line["stage"]: line for line in lines if line["event"] == "submitted"}
-    started = {(line["stage"], line["job"]): line for line in lines if line["event"] == "started"}
-    ended = {name: journal.outcome(name, line["job"]) for name, line in submitted.items()}
-    asked = [line["job"] for name, line in submitted.items() if line["cluster"] == "slurm" and ended[name] is None]
-    silent = None
+    events = journal.events()
+    submitted = {event.stage: event for event in events if isinstance(event, Submitted)}
+    started = {(event.stage, event.job): event for event in events if isinstance(event, Started)}
+    outcomes = {name: journal.outcome(name, event.job) for name, event in submitted.items()}
+    asked = [event.job for name, event in submitted.items() if event.cluster == "slurm" and outcomes[name] is None]
+    states, silent = {}, None
     try:
         states = job_states(asked)
     except SlurmError as error:
         if strict:
             raise
-        states, silent = {}, str(error)
+        silent = str(error)
     found: dict[str, StageStatus] = {}
-    for name, about in known.items():
-        wrong = [need for need in about["after"] if need in found and found[need].state in WRONG]
+    for name, entry in journal.graph().stages.items():
+        blockers = (need for need in entry.after if need in found and found[need].state in UNSUCCESSFUL)
+        blocker = next(blockers, None)
         if name not in submitted:
-            reason = f"{wrong[0]} did not finish" if wrong else ""
-            found[name] = StageStatus(name, "not run" if wrong else "not submitted", reason)
+            found[name] = StageStatus.blocked(name, blocker) if blocker else StageStatus(name, "not submitted")
             continue
-        line = submitted[name]
-        job, life = line["job"], started.get((name, line["job"]))
-        outcome, state = ended[name], states.get(job)
+        event, outcome = submitted[name], outcomes[name]
+        attempt, state = started.get((name, event.job)), states.get(event.job)
         if outcome is not None:
-            verdict = ("finished" if outcome.finished else "failed", outcome.reason)
-        elif line["cluster"] == "slurm" and silent is not None:
-            verdict = ("unknown", silent)
-        elif line["cluster"] == "slurm":
-            verdict = _by_slurm(state, life, wrong)
+            status = _by_outcome(name, outcome)
+        elif event.cluster == "local":
+            status = _by_process(name, event.job, journal)
+        elif silent is not None:
+            status = StageStatus(name, "unknown", silent)
         else:
-            verdict = _by_process(job, journal)
-        if outcome is None and verdict[0] == "failed":  # or it has just said how it ended
-            outcome = journal.outcome(name, job)
-            verdict = ("finished" if outcome.finished else "failed", outcome.reason) if outcome else verdict
-        found[name] = _described(journal, name, about, line, life, state, verdict, outcome.time if outcome else None)
+            status = _by_slurm(name, state, attempt is not None, blocker)
+        if outcome is None and status.state == "failed":  # or it has just recorded its end
+            outcome = journal.outcome(name, event.job)
+            status = _by_outcome(name, outcome) if outcome else status
+        nodes = (state.nodes if state else "") or (attempt.nodes if attempt else "")
+        status = replace(status, job=event.job, cluster=event.cluster, nodes=nodes, steps=entry.steps)
+        ended = outcome.time if outcome else None
+        found[name] = _with_log(_with_progress(status, entry, attempt, ended, journal), journal)
     return {name: found[name] for name in (found if names is None else names) if name in found}
 
 
-def _by_slurm(state: JobState | None, life: dict[str, Any] | None, wrong: list[str]) -> tuple[str, str]:
-    """State and reason of a job that has not said how it ended."""
+def _by_outcome(name: str, outcome: JobOutcome) -> StageStatus:
+    return StageStatus(name, "finished" if outcome.finished else "failed", one_line(outcome.reason))
+
+
+def _by_slurm(name: str, state: SlurmState | None, started: bool, blocker: str | None) -> StageStatus:
+    """Status of a stage whose job has not recorded how it ended."""
+
+    def failed(reason: str) -> StageStatus:
+        return StageStatus(name, "failed", one_line(reason))
+
     if state is None:
-        return "failed", "Slurm remembers this job no more, and it left no result; its log may tell why"
+        return failed("Slurm no longer knows this job, and it left no result; its log may tell why")
+    if state.state == "PENDING":
+        return StageStatus(name, "requeued" if started else "pending", one_line(state.reason))
     if state.live:
-        if state.state == "PENDING":
-            return ("requeued" if life else "pending"), state.reason
-        return "running", "" if state.state == "RUNNING" else state.state.lower()
+        return StageStatus(name, "running", "" if state.state == "RUNNING" else one_line(state.state.lower()))
     if state.state == "CANCELLED":
-        if life is None and wrong:
-            return "not run", f"{wrong[0]} did not finish"
-        return "cancelled", "by scancel, or its dependency can no longer be met" if life is None else "by scancel"
-    why = {
-        "TIMEOUT": "time limit reached before the stage could save its state and be requeued; raise time, signal_delay",
-        "NODE_FAIL": f"node {state.nodes} failed",
-        "OUT_OF_MEMORY": "out of memory; raise memory",
-        "PREEMPTED": "preempted without requeueing",
-        "COMPLETED": "its processes ended without an error and without finishing the stage",
-    }
-    if state.state in why:
-        return "failed", why[state.state]
+        if blocker and not started:
+            return StageStatus.blocked(name, blocker)
+        dependency = "" if started else ", or its dependency can no longer be satisfied"
+        return StageStatus(name, "cancelled", f"by scancel{dependency}")
+    if state.state == "NODE_FAIL":
+        return failed(f"node {state.nodes} failed")
+    if state.state in EXPLAINED:
+        return failed(EXPLAINED[state.state])
     if state.exit_code - 128 in {number.value for number in signal.Signals}:
-        name = signal.Signals(state.exit_code - 128).name
-        killed = " (killed by hand, or for lack of memory)" if name == "SIGKILL" else ""
-        return "failed", f"a process was ended by {name}{killed}"
-    return "failed", f"{state.state.lower().replace('_', ' ')}, exit code {state.exit_code}"
+        number = signal.Signals(state.exit_code - 128)
+        killed = " (killed by hand, or out of memory)" if number == signal.SIGKILL else ""
+        return failed(f"a process was ended by {number.name}{killed}")
+    return failed(f"{state.state.lower().replace('_', ' ')}, exit code {state.exit_code}")
 
 
-def _by_process(job: str, journal: Journal) -> tuple[str, str]:
-    """State and reason of a job on this machine that has not said how it ended; only local jobs have processes."""
-    if process_lives(int(job), journal) if job.isdigit() else journal.holder():
-        return "running", ""
-    return "failed", "its process died without a word (killed, or out of memory)"
+def _by_process(name: str, job: str, journal: Journal) -> StageStatus:
+    """Status of a stage on this machine that has not recorded how it ended."""
+    if process_exists(int(job), journal):
+        return StageStatus(name, "running")
+    return StageStatus(name, "failed", "its process exited without an error message (killed, or out of memory)")
 
 
-def process_lives(pid: int, journal: Journal) -> bool:
-    """Whether a process exists and works for this run."""
+def process_exists(pid: int, journal: Journal) -> bool:
+    """Whether a process runs and works for this run."""
     if sys.platform == "linux":
         try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")  # nothing for one that has ended
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")  # empty after its end
         except OSError:
             return False
-        folder = os.path.realpath(journal.jobs)  # the run may be called by another name now
+        folder = os.path.realpath(journal.jobs)  # the run may have another name now
         return any(os.path.realpath(os.fsdecode(word)) == folder for word in words if word.startswith(b"/"))
     command = ["ps", "-ww", "-o", "stat=", "-o", "command=", "-p", str(pid)]
     shown = subprocess.run(command, capture_output=True, text=True, errors="replace").stdout
     return str(journal.jobs) in shown and not shown.startswith("Z")
 
 
-def live_strays(journal: Journal) -> dict[str, str]:
-    """Jobs of the run that wait or run though its journal does not name them, and on which cluster they do.
+def live_strays(journal: Journal) -> dict[str, Cluster]:
+    """Jobs of the run that wait or run although its journal does not name them, each with its cluster.
 
     Raises:
         SlurmError: Slurm does not answer whether they do.
@@ -148,54 +171,44 @@ def live_strays(journal: Journal) -> dict[str, str]:
     strays = journal.strays()
     slurm = [job for job in strays if (journal.jobs / f"{job.split('_')[0]}_submission.sh").exists()]
     states = job_states(slurm)
-    live = {job: "slurm" for job in slurm if job in states and states[job].live}
+    live: dict[str, Cluster] = {job: "slurm" for job in slurm if job in states and states[job].live}
     local = [job for job in strays if job not in slurm and job.isdecimal()]
-    return live | {job: "local" for job in local if process_lives(int(job), journal)}
+    live.update((job, "local") for job in local if process_exists(int(job), journal))
+    return live
 
 
-def _described(
-    journal: Journal,
-    name: str,
-    about: dict[str, Any],
-    line: dict[str, Any],
-    life: dict[str, Any] | None,
-    slurm: JobState | None,
-    verdict: tuple[str, str],
-    ended: float | None,
+def _with_progress(
+    status: StageStatus, entry: StageEntry, attempt: Started | None, ended: float | None, journal: Journal
 ) -> StageStatus:
-    state, reason = verdict
-    job, log = line["job"], journal.log(line["job"])
-    text = _tail(log)
-    if state == "failed":  # srun says which of the processes died; those that it ended then say less
-        life_text = text.rpartition("Starting with JobEnvironment")[2]
-        died = re.findall(r"^srun: error: (\S+: tasks? \S+: (?!Exited|Terminated).+)$", life_text, re.MULTILINE)
-        reason = f"{reason} (srun: {died[0]})" if died and died[0] not in reason else reason
-    printed = [line for line in text.splitlines() if line.strip()]
-    point = last_point(Path(about["progress"])) if about["progress"] else {}
+    """With the last point of the stage's curve, and the times of its current or last attempt."""
+    point = last_point(entry.progress) if entry.progress else {}
     step = int(point.pop("step")) if point else None
     elapsed = left = None
-    if life is not None:
-        end = ended or (time.time() if state == "running" else log.stat().st_mtime if log.exists() else None)
-        elapsed = max(end - seconds(life["time"]), 0.0) if end else None
-        done = (step or 0) - (life["step"] or 0)
-        if state == "running" and elapsed and done > 0 and about["steps"]:
-            left = elapsed / done * (about["steps"] - step)
-    return StageStatus(
-        name=name,
-        state=state,
-        reason=one_line(reason),
-        job=job,
-        cluster=line["cluster"],
-        nodes=(slurm.nodes if slurm else "") or (life["nodes"] if life else ""),
-        restarts=life["restarts"] if life else 0,
-        elapsed=elapsed,
-        step=step,
-        steps=about["steps"],
-        losses={one_line(key): value for key, value in point.items() if isinstance(value, int | float)},
-        left=left,
-        log=log if log.exists() else None,
-        last_line=one_line(printed[-1]) if printed else "",
-    )
+    if attempt is not None:
+        if ended is None and status.state == "running":
+            ended = time.time()
+        elif ended is None and (log := journal.log(status.job)).exists():
+            ended = log.stat().st_mtime
+        elapsed = None if ended is None else max(ended - attempt.time.timestamp(), 0.0)
+        done = (step or 0) - (attempt.step or 0)
+        if step and elapsed and done > 0 and entry.steps and status.state == "running":
+            left = elapsed / done * (entry.steps - step)
+    losses = {one_line(key): value for key, value in point.items() if isinstance(value, int | float)}
+    restarts = attempt.restarts if attempt else 0
+    return replace(status, restarts=restarts, elapsed=elapsed, step=step, losses=losses, left=left)
+
+
+def _with_log(status: StageStatus, journal: Journal) -> StageStatus:
+    """With the end of its log, from which srun's message explains a failure."""
+    log = journal.log(status.job)
+    text, reason = _tail(log), status.reason
+    if status.state == "failed":  # srun names the process that died; those that it ended then are less interesting
+        attempt = text.rpartition("Starting with JobEnvironment")[2]
+        died = re.findall(r"^srun: error: (\S+: tasks? \S+: (?!Exited|Terminated).+)$", attempt, re.MULTILINE)
+        reason = one_line(f"{reason} (srun: {died[0]})") if died and died[0] not in reason else reason
+    printed = [line for line in text.splitlines() if line.strip()]
+    last_line = one_line(printed[-1]) if printed else ""
+    return replace(status, reason=reason, log=log if log.exists() else None, last_line=last_line)
 
 
 def _tail(path: Path) -> str:
@@ -209,9 +222,9 @@ def _tail(path: Path) -> str:
 
 def table(journal: Journal, statuses: dict[str, StageStatus]) -> str:
     """The graph as text: a line per stage, below it what it waits for, why it failed, or what it printed last."""
-    graph = journal.graph()["stages"]
     if not statuses:
         raise SlurmError(f"{journal.run} holds no submitted run (no slurm/graph.json); give the run's folder")
+    entries = journal.graph().stages
     rows = [("stage", "state", "job", "node", "elapsed", "restarts", "progress")]
     rows += [
         (one_line(s.name), s.state, s.job, one_line(s.nodes), _clock(s.elapsed), str(s.restarts or ""), _progress(s))
@@ -222,10 +235,10 @@ def table(journal: Journal, statuses: dict[str, StageStatus]) -> str:
     text = [lines[0]]
     for line, status in zip(lines[1:], statuses.values(), strict=True):
         text.append(line)
-        about = graph[status.name]
-        waits = [*about["after"], *(f"{name} (any end)" for name in about["after_any"])]
-        if waits:
-            text.append(f"    after: {one_line(', '.join(waits))}")
+        entry = entries[status.name]
+        needs = [*entry.after, *(f"{name} (any end)" for name in entry.after_any)]
+        if needs:
+            text.append(f"    after: {one_line(', '.join(needs))}")
         if status.reason:
             text.append(f"    {'waits for' if status.state in LIVE else 'reason'}: {status.reason}")
         if status.last_line and status.state not in ("finished", "pending"):

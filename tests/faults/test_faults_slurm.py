@@ -1,4 +1,4 @@
-"""What may come of foreign profiles, odd folders and damaged journals: the right thing, or one line that says what."""
+"""Odd profiles, odd folders and damaged journals: either the right result, or one line that names the problem."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from in_process import run_in_process, slurm_command
 
+from imagefolder.errors import one_line
 from slurm import SlurmError, Stage
-from slurm.__main__ import main
 from slurm.batch import sbatch_text
 from slurm.journal import Journal
 from slurm.launch import submit
 from slurm.profile import LARGEST, Profile, load_profile, user_folder
-from slurm.stage import UNPRINTABLE
 from slurm.status import read_status
 
 VALUES = 270
@@ -51,7 +51,7 @@ words = st.text(max_size=12) | st.sampled_from(
 
 @pytest.fixture(autouse=True)
 def own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The empty folder of a user's own profiles."""
+    """The empty folder of the user's own profiles."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     folder = tmp_path / "config" / "imagefolder"
     folder.mkdir(parents=True)
@@ -59,11 +59,11 @@ def own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def is_line(text: str) -> bool:
-    return bool(text) and not UNPRINTABLE.search(text)
+    return bool(text) and one_line(f"|{text}|") == f"|{text}|"
 
 
 def refusal(function: Callable[..., Any], *arguments: Any, **named: Any) -> str:
-    """The one line with which something is refused."""
+    """The one-line message of a refusal."""
     with pytest.raises(SlurmError) as error:
         function(*arguments, **named)
     assert is_line(str(error.value))
@@ -71,7 +71,7 @@ def refusal(function: Callable[..., Any], *arguments: Any, **named: Any) -> str:
 
 
 def outcome(function: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
-    """What comes of a call: its result, or the line with which it is refused."""
+    """The result of a call, or the one-line message of its refusal."""
     try:
         return function(*arguments), ""
     except SlurmError as error:
@@ -101,17 +101,17 @@ PLACES = {
 def test_values_stay_in_their_line(tally: Any, place: str, value: str) -> None:
     innocent, beginning = PLACES[place]
     expected = text_of(place + innocent).splitlines()
-    text, said = outcome(text_of, place + value)
+    text, error = outcome(text_of, place + value)
     tally("values of profiles").add("refused" if text is None else "right")
     if text is None:
-        assert is_line(said)
+        assert is_line(error)
         return
     lines = text.splitlines()
     if len(lines) < len(expected):
-        assert value in ("", "null", "~")  # nothing: the line is not there at all
+        assert value in ("", "null", "~")  # no value: the line is missing
         return
     assert sum(line != other for line, other in zip(lines, expected, strict=True)) <= 1
-    if beginning is not None and value != "true":  # which makes a bare flag of an option
+    if beginning is not None and value != "true":  # which makes an option a bare flag
         (line,) = (line for line in lines if line.startswith(beginning))
         assert shlex.split(line.removeprefix(beginning)) == [value]
 
@@ -122,10 +122,10 @@ def test_values_stay_in_their_line(tally: Any, place: str, value: str) -> None:
 @example(kind="environment", name="MY-VAR", value="1")
 @example(kind="sbatch", name="x y\ntouch /tmp/x", value="1")
 def test_names_add_no_lines(tally: Any, kind: str, name: str, value: str) -> None:
-    text, said = outcome(text_of, f"{kind}.{name}={value}")
+    text, error = outcome(text_of, f"{kind}.{name}={value}")
     tally("names in profiles").add("refused" if text is None else "right")
     if text is None:
-        assert is_line(said)
+        assert is_line(error)
         return
     before = len(text_of("nodes=1").splitlines())
     assert len(text.splitlines()) - before in ((0, 1) if kind == "sbatch" else (0, 3))  # "", "# setup", export
@@ -142,9 +142,9 @@ keys = st.lists(st.sampled_from([*Profile.model_fields, "training", "small", "ki
 @example(key=["training"], value="{" * 3000)
 @example(key=["environment"], value='{"\\U99999999": 1}')
 def test_overrides_make_a_profile_or_one_line(tally: Any, key: list[str], value: str) -> None:
-    profile, said = outcome(load_profile, "slurm", [f"{'.'.join(key)}={value}"])
+    profile, error = outcome(load_profile, "slurm", [f"{'.'.join(key)}={value}"])
     tally("overrides").add("refused" if profile is None else "right")
-    assert is_line(said) if profile is None else set(profile.kinds) == {"training", "evaluation", "small"}
+    assert is_line(error) if profile is None else set(profile.kinds) == {"training", "evaluation", "small"}
 
 
 known = st.sampled_from(list(Profile.model_fields))
@@ -169,11 +169,11 @@ documents = contents.map(lambda content: yaml.safe_dump(content, allow_unicode=T
 @example(b"nodes: 1\0")
 def test_files_make_a_profile_or_one_line(tally: Any, own: Path, content: bytes) -> None:
     (own / "any.yaml").write_bytes(content)
-    profile, said = outcome(load_profile, "any")
+    profile, error = outcome(load_profile, "any")
     tally("files of profiles").add("refused" if profile is None else "right")
     if profile is None:
-        assert is_line(said)
-        assert "any.yaml" in said
+        assert is_line(error)
+        assert "any.yaml" in error
         return
     for kind in profile.kinds:
         text = sbatch_text(Path("/run"), profile.settings(kind), "name", "")
@@ -186,12 +186,12 @@ def test_files_make_a_profile_or_one_line(tally: Any, own: Path, content: bytes)
         ("account=a\nb", r"account: 'a\\nb': must be one line"),
         ('setup=[date, "a\\nb"]', r"setup.1: 'a\\nb': must be one line"),
         ("partition=a b", "partition: 'a b': must be one word"),
-        ("nodes.x=1", "'nodes' holds no further keys; those that do are environment, sbatch, training"),
+        ("nodes.x=1", "'nodes' holds no further keys; these do: environment, sbatch, training"),
         ("trainig.nodes=1", "'trainig' holds no further keys"),
         ("kinds.gpu.nodes=1", "there is no kind 'gpu'; there are: training, evaluation, small"),
         ("cpus_per_task=100000000000", "cpus_per_task: '100000000000': Input should be less"),
         ("signal_delay=65536", "signal_delay: '65536'"),
-        ("gres=gpu:a100:99999", "must ask for 1,000 GPUs at most"),
+        ("gres=gpu:a100:99999", "must request at most 1,000 GPUs"),
         ("srun=[touch, /tmp/x]", "srun.0: 'touch': must be one option"),
         ("srun=[--outp=x]", "srun.0: '--outp=x': is set by the launcher"),
         ("sbatch.outp=x", r"sbatch.outp is set by the launcher"),
@@ -204,13 +204,13 @@ def test_files_make_a_profile_or_one_line(tally: Any, own: Path, content: bytes)
         (f"environment={{A: !{SECRET}!x y}}", "not YAML"),
     ],
 )
-def test_refusals_name_what_is_wrong_and_no_secret(override: str, message: str) -> None:
-    said = refusal(load_profile, "slurm", [override])
-    assert message.replace("\\\\", "\\") in said
-    assert SECRET not in said
+def test_refusals_name_the_problem_but_no_secret(override: str, message: str) -> None:
+    error = refusal(load_profile, "slurm", [override])
+    assert message.replace("\\\\", "\\") in error
+    assert SECRET not in error
 
 
-def test_values_with_a_meaning_are_kept() -> None:
+def test_meaningful_values_are_kept() -> None:
     overrides = [
         "constraint=[rack1|rack2*2]&a,(b)",
         "sbatch.nodelist=n[1-2]",
@@ -224,19 +224,19 @@ def test_values_with_a_meaning_are_kept() -> None:
     assert (small.setup, small.srun) == (["\tx"], ["--cpu-bind=none", "-c4"])
 
 
-def test_what_is_no_file_is_no_profile(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_things_than_files_are_no_profiles(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "folder.yaml").mkdir()
     os.mkfifo(tmp_path / "pipe.yaml")
     with (tmp_path / "big.yaml").open("wb") as file:
         file.truncate(100_000_000)
     assert "folder.yaml cannot be read: it is a folder" in refusal(load_profile, tmp_path / "folder.yaml")
-    assert "pipe.yaml cannot be read: it is no plain file" in refusal(load_profile, tmp_path / "pipe.yaml")
+    assert "pipe.yaml cannot be read: it is not a regular file" in refusal(load_profile, tmp_path / "pipe.yaml")
     assert f"more than {LARGEST:,} bytes" in refusal(load_profile, tmp_path / "big.yaml")
     for name in (str(tmp_path), "a\0b", "a\0.yaml", "x" * 5000, "\udcff", "", "._default"):
-        (own / "._default.yaml").write_bytes(b"\0\5\x16\7")  # macOS's, on disks of other systems
+        (own / "._default.yaml").write_bytes(b"\0\5\x16\7")  # macOS writes these to foreign disks
         assert "._default" not in refusal(load_profile, name).removeprefix("no profile '._default'")
     os.mkfifo(own / "default.yaml")
-    assert "default.yaml cannot be read" in refusal(load_profile)  # and not: another one is taken
+    assert "default.yaml cannot be read" in refusal(load_profile)  # and no other profile is used instead
     monkeypatch.delenv("XDG_CONFIG_HOME")
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)
@@ -247,20 +247,23 @@ def test_what_is_no_file_is_no_profile(own: Path, tmp_path: Path, monkeypatch: p
 BAD_FOLDERS = ["100%normal", "a%%b", "back\\slash", "two\nlines", "\x1b[31m", "\u2028", "\udcff", "nul\0"]
 
 
-@pytest.mark.parametrize("cluster", ["slurm", "local", "debug"])
+@pytest.mark.parametrize("cluster", ["slurm", "local"])
 @pytest.mark.parametrize("name", BAD_FOLDERS, ids=range(len(BAD_FOLDERS)))
 def test_folders_that_slurm_misreads_are_refused(tmp_path: Path, cluster: str, name: str) -> None:
     before = sorted(tmp_path.iterdir())
     for dry_run in (True, False):
-        said = refusal(submit, tmp_path / name, [Stage("a", print)], "local", [f"cluster={cluster}"], dry_run)
-        assert said.startswith("run folder ")
+        error = refusal(submit, tmp_path / name, [Stage("a", print)], profile=cluster, dry_run=dry_run)
+        assert error.startswith("run folder ")
     assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize(
     "name", ["two  spaces ", "it's", 'a"b', "$HOME `id`", "[a]{b}*?", "#x;&(y)", "é 日本", "~", "-x"]
 )
-def test_odd_folders_and_names_work(tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_odd_folders_and_names_work(
+    tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slurm.launch.run_local", run_in_process)
     run = tmp_path / name
     text = sbatch_text(run, load_profile("slurm").settings("small"), "name", "")
     (written,) = (line for line in text.splitlines() if line.startswith("#SBATCH --output="))
@@ -270,11 +273,11 @@ def test_odd_folders_and_names_work(tmp_path: Path, name: str, capfd: pytest.Cap
         Stage(f"{name}\n;$(id)\x1b", os.makedirs, (run / "done",)),
         Stage(f"bad {name}", os.rmdir, (run / "x\ny",)),
     ]
-    failed = submit(run, stages, "local", ["cluster=debug"])
+    failed = submit(run, stages, profile="local")
     assert (run / "done").is_dir()
     assert list(failed) == [f"bad {name}"]
     assert all(map(is_line, failed.values()))
-    assert main(["status", str(run)]) == 1
+    assert slurm_command("status", run) == 1
     assert all(map(is_line, filter(None, capfd.readouterr().out.splitlines())))
 
 
@@ -283,14 +286,16 @@ STAGES = ("first", "second; 2", "bad")
 
 @pytest.fixture(scope="module")
 def submitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on cluster debug of which one stage failed. Not to be changed: copy it."""
+    """A run on this machine with one failed stage. Do not modify it: copy it."""
     run = tmp_path_factory.mktemp("submitted") / "run"
     stages = [
         Stage(STAGES[0], os.makedirs, (run / "done",)),
         Stage(STAGES[1], os.listdir, (run,), after=(STAGES[0],)),
         Stage(STAGES[2], os.rmdir, (run / "nowhere",)),
     ]
-    assert list(submit(run, stages, "local", ["cluster=debug", f"environment.TOKEN={SECRET}"])) == ["bad"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("slurm.launch.run_local", run_in_process)
+        assert list(submit(run, stages, profile="local", overrides=[f"environment.TOKEN={SECRET}"])) == ["bad"]
     return run
 
 
@@ -338,22 +343,29 @@ FILES = ("graph.json", "graph.pkl", "jobs.jsonl", "jobs/*_0_finished.json", "job
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("file", FILES)
-def test_damaged_files_are_named_or_done_without(
-    tally: Any, submitted: Path, tmp_path: Path, file: str, damage: str, capsys: pytest.CaptureFixture[str]
+def test_damaged_files_are_named_or_not_needed(
+    tally: Any,
+    submitted: Path,
+    tmp_path: Path,
+    file: str,
+    damage: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("slurm.launch.run_local", run_in_process)
     for command in (["status"], ["cancel"], ["logs", "bad"], ["resubmit", "--dry-run"], ["resubmit"]):
         run, path = damaged_copy(submitted, tmp_path, file, DAMAGES[damage])
-        code = main([*command, str(run)])
-        said = capsys.readouterr().err
-        assert SECRET not in said
+        code = slurm_command(*command, run)
+        error = capsys.readouterr().err
+        assert SECRET not in error
         assert code in (0, 1, 2)
         tally("journals").add("refused" if code == 2 else "recovered")
         if code == 2:
-            (line,) = (line for line in said.splitlines() if line.startswith("error: "))
+            (line,) = (line for line in error.splitlines() if line.startswith("error: "))
             assert is_line(line)
             assert str(path) in line or "log.out" in line
         if file == "graph.json" or (file == "graph.pkl" and command[0] == "resubmit"):
-            assert code == 2 or damage == "twice", (command, said)
+            assert code == 2 or damage == "twice", (command, error)
 
 
 @settings(max_examples=FLIPS, **bounded)
@@ -367,16 +379,15 @@ def test_flipped_bits_change_nothing_silently(
 
     run, _ = damaged_copy(submitted, tmp_path, file, rewrite(flip))
     whole, journal = Journal(submitted), Journal(run)
-    states, said = outcome(read_status, journal)
+    states, error = outcome(read_status, journal)
     tally("flipped bits").add("recovered" if states else "refused")
     if states is None:
         assert file == "graph.json"
-        assert is_line(said)
+        assert is_line(error)
         return
     assert journal.graph() == whole.graph()
-    lines = whole.lines()  # one whose "checksum" is called otherwise has that name, too
-    assert all(any(other.items() <= line.items() for other in lines) for line in journal.lines())
-    for name, status in read_status(whole).items():  # what cannot be read any more is done again, not believed
+    assert all(event in whole.events() for event in journal.events())
+    for name, status in read_status(whole).items():  # what can no longer be read is repeated, not trusted
         assert states[name].state in (status.state, "failed", "not submitted")
-    stages, said = outcome(journal.stages)
-    assert is_line(said) if stages is None else stages == whole.stages()
+    stages, error = outcome(journal.stages)
+    assert is_line(error) if stages is None else stages == whole.stages()

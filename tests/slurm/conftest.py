@@ -1,4 +1,4 @@
-"""A real Slurm for the tests, and waiting with a limit."""
+"""A real Slurm for the tests, and run folders."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from in_process import run_in_process
 from waiting import HERE, START, command
 
+from slurm.events import Submitted
 from slurm.journal import Journal
 
 OWN_CLUSTER = Path("/run/slurm-ci/etc/slurm.conf")
@@ -18,7 +20,7 @@ OWN_CLUSTER = Path("/run/slurm-ci/etc/slurm.conf")
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    """A Slurm with two nodes: the one that answers, or, as root with SLURM_CI=1, one started here."""
+    """A Slurm with two nodes: the one that answers, or, as root with SLURM_CI=1, one that is started here."""
     answers = shutil.which("sinfo") and subprocess.run(["sinfo"], capture_output=True, timeout=20).returncode == 0
     if answers:
         yield
@@ -36,9 +38,15 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture
 def overrides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """Overrides with which jobs find the stages of the tests; no profile of the user's takes part."""
+    """Overrides with which jobs find the stages of the tests; the user's own profiles are not used."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     return [f"environment.PYTHONPATH={HERE}:{HERE.parents[1]}"]
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages of cluster local run in this process."""
+    monkeypatch.setattr("slurm.launch.run_local", run_in_process)
 
 
 @pytest.fixture
@@ -47,6 +55,6 @@ def run(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     folder = tmp_path / "run"
     yield folder
     journal = Journal(folder)
-    jobs = {line["job"] for line in journal.lines() if line.get("cluster") == "slurm"}
+    jobs = {event.job for event in journal.events() if isinstance(event, Submitted) and event.cluster == "slurm"}
     if jobs:
         subprocess.run(["scancel", *jobs], timeout=20, check=False)

@@ -12,16 +12,15 @@ from pathlib import Path
 
 import pytest
 import work
-from waiting import HERE, command, lives, process_of, shorten_limit, wait_for, wait_for_step, wait_until
+from in_process import slurm_command
+from waiting import HERE, PROFILE, attempts, command, process_of, shorten_limit, wait_for, wait_for_step, wait_until
 
 from slurm import SlurmError, Stage
-from slurm.__main__ import main
 from slurm.journal import Journal
 from slurm.launch import resubmit, submit
 from slurm.states import accounted, job_states
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
-PROFILE = "test-cluster"
 
 
 def counting(name: str, folder: Path, steps: int, seconds: float = 0.2, **more: object) -> Stage:
@@ -46,21 +45,23 @@ def test_graph_finishes_in_order_and_is_not_started_twice(
     shared = Stage("extractor", work.note, (run / "extractor",))
     rows = [counting(f"row {n}", run / f"row{n}", 3, after=("extractor",)) for n in range(3)]
     ends = [
-        Stage(f"score {n}", work.fail_without, (run / f"row{n}" / "result", run / f"score{n}"), (f"row {n}",))
+        Stage(f"score {n}", work.fail_without, (run / f"row{n}" / "result", run / f"score{n}"), after=(f"row {n}",))
         for n in range(3)
     ]
     report = Stage("report", work.note, (run / "report",), after_any=tuple(stage.name for stage in ends))
     graph = [report, *ends, shared, *rows]
-    submit(run, graph, PROFILE, overrides)
+    submit(run, graph, profile=PROFILE, overrides=overrides)
     jobs = dict(re.findall(r"^(.+): job (\S+)$", capsys.readouterr().out, re.MULTILINE))
     assert set(jobs) == {stage.name for stage in graph}
     array = {jobs[stage.name].split("_")[0] for stage in rows}
-    assert len(array) == 1  # rows of one shape are one array ...
+    assert len(array) == 1  # rows of one kind are one array ...
     assert {jobs[stage.name].split("_")[1] for stage in rows} == {"0", "1", "2"}
-    assert len({jobs[stage.name].split("_")[0] for stage in ends}) == 3  # ... what waits for single rows is not
+    assert (
+        len({jobs[stage.name].split("_")[0] for stage in ends}) == 3
+    )  # ... stages that wait for different rows are not
 
-    submit(run, graph, PROFILE, overrides)  # while it runs
-    kept = dict(re.findall(r"^(.+): \S+ already, job (\S+)$", capsys.readouterr().out, re.MULTILINE))
+    submit(run, graph, profile=PROFILE, overrides=overrides)  # while it runs
+    kept = dict(re.findall(r"^(.+): already \S+, job (\S+)$", capsys.readouterr().out, re.MULTILINE))
     assert kept.items() <= jobs.items()
     assert "report" in kept
 
@@ -69,10 +70,10 @@ def test_graph_finishes_in_order_and_is_not_started_twice(
     assert {name: status.job for name, status in statuses.items()} == jobs
     assert statuses["row 1"].step == statuses["row 1"].steps == 3
     assert statuses["row 1"].nodes
-    submit(run, graph, PROFILE, overrides)  # when all is done
-    assert capsys.readouterr().out.count("finished already") == len(graph)
+    submit(run, graph, profile=PROFILE, overrides=overrides)  # when all is done
+    assert capsys.readouterr().out.count("already finished") == len(graph)
     assert (run / "report").read_text() == (run / "extractor").read_text() == "ran\n"
-    assert main(["status", str(run)]) == 0
+    assert slurm_command("status", run) == 0
     shown = capsys.readouterr().out
     assert "step 3 of 3, loss 0.333" in shown
     assert "score 0 (any end)" in shown
@@ -83,45 +84,46 @@ def test_failure_stops_what_depends_on_it_and_resubmit_does_only_that(
 ) -> None:
     graph = [
         Stage("bad", work.fail_without, (run / "key", run / "bad")),
-        Stage("after bad", work.note, (run / "after-bad",), ("bad",)),
+        Stage("after bad", work.note, (run / "after-bad",), after=("bad",)),
         Stage("good", work.note, (run / "good",)),
-        Stage("after good", work.note, (run / "after-good",), ("good",)),
+        Stage("after good", work.note, (run / "after-good",), after=("good",)),
         Stage("report", work.note, (run / "report",), after_any=("after bad", "after good")),
     ]
 
-    submit(run, graph, PROFILE, overrides)
+    submit(run, graph, profile=PROFILE, overrides=overrides)
     journal = Journal(run)
     expected = {"bad": "failed", "after bad": "not run", "good": "finished", "after good": "finished"}
     statuses = wait_for(journal, expected | {"report": "finished"})
     assert statuses["bad"].reason == f"FileNotFoundError: {run}/key is missing"
     assert statuses["after bad"].reason == "bad did not finish"
+    assert statuses["after bad"].blocked_by == "bad"
     capsys.readouterr()
-    assert main(["status", str(run)]) == 1
+    assert slurm_command("status", run) == 1
     assert f"reason: FileNotFoundError: {run}/key is missing" in capsys.readouterr().out
-    assert main(["logs", "bad", str(run)]) == 0
+    assert slurm_command("logs", "bad", run) == 0
     assert "Traceback" in capsys.readouterr().out
 
     (run / "key").touch()
-    resubmit(run, None, [], dry_run=False)
+    resubmit(run)
     printed = capsys.readouterr().out
-    assert "good: finished already" in printed
-    assert "after good: finished already" in printed
+    assert "good: already finished" in printed
+    assert "after good: already finished" in printed
     statuses = wait_for(journal, dict.fromkeys(expected, "finished") | {"report": "finished"})
     wait_for(journal, {"report": "finished"})
     assert (run / "good").read_text() == "ran\n"
     assert (run / "after-bad").read_text() == "ran\n"
-    assert (run / "report").read_text() == "ran\nran\n"  # it is to show what was done again
+    assert (run / "report").read_text() == "ran\nran\n"  # it has to show the new results
 
 
-def test_requeued_jobs_resume_at_the_exact_step_and_idle_ones_are_given_up(run: Path, overrides: list[str]) -> None:
+def test_requeued_jobs_resume_at_the_exact_step_and_stuck_ones_are_given_up(run: Path, overrides: list[str]) -> None:
     names = ("signalled", "preempted", "requeued")
     graph = [counting(name, run / name, 15, seconds=0.5) for name in names]
     graph.append(Stage("after", work.note, (run / "after",), after=("signalled",)))
-    graph.append(Stage("idle", work.never_gets_on, (run / "idle",), progress=run / "idle"))
-    submit(run, graph, PROFILE, [*overrides, "small.lives_without_progress=2"])
+    graph.append(Stage("idle", work.makes_no_progress, (run / "idle",), progress=run / "idle"))
+    submit(run, graph, profile=PROFILE, overrides=[*overrides, "small.restarts_without_progress=2"])
     journal = Journal(run)
     jobs = {name: wait_for_step(journal, name, 3).job for name in names}
-    assert len({job.split("_")[0] for job in jobs.values()}) == 1  # elements of one array, each with its own fate
+    assert len({job.split("_")[0] for job in jobs.values()}) == 1  # elements of one array, each requeued by itself
     command("scancel", "--signal=USR2", jobs["signalled"])
     command("scancel", "--signal=TERM", jobs["preempted"])  # both signals come, one after the other
     command("scancel", "--signal=USR2", jobs["preempted"])
@@ -130,21 +132,22 @@ def test_requeued_jobs_resume_at_the_exact_step_and_idle_ones_are_given_up(run: 
     for name in names:
         assert statuses[name].job == jobs[name]
         assert statuses[name].restarts == 1
-        assert trace(run / name) == list(range(1, 16))  # no step twice, none left out
+        assert trace(run / name) == list(range(1, 16))  # no step twice, none missing
         assert (run / name / "result").read_text() == str(sum(range(16)))
-        first, second = lives(journal, name)
-        assert (first["step"], first["restarts"]) == (0, 0)
-        assert second["step"] >= 3
-        assert second["restarts"] == 1
+        first, second = attempts(journal, name)
+        assert (first.step, first.restarts) == (0, 0)
+        assert second.step is not None
+        assert second.step >= 3
+        assert second.restarts == 1
     assert (run / "after").read_text() == "ran\n"
-    assert "2 lives in a row without progress" in statuses["idle"].reason
-    assert (run / "idle" / "lives").read_text() == "ran\nran\n"
+    assert "given up after 2 restarts without progress" in statuses["idle"].reason
+    assert (run / "idle" / "attempts").read_text() == "ran\nran\n"
 
 
 def test_processes_on_two_nodes_know_each_other_and_leave_together(run: Path, overrides: list[str]) -> None:
     settings = [*overrides, "training.nodes=2", "environment.GREETING=a b'c"]
     environment = Stage("environment", work.write_environment, (run / "environment",), kind="training")
-    submit(run, [environment, counting("training", run / "training", 15)], PROFILE, settings)
+    submit(run, [environment, counting("training", run / "training", 15)], profile=PROFILE, overrides=settings)
     journal = Journal(run)
     wait_for(journal, {"environment": "finished"})
     seen = [json.loads((run / "environment" / f"{rank}.json").read_text()) for rank in range(2)]
@@ -160,12 +163,12 @@ def test_processes_on_two_nodes_know_each_other_and_leave_together(run: Path, ov
     assert status.restarts == 1
     assert trace(run / "training") == list(range(1, 16))
     other = [int(step) for step in (run / "training" / "trace1").read_text().split()]
-    assert max(other.count(step) for step in other) <= 2  # at most the step of the stop itself is taken again
+    assert max(other.count(step) for step in other) <= 2  # at most the step of the stop itself is repeated
 
 
-def test_killed_process_ends_the_job_and_status_says_why(run: Path, overrides: list[str]) -> None:
+def test_killed_process_ends_the_job_and_status_explains_it(run: Path, overrides: list[str]) -> None:
     settings = [*overrides, "training.tasks_per_node=2"]
-    submit(run, [counting("training", run / "training", 1000)], PROFILE, settings)
+    submit(run, [counting("training", run / "training", 1000)], profile=PROFILE, overrides=settings)
     journal = Journal(run)
     wait_for_step(journal, "training", 2)
     command("kill", "-9", process_of(journal, "training", 1))
@@ -173,8 +176,8 @@ def test_killed_process_ends_the_job_and_status_says_why(run: Path, overrides: l
     assert "task 1: Killed" in status.reason, status.reason
 
 
-def test_job_killed_without_a_word_is_explained(run: Path, overrides: list[str]) -> None:
-    submit(run, [counting("training", run / "training", 1000)], PROFILE, overrides)
+def test_reason_of_a_killed_job_names_the_signal(run: Path, overrides: list[str]) -> None:
+    submit(run, [counting("training", run / "training", 1000)], profile=PROFILE, overrides=overrides)
     journal = Journal(run)
     wait_for_step(journal, "training", 2)
     command("kill", "-9", process_of(journal, "training", 0))
@@ -182,61 +185,55 @@ def test_job_killed_without_a_word_is_explained(run: Path, overrides: list[str])
     assert "SIGKILL" in status.reason, status.reason
 
 
-def test_cancel_saves_the_state_and_does_not_come_back(run: Path, overrides: list[str]) -> None:
+def test_cancelled_job_saves_its_state_and_is_not_requeued(run: Path, overrides: list[str]) -> None:
     folder = run / "training"
-    after = Stage("after", work.note, (run / "after",), ("training",))
-    submit(run, [counting("training", folder, 1000), after], PROFILE, overrides)
+    after = Stage("after", work.note, (run / "after",), after=("training",))
+    submit(run, [counting("training", folder, 1000), after], profile=PROFILE, overrides=overrides)
     journal = Journal(run)
     wait_for_step(journal, "training", 2)
-    assert main(["cancel", str(run)]) == 0
+    assert slurm_command("cancel", run) == 0
     statuses = wait_for(journal, {"training": "cancelled"})
     assert statuses["after"].state in ("cancelled", "not run")
     assert json.loads((folder / "state.json").read_text())[0] == trace(folder)[-1]
-    assert len(lives(journal, "training")) == 1
-    assert main(["status", str(run)]) == 1
+    assert len(attempts(journal, "training")) == 1
+    assert slurm_command("status", run) == 1
 
 
 def test_node_set_down_and_preemption(run: Path, overrides: list[str]) -> None:
     folder = run / "training"
-    submit(run, [counting("training", folder, 30, seconds=0.3)], PROFILE, overrides)
+    submit(run, [counting("training", folder, 30, seconds=0.3)], profile=PROFILE, overrides=overrides)
     journal = Journal(run)
     node = wait_for_step(journal, "training", 3).nodes
     command("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     try:
-        wait_until_life(journal, 2)
+        wait_until(journal, lambda _: len(attempts(journal, "training")) == 2, 120)
     finally:
-        # by then the node has come back by itself where ReturnToService says so, and this is refused
+        # refused if the node has already returned by itself (ReturnToService)
         subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], timeout=20, check=False)
-    step = wait_for_step(journal, "training", 8).step
+    step = wait_for_step(journal, "training", 8).step or 0
     urgent = Journal(run / "urgent")
     settings = [*overrides, "partition=urgent", "nodes=2", "cpus_per_task=2"]
-    submit(urgent.run, [Stage("urgent", work.sleep, (1,))], PROFILE, settings)
+    submit(urgent.run, [Stage("urgent", work.sleep, (1,))], profile=PROFILE, overrides=settings)
     wait_for(urgent, {"urgent": "finished"})
     wait_for(journal, {"training": "finished"})
     assert (folder / "result").read_text() == str(sum(range(31)))
-    third = lives(journal, "training")[2]
-    assert third["step"] >= step
+    start = attempts(journal, "training")[2].step
+    assert start is not None
+    assert start >= step
     taken = trace(folder)
-    assert taken[taken.index(third["step"]) :] == list(range(third["step"], 31))  # nothing twice after the preemption
+    assert taken[taken.index(start) :] == list(range(start, 31))  # no step twice after the preemption
 
 
-def wait_until_life(journal: Journal, number: int) -> None:
-
-    wait_until(journal, lambda _: len(lives(journal, "training")) == number, 120)
-
-
-def test_impossible_request_is_one_line_and_nothing_stays(run: Path, overrides: list[str]) -> None:
+def test_impossible_request_is_one_line_and_leaves_no_job(run: Path, overrides: list[str]) -> None:
     graph = [Stage("first", work.sleep, (60,)), counting("training", run / "training", 3, after=("first",))]
     with pytest.raises(SlurmError, match=r"refused 'training'.*gpus_per_node=3") as error:
-        submit(run, graph, PROFILE, [*overrides, "training.gpus_per_node=3"])
+        submit(run, graph, profile=PROFILE, overrides=[*overrides, "training.gpus_per_node=3"])
     assert "\n" not in str(error.value)
-    [job] = [line["job"] for line in Journal(run).lines()]
-    wait_until(
-        Journal(run), lambda _: job_states([job])[job].state == "CANCELLED", 20
-    )  # which it may be slow to become
+    [job] = [event.job for event in Journal(run).events()]
+    wait_until(Journal(run), lambda _: job_states([job])[job].state == "CANCELLED", 20)  # Slurm may be slow
 
 
-def test_a_typo_prepares_nothing(run: Path, overrides: list[str]) -> None:
+def test_a_typo_does_not_prepare_anything(run: Path, overrides: list[str]) -> None:
     graph, prepared = [Stage("a", work.sleep, (0,))], []
 
     def prepare() -> None:
@@ -244,9 +241,9 @@ def test_a_typo_prepares_nothing(run: Path, overrides: list[str]) -> None:
 
     for typo in ("partition=gpuu", "constraint=fast", "sbatch.reservatoin=x", "gres=gpuu:1"):
         with pytest.raises(SlurmError, match=r"Slurm refused 'a': .*(nvalid|unrecognized)"):
-            submit(run, graph, PROFILE, [*overrides, typo], prepare=prepare)
-    assert prepared == Journal(run).lines() == []
-    submit(run, graph, PROFILE, overrides, prepare=prepare)
+            submit(run, graph, profile=PROFILE, overrides=[*overrides, typo], prepare=prepare)
+    assert prepared == Journal(run).events() == []
+    submit(run, graph, profile=PROFILE, overrides=overrides, prepare=prepare)
     assert prepared == [run]
     wait_for(Journal(run), {"a": "finished"})
 
@@ -256,21 +253,23 @@ def test_odd_folders_get_their_logs_and_stages_write_as_usual(tmp_path: Path, ov
     rows = [Stage(f"row {n};\n$(id)", work.note, (run / f"note {n}",)) for n in range(2)]
     usual = os.umask(0o022)
     try:
-        submit(run, rows, PROFILE, [*overrides, 'environment.A=it\'s "$HOME" `id` #1;&  é ', "sbatch.comment=it's #1"])
+        odd = ['environment.A=it\'s "$HOME" `id` #1;&  é ', "sbatch.comment=it's #1"]
+        submit(run, rows, profile=PROFILE, overrides=[*overrides, *odd])
     finally:
         assert os.umask(usual) == 0o022
     statuses = wait_for(Journal(run), {stage.name: "finished" for stage in rows})
     for status in statuses.values():
+        assert status.log is not None
         assert stat.S_IMODE(status.log.stat().st_mode) == 0o600
     assert stat.S_IMODE((run / "note 0").stat().st_mode) == 0o644
 
 
 def test_gpus_are_given(run: Path, overrides: list[str]) -> None:
     stage = counting("training", run / "training", 1)
-    submit(run, [stage], PROFILE, [*overrides, "training.gpus_per_node=2", "training.time=01:00:00"])
+    submit(run, [stage], profile=PROFILE, overrides=[*overrides, "training.gpus_per_node=2", "training.time=01:00:00"])
     journal = Journal(run)
     wait_for(journal, {"training": "finished"})
-    assert lives(journal, "training")[0]["nodes"]
+    assert attempts(journal, "training")[0].nodes
     text = next(journal.jobs.glob("[0-9]*_submission.sh")).read_text()
     assert "--gpus-per-node=2" in text
     assert "--ntasks-per-node=2" in text
@@ -283,14 +282,14 @@ def test_dry_run_shows_what_is_submitted(run: Path, overrides: list[str], capsys
         *(counting(f"row {n}", run / f"row{n}", 1, after=("shared",)) for n in range(2)),
         Stage("report", work.sleep, (0,), after_any=("row 0", "row 1")),
     ]
-    submit(run, graph, PROFILE, settings, dry_run=True)
+    submit(run, graph, profile=PROFILE, overrides=settings, dry_run=True)
     printed = capsys.readouterr().out
     assert not run.exists()
-    submit(run, graph, PROFILE, settings)
+    submit(run, graph, profile=PROFILE, overrides=settings)
     ids = dict(re.findall(r"^(.+): job (\S+)$", capsys.readouterr().out, re.MULTILINE))
     for name, job in ids.items():
         printed = printed.replace(f"<{name}>", job)
-    printed = re.sub(r"--dependency='(.+)'", r"--dependency=\1", printed)  # a shell has to be told of < and >
+    printed = re.sub(r"--dependency='(.+)'", r"--dependency=\1", printed)  # only < and > need quotes
     texts = {part.split("\n", 1)[0]: part.split("\n", 1)[1].strip() for part in printed.split("==> ")[1:]}
     assert list(texts) == ["shared", "row 0, row 1", "report"]
     for names, text in texts.items():
@@ -304,17 +303,17 @@ def test_dry_run_shows_what_is_submitted(run: Path, overrides: list[str], capsys
 
 
 def test_unwritable_output_fails_the_stage(run: Path, overrides: list[str]) -> None:
-    submit(run, [Stage("writer", work.touch, (Path("/proc/nowhere/file"),))], PROFILE, overrides)
+    submit(run, [Stage("writer", work.touch, (Path("/proc/nowhere/file"),))], profile=PROFILE, overrides=overrides)
     reason = wait_for(Journal(run), {"writer": "failed"})["writer"].reason
     assert reason.startswith("FileNotFoundError: ")
     assert "/proc/nowhere" in reason
 
 
-@pytest.mark.slow  # Slurm looks at limits every 30 s, and none is shorter than a minute
+@pytest.mark.slow  # Slurm checks limits every 30 s, and the shortest is a minute
 def test_time_limit(run: Path, overrides: list[str]) -> None:
     deaf = Stage("deaf", work.stuck, (600,), request_stop=work.request_stop)
     graph = [counting("training", run / "training", 300), deaf]
-    submit(run, graph, PROFILE, [*overrides, "signal_delay=15"])  # given 15 to 45 s after the start
+    submit(run, graph, profile=PROFILE, overrides=[*overrides, "signal_delay=15"])  # sent 15 to 45 s after the start
     journal = Journal(run)
     for status in wait_for(journal, dict.fromkeys(("training", "deaf"), "running")).values():
         shorten_limit(status)
@@ -324,13 +323,13 @@ def test_time_limit(run: Path, overrides: list[str]) -> None:
     assert "time limit" in statuses["deaf"].reason
 
 
-def test_accounting_says_the_same(run: Path, overrides: list[str]) -> None:
-    """With SLURM_CI_ACCOUNTING=1: the states of jobs that only accounting still knows."""
+def test_accounting_agrees(run: Path, overrides: list[str]) -> None:
+    """With SLURM_CI_ACCOUNTING=1: states of jobs according to accounting alone."""
     if subprocess.run(["sacct", "--noheader"], capture_output=True, timeout=20).returncode != 0:
         pytest.skip("this Slurm keeps no accounting")
     stages = [counting(f"row {n}", run / f"row{n}", 1) for n in range(2)]
     stages.append(Stage("bad", work.touch, (Path("/proc/nowhere/file"),)))
-    submit(run, stages, PROFILE, overrides)
+    submit(run, stages, profile=PROFILE, overrides=overrides)
     statuses = wait_for(Journal(run), {"row 0": "finished", "row 1": "finished", "bad": "failed"})
     jobs = [status.job for status in statuses.values()]
     end = time.monotonic() + 30

@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from waiting import command, hold, process_of, shorten_limit, wait_for, wait_for_life
+from waiting import PROFILE, attempts, command, hold, process_of, shorten_limit, wait_for, wait_for_attempt
 
 from imagefolder.config import SamplingConfig
-from reproductions import linear_probe, runner, table2
-from reproductions.recipe import SCALES, Recipe
-from reproductions.runner import Options
+from reproductions import linear_probe, table2
+from reproductions.command import run_table
+from reproductions.options import Options
+from reproductions.recipe import Recipe, Table
+from reproductions.scales import SCALES, Scale
+from slurm.events import Submitted
 from slurm.journal import Journal
 from slurm.launch import resubmit
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
-PROFILE = "test-cluster"
 
 _MINI = SCALES["mini"]
 SHORT = replace(
@@ -36,7 +38,7 @@ SHORT = replace(
 
 def run_rows(output: Path, *rows: str, recipes: Any = table2.rows, **options: Any) -> int:
     chosen = Options(rows=rows, output=output, **options)
-    return runner.run("table2", "Table 2", recipes, chosen, SCALES | {"mini": SHORT})
+    return run_table(Table("table2", "Table 2", recipes, SCALES | {"mini": SHORT}), chosen)
 
 
 def records(output: Path) -> dict[str, dict[str, Any]]:
@@ -54,11 +56,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stage(journal: Journal, kind: str) -> str:
-    (name,) = (name for name in journal.graph()["stages"] if name.startswith(kind))
+    (name,) = (name for name in journal.graph().stages if name.startswith(kind))
     return name
 
 
-def breaking(scale: str, classes: int) -> list[Recipe]:
+def breaking(scale: Scale, classes: int) -> list[Recipe]:
     """Table 2 with a commitment that is infinite in the raster row's tokenizer."""
     recipes = table2.rows(scale, classes)
     return [*recipes[:3], replace(recipes[3], tokenizer=replace(recipes[3].tokenizer, commitment=1e300))]
@@ -67,28 +69,28 @@ def breaking(scale: str, classes: int) -> list[Recipe]:
 def test_row_has_the_numbers_of_a_local_run_whatever_happens_and_another_fails_by_name(
     run: Path, overrides: list[str], undisturbed: Path
 ) -> None:
-    settings = (*overrides, "signal_delay=15", "lives_without_progress=10")
+    settings = (*overrides, "signal_delay=15", "restarts_without_progress=10")
     submitted = {"recipes": breaking, "submit": True, "profile": PROFILE, "set": settings}
     assert run_rows(run, "unfolded", "vq", **submitted) == 0
     journal = Journal(run)
     tokenizer, generator = stage(journal, "tokenizer mini-MSVR"), stage(journal, "generator VAR")
-    command("scancel", "--signal=USR2", wait_for_life(journal, tokenizer, 1).job)
+    command("scancel", "--signal=USR2", wait_for_attempt(journal, tokenizer, 1).job)
     assert run_rows(run, "unfolded", "vq", **submitted) == 0  # what is alive or done is not started twice
-    shorten_limit(wait_for_life(journal, tokenizer, 2))
+    shorten_limit(wait_for_attempt(journal, tokenizer, 2))
     hold(process_of(journal, tokenizer))  # in the middle of training, until the end of its time is announced
-    node = wait_for_life(journal, generator, 1, 240).nodes
+    node = wait_for_attempt(journal, generator, 1, 240).nodes
     command("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     try:
-        again = wait_for_life(journal, generator, 2).job
+        again = wait_for_attempt(journal, generator, 2).job
     finally:
-        # where ReturnToService says so the node has come back by itself, and this is refused
+        # refused if the node has already returned by itself (ReturnToService)
         subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], timeout=20, check=False)
     command("scontrol", "requeue", again)
     statuses = wait_for(journal, {stage(journal, "report"): "finished"}, 240)
 
     assert statuses[tokenizer].restarts >= 2
     assert statuses[generator].restarts >= 2
-    submissions = [line["stage"] for line in journal.lines() if line["event"] == "submitted"]
+    submissions = [event.stage for event in journal.events() if isinstance(event, Submitted)]
     assert submissions.count(tokenizer) == submissions.count(generator) == 1
     assert (run / "report.html").exists()
     assert records(run)["unfolded"] == records(undisturbed)["unfolded"]
@@ -108,7 +110,7 @@ def test_killed_training_fails_its_row_and_resubmit_ends_it_with_the_same_number
     assert run_rows(run, "unfolded", submit=True, profile=PROFILE, set=tuple(overrides)) == 0
     journal = Journal(run)
     generator, report = stage(journal, "generator VAR"), stage(journal, "report")
-    wait_for_life(journal, generator, 1)
+    wait_for_attempt(journal, generator, 1)
     command("kill", "-9", process_of(journal, generator))
     wait_for(journal, {generator: "failed", report: "finished"})
     found = records(run)["unfolded"]
@@ -116,7 +118,7 @@ def test_killed_training_fails_its_row_and_resubmit_ends_it_with_the_same_number
     assert "SIGKILL" in found["reason"]
     assert "ended by SIGKILL" in (run / "report.md").read_text()
 
-    resubmit(run, None, [], dry_run=False)
+    resubmit(run)
     wait_for(journal, {generator: "finished", report: "finished"}, 240)
     assert records(run)["unfolded"] == records(undisturbed)["unfolded"]
 
@@ -142,12 +144,11 @@ def test_full_disk_is_the_reason(small_disk: Path, overrides: list[str]) -> None
 
 def test_two_nodes_train_together(run: Path, overrides: list[str]) -> None:
     chosen = Options(rows=("step4",), output=run, submit=True, profile=PROFILE, set=(*overrides, "small.nodes=2"))
-    assert runner.run("linear_probe", "Probe", linear_probe.rows, chosen, SCALES | {"mini": SHORT}) == 0
+    assert run_table(Table("linear_probe", "Probe", linear_probe.rows, SCALES | {"mini": SHORT}), chosen) == 0
     journal = Journal(run)
     wait_for(journal, {stage(journal, "report"): "finished"}, 240)
     (document,) = (run / "records").glob("linear_probe-step4-*.json")
     record = json.loads(document.read_text())
     assert record["status"] == "finished"
     assert record["run"]["processes"] == 2
-    lives = [line for line in journal.lines() if line["event"] == "started" and line["stage"].startswith("tokenizer")]
-    assert [line["nodes"] for line in lives] == ["n[1-2]"]
+    assert [attempt.nodes for attempt in attempts(journal, stage(journal, "tokenizer"))] == ["n[1-2]"]

@@ -1,7 +1,8 @@
-"""Secrets, earlier results and jobs that nobody knows of, with programs that answer as Slurm does."""
+"""Secrets, earlier results and unrecorded jobs, with programs that imitate Slurm's."""
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -17,12 +18,12 @@ from typing import Any
 
 import pytest
 import work
+from in_process import slurm_command
 from waiting import HERE
 
 from slurm import SlurmError, Stage, redacted
-from slurm.__main__ import main
 from slurm.batch import sbatch_text
-from slurm.files import write
+from slurm.events import Submitted
 from slurm.journal import Journal
 from slurm.launch import submit
 from slurm.profile import load_profile
@@ -46,7 +47,7 @@ PROGRAMS = {
 
 @pytest.fixture
 def pretended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A Slurm that counts what is submitted; the folder of what it was asked, and of what it knows."""
+    """An imitated Slurm that counts submissions; returns the folder of its state, and of what it was asked."""
     log, programs = tmp_path / "log", tmp_path / "programs"
     log.mkdir()
     programs.mkdir()
@@ -67,11 +68,11 @@ def usual(mask: int) -> Iterator[None]:
     try:
         yield
     finally:
-        assert os.umask(before) == mask  # as it was
+        assert os.umask(before) == mask  # restored
 
 
 def modes(folder: Path) -> dict[str, int]:
-    """What others may do with each file of a folder."""
+    """The permissions of group and others for each file of a folder."""
     found = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     return {path.name: stat.S_IMODE(path.stat().st_mode) & 0o077 for path in found}
 
@@ -83,18 +84,18 @@ def test_only_the_owner_reads_what_is_submitted(
     stages = [Stage(f"row {n}", work.sleep, (0,)) for n in range(2)]
     stages.append(Stage("last", work.sleep, (0,), after=("row 0",)))
     with usual(0o002):
-        submit(run, stages, "slurm", [TOKEN])
+        submit(run, stages, profile="slurm", overrides=[TOKEN])
     (script,) = (run / "slurm" / "jobs").glob("7_submission.sh")
     assert f"export HF_TOKEN={SECRET}\n" in script.read_text()
     found = modes(run / "slurm")
     assert {"graph.json", "graph.pkl", "jobs.jsonl", "7_submission.sh", "7_0_submitted.pkl"} <= found.keys()
     assert set(found.values()) == {0}
-    assert stat.S_IMODE(run.stat().st_mode) & 0o070  # the run itself is as the user wants it
+    assert stat.S_IMODE(run.stat().st_mode) & 0o070  # the run itself has the user's permissions
     capsys.readouterr()
 
-    assert main(["status", str(run)]) == 1
-    assert main(["resubmit", str(run), "--dry-run"]) == 0
-    submit(tmp_path / "other", stages, "slurm", [TOKEN], dry_run=True)
+    assert slurm_command("status", run) == 1
+    assert slurm_command("resubmit", run, "--dry-run") == 0
+    submit(tmp_path / "other", stages, profile="slurm", overrides=[TOKEN], dry_run=True)
     shown = capsys.readouterr()
     assert shown.out.count("export HF_TOKEN='***'") == 4
     assert SECRET not in shown.out + shown.err
@@ -102,17 +103,15 @@ def test_only_the_owner_reads_what_is_submitted(
     assert text.replace("--job-name=row-0", "--job-name=small") == script.read_text()
 
     with pytest.raises(SlurmError, match=r"refused 'row 0': invalid partition specified: gpuu \(kind small") as error:
-        submit(tmp_path / "typo", stages, "slurm", [TOKEN, "partition=gpuu"])
+        submit(tmp_path / "typo", stages, profile="slurm", overrides=[TOKEN, "partition=gpuu"])
     assert SECRET not in str(error.value)
     assert SECRET not in "".join(capsys.readouterr())
 
 
-@pytest.mark.parametrize("cluster", ["local", "debug"])
-def test_stages_write_as_usual_and_their_logs_do_not(cluster: str, run: Path, overrides: list[str]) -> None:
+def test_stages_write_as_usual_and_their_logs_are_private(run: Path, overrides: list[str]) -> None:
+    stages = [Stage("note", work.note, (run / "note",))]
     with usual(0o022):
-        assert (
-            submit(run, [Stage("note", work.note, (run / "note",))], "local", [f"cluster={cluster}", *overrides]) == {}
-        )
+        assert submit(run, stages, profile="local", overrides=overrides) == {}
     assert stat.S_IMODE((run / "note").stat().st_mode) == 0o644
     assert set(modes(run / "slurm").values()) == {0}
 
@@ -135,7 +134,7 @@ def test_commands_are_redacted() -> None:
 
 
 class Prepared:
-    """Counts how often it was called, and whether the run was locked and as yet without a graph."""
+    """Counts its calls, and checks that the run is locked and has no graph yet."""
 
     def __init__(self, run: Path) -> None:
         self.run, self.calls = run, 0
@@ -143,7 +142,7 @@ class Prepared:
     def __call__(self) -> None:
         self.calls += 1
         assert not (self.run / "slurm" / "graph.json").exists()
-        with pytest.raises(SlurmError, match="works on"):  # a lock is of a process, so another one has to try
+        with pytest.raises(SlurmError, match="works on"):
             self._in_another_process()
 
     def _in_another_process(self) -> None:
@@ -154,14 +153,12 @@ class Prepared:
             raise SlurmError(result.stderr)
 
 
-@pytest.mark.parametrize("cluster", ["slurm", "debug"])
-def test_what_is_prepared_is_prepared_once_and_before_anything_else(
-    tmp_path: Path, pretended: Path, cluster: str
-) -> None:
+@pytest.mark.parametrize("cluster", ["slurm", "local"])
+def test_prepare_is_called_once_and_before_anything_else(tmp_path: Path, pretended: Path, cluster: str) -> None:
     prepare, stages = Prepared(tmp_path / "run"), [Stage("a", work.sleep, (0,))]
-    submit(prepare.run, stages, "slurm", [f"cluster={cluster}"], dry_run=True, prepare=prepare)
+    submit(prepare.run, stages, profile=cluster, dry_run=True, prepare=prepare)
     assert prepare.calls == 0
-    submit(prepare.run, stages, "slurm", [f"cluster={cluster}"], prepare=prepare)
+    submit(prepare.run, stages, profile=cluster, prepare=prepare)
     assert prepare.calls == 1
     (prepare.run / "other").write_text("")
 
@@ -169,22 +166,21 @@ def test_what_is_prepared_is_prepared_once_and_before_anything_else(
         raise OSError("no room to set things aside")
 
     with pytest.raises(OSError, match="no room"):
-        submit(tmp_path / "failing", stages, "slurm", prepare=fails)
-    assert Journal(tmp_path / "failing").lines() == []
+        submit(tmp_path / "failing", stages, profile="slurm", prepare=fails)
+    assert Journal(tmp_path / "failing").events() == []
 
 
-def test_a_typo_prepares_nothing(tmp_path: Path, pretended: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, stages = (
-        tmp_path / "run",
-        [Stage("a", work.sleep, (0,)), Stage("b", work.sleep, (0,), ("a",), kind="training")],
-    )
+def test_a_typo_does_not_prepare_anything(tmp_path: Path, pretended: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
     prepare = Prepared(run)
+    stages = [Stage("a", work.sleep, (0,)), Stage("b", work.sleep, (0,), after=("a",), kind="training")]
 
     def refused(
         match: str, profile: str = "slurm", sets: tuple[str, ...] = (), folder: Path = run, **more: Any
     ) -> None:
+        graph = more.get("stages", stages)
         with pytest.raises(SlurmError, match=match):
-            submit(folder, more.get("stages", stages), profile, sets, fresh=True, prepare=prepare)
+            submit(folder, graph, profile=profile, overrides=sets, fresh=True, prepare=prepare)
 
     refused("no profile 'slrum'", "slrum")
     refused("unknown key 'partion'", sets=("partion=x",))
@@ -195,40 +191,40 @@ def test_a_typo_prepares_nothing(tmp_path: Path, pretended: Path, monkeypatch: p
     refused("Slurm refused 'a': error: invalid partition specified: gpuu", sets=("partition=gpuu",))
     assert "--partition=gpuu" in (pretended / "tested").read_text()
     (pretended / "wrong").write_text("allocation failure: Requested node configuration is not available\n")
-    submit(run, stages, "slurm")  # nodes that are down may come back
+    submit(run, stages, profile="slurm")  # nodes that are down may come back
     (pretended / "live").write_text("7 8")
-    refused("'a' still waits or runs .job 7.: wait, or python -m slurm cancel")
+    refused("'a' still waits or runs .job 7.: before starting it afresh, wait, or python -m slurm cancel")
     monkeypatch.setenv("PATH", str(pretended))
     refused("sbatch is not on the path")
     assert prepare.calls == 0
 
 
-def test_jobs_that_the_journal_does_not_name_are_not_started_again(
+def test_unrecorded_jobs_are_not_started_again(
     tmp_path: Path, pretended: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, stages = tmp_path / "run", [Stage(f"row {n}", work.sleep, (0,)) for n in range(2)]
-    submit(run, stages, "slurm")
+    submit(run, stages, profile="slurm")
     (pretended / "live").write_text("7_0 7_1")
     journal = Journal(run)
     lines = (run / "slurm" / "jobs.jsonl").read_text()
-    (run / "slurm" / "jobs.jsonl").write_text(lines.replace("7_1", "6_1"))  # as a flipped bit does
+    (run / "slurm" / "jobs.jsonl").write_text(lines.replace("7_1", "6_1"))  # like a flipped bit
     assert live_strays(journal) == {"7_1": "slurm"}
     assert {name: status.state for name, status in read_status(journal).items()} == {
         "row 0": "pending",
         "row 1": "not submitted",
     }
-    for command in (lambda: submit(run, stages, "slurm"), lambda: submit(run, stages, "slurm", fresh=True)):
-        with pytest.raises(SlurmError, match=r"job\(s\) 7_1 wait or run, and .*jobs.jsonl does not say for which"):
-            command()
+    for fresh in (False, True):
+        with pytest.raises(SlurmError, match=r"job\(s\) 7_1 wait or run, but .*jobs.jsonl does not say for which"):
+            submit(run, stages, profile="slurm", fresh=fresh)
     capsys.readouterr()
-    assert main(["status", str(run)]) == 0
-    said = capsys.readouterr().err
-    assert "note: 1 damaged line(s) of " in said
-    assert "does not name job(s) 7_1 of this run" in said
+    assert slurm_command("status", run) == 0
+    errors = capsys.readouterr().err
+    assert "note: 1 damaged line(s) of " in errors
+    assert "does not name job(s) 7_1 of this run" in errors
     assert (pretended / "number").read_text() == "7\n"
-    assert main(["cancel", str(run)]) == 0
+    assert slurm_command("cancel", run) == 0
     assert (pretended / "cancelled").read_text() == "7_0 7_1\n"
-    submit(run, stages, "slurm")
+    submit(run, stages, profile="slurm")
     assert (pretended / "number").read_text() == "8\n"
 
 
@@ -246,42 +242,29 @@ def test_lost_local_process_is_found_by_any_name_of_its_run(tmp_path: Path, over
         try:
             assert live_strays(Journal(other)) == {str(process.pid): "local"}
             with pytest.raises(SlurmError, match=f"job.s. {process.pid} wait or run"):
-                submit(other, [Stage("a", work.sleep, (0,))], "local", overrides)
+                submit(other, [Stage("a", work.sleep, (0,))], profile="local", overrides=overrides)
         finally:
             process.kill()
     assert live_strays(journal) == {}
-    assert submit(other, [Stage("a", work.sleep, (0,))], "local", overrides) == {}
+    assert submit(other, [Stage("a", work.sleep, (0,))], profile="local", overrides=overrides) == {}
 
 
-def test_line_after_one_cut_short_is_whole(tmp_path: Path) -> None:
+def test_line_after_a_truncated_one_is_complete(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     with journal.lock():
-        journal.submitted("a", "1", "slurm")
+        journal.append(Submitted(stage="a", job="1", cluster="slurm"))
         with (tmp_path / "slurm" / "jobs.jsonl").open("a") as file:
             file.write('{"event": "submitted", "sta')  # then the disk was full
-        journal.submitted("b", "2", "slurm")
-    assert [line["stage"] for line in journal.lines()] == ["a", "b"]
-    for wrong in (
-        {},
-        {"stage": 1},
-        {"job": "../x"},
-        {"job": "-1"},
-        {"cluster": "pbs"},
-        {"time": "soon"},
-        {"event": "x"},
-    ):
-        line = {
-            "event": "submitted",
-            "stage": "c",
-            "job": "3",
-            "cluster": "slurm",
-            "time": "2030-01-01T00:00:00",
-        } | wrong
-        (tmp_path / "slurm" / "jobs.jsonl").write_text(str(line).replace("'", '"') + "\n")
-        assert len(journal.lines()) == (not wrong)
+        journal.append(Submitted(stage="b", job="2", cluster="slurm"))
+    assert [event.stage for event in journal.events()] == ["a", "b"]
+    right = {"event": "submitted", "stage": "c", "job": "3", "cluster": "slurm", "time": "2030-01-01T00:00:00"}
+    wrongs = [{"stage": 1}, {"job": "../x"}, {"job": "-1"}, {"cluster": "pbs"}, {"time": "soon"}, {"event": "x"}]
+    for wrong in ({}, *wrongs):
+        (tmp_path / "slurm" / "jobs.jsonl").write_text(json.dumps(right | wrong) + "\n")
+        assert len(journal.events()) == (not wrong)
 
 
-def test_what_killed_submissions_leave_is_removed(tmp_path: Path) -> None:
+def test_leftovers_of_killed_submissions_are_removed(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     with journal.lock():
         pass
@@ -294,49 +277,65 @@ def test_what_killed_submissions_leave_is_removed(tmp_path: Path) -> None:
     kept += ["jobs/7_submitted.pkl"]
     for name in gone + kept:
         (journal.folder / name).write_text("")
-    os.utime(journal.folder / gone[-1], (time.time() - 1e6,) * 2)  # nobody there writes for so long
+    os.utime(journal.folder / gone[-1], (0, time.time() - 1e6))  # nobody writes for that long
     with journal.lock():
         left = {str(path.relative_to(journal.folder)) for path in journal.folder.rglob("*") if path.is_file()}
-    assert left == {*kept, "lock"}
+    assert left == {*kept, "lock", "holder.json"}
 
 
-def test_what_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    path.write_text("before")
+def test_holder_of_the_lock_is_known_or_its_file_is_named_as_damaged(tmp_path: Path) -> None:
+    journal, other = Journal(tmp_path), Journal(tmp_path)
+    assert other.holder() is None
+    with journal.lock():
+        holder = other.holder()
+        assert holder is not None
+        assert (holder.pid, holder.host) == (os.getpid(), os.uname().nodename)
+        assert journal.holder() is None  # this process, not another one
+        for damage in ("", "[]", '{"pid": -1, "host": "n1"}', json.dumps({"pid": 1, "host": "n1", "checksum": "0"})):
+            (tmp_path / "slurm" / "holder.json").write_text(damage)
+            with pytest.raises(SlurmError, match=r"holder\.json is damaged"):
+                other.holder()
+    (tmp_path / "slurm" / "holder.json").write_text(holder.model_dump_json())  # of a process that was killed
+    assert other.holder() is None
+
+
+def test_unwritable_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path)
+    journal.finish("a", "7", 0, 1)
+    path = journal.jobs / "7_0_finished.json"
+    before = path.read_text()
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        with pytest.raises(
-            SlurmError, match=rf"^{path} cannot be written: No space left on device \([0-9,]+ bytes are"
-        ):
-            write(path, b"after")
-    assert [(left.name, left.read_text()) for left in tmp_path.iterdir()] == [("file", "before")]
+        cause = r"\[Errno 28\] No space left on device \([0-9,]+ bytes are"
+        with pytest.raises(OSError, match=rf"^{path} cannot be written: {cause}"):
+            journal.finish("a", "7", 0, 2)
+    assert [(left.name, left.read_text()) for left in journal.jobs.iterdir()] == [(path.name, before)]
+    path = tmp_path / "file"
+    path.touch()
     (tmp_path / "run" / "slurm").mkdir(parents=True)
     os.mkfifo(tmp_path / "run" / "slurm" / "lock")
-    for where, match in ((path, "File exists"), (tmp_path / "run", "it is no plain file"), (path / "in", "Not a dir")):
+    for where, match in (
+        (path, "File exists"),
+        (tmp_path / "run", "it is not a regular file"),
+        (path / "in", "Not a dir"),
+    ):
         with pytest.raises(SlurmError, match=rf"^run folder {where} cannot be written: {match}"), Journal(where).lock():
             pass
 
 
-def test_states_are_read_whatever_the_programs_print(pretended: Path) -> None:
+def test_states_are_read_from_odd_output(pretended: Path) -> None:
     programs = pretended.parent / "programs"
     assert [_exit_code(text) for text in ("0:0", "1:0", "0:9", "", "x:y", "3")] == [0, 1, 137, 0, 0, 3]
     (programs / "squeue").write_bytes(b"#!/bin/sh\nprintf '7|RUNNING\\n\\n\\377|x\\n8\\n'\n")
     (programs / "scontrol").write_text("#!/bin/sh\necho JobState=FAILED ExitCode=255:0\n")
     states = job_states(["7", "9"])
     assert (states["7"].state, states["9"].exit_code) == ("RUNNING", 255)
-    assert _by_slurm(states["9"], None, []) == ("failed", "failed, exit code 255")  # which is no signal
-
-
-def test_jobs_of_one_process_have_numbers_of_their_own(tmp_path: Path) -> None:
-    stages = [Stage(f"stage {n}", work.sleep, (0,)) for n in range(40)]
-    assert submit(tmp_path, stages, "local", ["cluster=debug"]) == {}
-    statuses = read_status(Journal(tmp_path)).values()
-    assert {status.state for status in statuses} == {"finished"}
-    assert len({status.job for status in statuses}) == len(stages)
+    status = _by_slurm("a", states["9"], started=False, blocker=None)
+    assert (status.state, status.reason) == ("failed", "failed, exit code 255")  # which is not a signal
 
 
 class Trap:
@@ -349,26 +348,25 @@ class Trap:
         return os.makedirs, (str(self.path),)
 
 
-def test_another_pickle_is_not_unpickled(tmp_path: Path, overrides: list[str]) -> None:
+def test_a_foreign_pickle_is_not_loaded(tmp_path: Path, overrides: list[str], in_process: None) -> None:
     run, first = tmp_path / "run", Stage("first", work.sleep, (0,))
 
-    def debug(*stages: Stage) -> dict[str, str]:
-        return submit(run, stages, "local", [*overrides, "cluster=debug"])
+    def run_here(*stages: Stage) -> dict[str, str]:
+        return submit(run, stages, profile="local", overrides=overrides)
 
-    assert debug(first) == {}
+    assert run_here(first) == {}
     path = run / "slurm" / "graph.pkl"
     path.write_bytes(pickle.dumps([Trap(tmp_path / "trap")]))
-    for attempt in (Journal(run).stages, lambda: debug(Stage("second", work.sleep, (0,)))):
+    for attempt in (Journal(run).stages, lambda: run_here(Stage("second", work.sleep, (0,)))):
         with pytest.raises(SlurmError, match=re.escape(f"{path} is damaged")):
             attempt()
     assert not (tmp_path / "trap").exists()
-    assert debug(first, Stage("second", work.sleep, (0,))) == {}  # all of the run: what was there is not needed
+    assert run_here(first, Stage("second", work.sleep, (0,))) == {}  # the whole run: the earlier stages are not needed
     assert [stage.name for stage in Journal(run).stages()] == ["first", "second"]
     shutil.copy(path, run / "earlier")
     with Journal(run).lock():
         Journal(run).save_graph([Stage("third", work.sleep)], load_profile("local"))
     shutil.copy(run / "earlier", path)  # as if killed between the two files
     assert len(Journal(run).stages()) == 2
-    with pytest.raises(SystemExit):  # argparse's own
-        main(["resubmit", str(run), "--nonsense"])
-    assert main(["resubmit", str(run)]) == 2  # the submission of third was broken off
+    assert slurm_command("resubmit", run, "--nonsense") == 2
+    assert slurm_command("resubmit", run) == 2  # the submission of third was interrupted

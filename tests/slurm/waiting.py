@@ -1,4 +1,4 @@
-"""Commands and waiting, each with a limit."""
+"""Commands and waiting, each with a time limit."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from slurm.events import Started
 from slurm.journal import Journal
 from slurm.status import StageStatus, read_status, table
 
@@ -18,17 +18,18 @@ Statuses = dict[str, StageStatus]
 
 HERE = Path(__file__).parent
 START = HERE / "start-slurm.sh"
+PROFILE = str(HERE / "test-cluster.yaml")
 
 
 def command(*words: str, seconds: float = 20) -> str:
-    """Output of a command; an error says what it printed."""
+    """Output of a command; an error shows what it printed."""
     result = subprocess.run(words, capture_output=True, text=True, timeout=seconds)
     assert result.returncode == 0, f"{' '.join(words)}: {result.stdout}{result.stderr}"
     return result.stdout
 
 
 def wait_until(journal: Journal, done: Callable[[Statuses], bool], seconds: float) -> Statuses:
-    """Statuses once `done` holds for them; a failure tells all there is to tell."""
+    """Statuses once `done` is true for them; a failure shows the queue and all logs."""
     end = time.monotonic() + seconds
     while True:
         statuses = read_status(journal)
@@ -52,33 +53,33 @@ def wait_for_step(journal: Journal, stage: str, step: int, seconds: float = 120)
     return wait_until(journal, lambda s: (s[stage].step or 0) >= step, seconds)[stage]
 
 
-def lives(journal: Journal, stage: str) -> list[dict[str, Any]]:
-    """What the journal says of each life of a stage."""
-    return [line for line in journal.lines() if line["event"] == "started" and line["stage"] == stage]
+def attempts(journal: Journal, stage: str) -> list[Started]:
+    """The attempts of a stage's jobs."""
+    return [event for event in journal.events() if isinstance(event, Started) and event.stage == stage]
 
 
-def wait_for_life(journal: Journal, stage: str, number: int, seconds: float = 120) -> StageStatus:
-    """Status of a stage in its life of this number, counted from 1, once it has got on in it."""
+def wait_for_attempt(journal: Journal, stage: str, number: int, seconds: float = 120) -> StageStatus:
+    """Status of a stage in its attempt of this number, counted from 1, once it has made progress in it."""
 
-    def gets_on(statuses: Statuses) -> bool:
-        found = lives(journal, stage)
-        return len(found) == number and (statuses[stage].step or 0) > found[-1]["step"]
+    def progresses(statuses: Statuses) -> bool:
+        found = attempts(journal, stage)
+        return len(found) == number and (statuses[stage].step or 0) > (found[-1].step or 0)
 
-    return wait_until(journal, gets_on, seconds)[stage]
+    return wait_until(journal, progresses, seconds)[stage]
 
 
 def shorten_limit(stage: StageStatus) -> None:
-    """Slurm's shortest limit, a minute from its start, for a stage that runs."""
+    """Give a running stage Slurm's shortest limit, a minute from its start."""
     command("scontrol", "update", f"jobid={stage.job}", "timelimit=1")
 
 
 def hold(pid: str) -> None:
-    """Stop a process where it is; what Slurm sends it next lets it go on, for Slurm sends SIGCONT too."""
+    """Stop a process where it is; the next signal of Slurm continues it, as Slurm sends SIGCONT too."""
     command("kill", "-STOP", pid)
 
 
 def process_of(journal: Journal, stage: str, rank: int = 0) -> str:
-    """Process id of a rank of a stage that runs."""
+    """Process id of a rank of a running stage."""
     number, _, element = read_status(journal)[stage].job.partition("_")
     wanted = {f"SLURM_PROCID={rank}"}
     wanted |= (

@@ -1,4 +1,4 @@
-"""Stages for the tests: they need neither torch nor much time."""
+"""Stages for the tests; they need neither torch nor much time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def touch(path: Path) -> None:
 
 
 def note(path: Path) -> None:
-    """Append a line to a file: tells how often a stage ran."""
+    """Append a line to a file, which counts how often a stage ran."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write("ran\n")
@@ -44,9 +44,9 @@ def sleep(seconds: float) -> None:
 
 
 def count(folder: Path, steps: int, seconds: float) -> None:
-    """A training in small: adds up its steps; saves its state when asked to stop, else only at the end.
+    """A small training: adds up its steps, and saves its state only when asked to stop.
 
-    `trace` gets every step taken, in any life, so that a step lost or taken twice is seen.
+    `trace` gets every step of every attempt, so that missing and repeated steps are seen.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = folder / "state.json"
@@ -71,22 +71,22 @@ def count(folder: Path, steps: int, seconds: float) -> None:
 
 
 def stuck(seconds: float) -> None:
-    """Wait, whatever is asked of it."""
+    """Wait, and ignore requests to stop."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         time.sleep(0.1)
 
 
-def never_gets_on(folder: Path) -> None:
-    """Ask for its own requeue at once, without having done a step."""
+def makes_no_progress(folder: Path) -> None:
+    """Ask for its own requeue at once, without any step."""
     folder.mkdir(parents=True, exist_ok=True)
-    note(folder / "lives")
+    note(folder / "attempts")
     os.kill(os.getpid(), signal.SIGUSR2)
     time.sleep(30)
 
 
 def write_environment(folder: Path) -> None:
-    """What a process of several knows of the others."""
+    """Write what one of several processes knows about the others."""
     names = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GREETING")
     folder.mkdir(parents=True, exist_ok=True)
     values = {name: os.environ.get(name) for name in names}
@@ -103,7 +103,7 @@ def kill_itself() -> None:
 
 
 def span(path: Path) -> None:
-    """Write when this stage began and ended."""
+    """Write the start and end times of this stage."""
     began = time.time()
     time.sleep(0.3)
     path.write_text(json.dumps([began, time.time()]))
@@ -116,7 +116,7 @@ def speak(words: list[str], seconds: float) -> None:
 
 
 class Unpickles:
-    """Asks for its requeue while it is being unpickled for the first time, as a cluster may while torch is imported."""
+    """Asks for its requeue while it is unpickled for the first time, as a cluster may while torch is being imported."""
 
     def __init__(self, path: Path, first: Path) -> None:
         self.path, self.first = path, first
