@@ -1,18 +1,19 @@
-"""The paper's comparative claims as data: which row is said to differ from which other, in what and how."""
+"""The paper's comparative claims as data: which row differs from which other row, in which metric and direction."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-PROBE = "linear probe accuracy"
+FEATURES = ("continuous", "quantized")
+PROBES = tuple(f"linear probe accuracy ({features})" for features in FEATURES)
 
 Direction = Literal["lower", "higher", "half"]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Where a claim can be looked up: two rows of one table, the first being the one it speaks of."""
+    """Two rows of one table that test a claim; the claim is about the first."""
 
     table: str
     row: str
@@ -27,17 +28,17 @@ class Claim:
     text: str
     source: str
     pairs: tuple[Pair, ...]
-    """the first one with values on both sides counts"""
+    """the first pair with values in both rows decides"""
     metric: str
-    """published name of a metric, or one of "positions" and "samples_per_second", which belong to no protocol"""
+    """published name of a metric, or "positions" or "samples_per_second", which have no protocol"""
     direction: Direction
-    """of the first row against the other one"""
+    """of the first row, compared with the other"""
     equal: Literal["positions", "tokens", "bits"] | None = None
-    """the size both rows must share for the claim to be about them"""
+    """the size that both rows must share"""
     reported: tuple[str, str] | None = None
-    """the two rows among the reported systems"""
+    """names of the two systems among the reported ones"""
     paper: str = "number not known"
-    """what the paper reports, where it is not a pair of reported numbers"""
+    """what the paper reports instead of a pair of numbers"""
 
 
 README = "ablation table of the authors' README"
@@ -47,7 +48,7 @@ REVIEW = "fourth review of the submission"
 def _step(
     number: int, text: str, direction: Literal["lower", "higher"] = "lower", equal: Literal["positions"] | None = None
 ) -> list[Claim]:
-    """The claims of one step of the ablation against the step before."""
+    """The claims about one step of the ablation, compared with the previous step."""
     return [
         Claim(
             key=f"ablation-{number}-{metric}",
@@ -64,19 +65,19 @@ def _step(
 
 
 def _probe(number: int, what: str) -> list[Claim]:
-    """Linear probing of one step against the step before; which features the paper probes is not known."""
+    """Linear probing of one step, compared with the previous step; the paper does not state which features it uses."""
     pair = f"step{number}", f"step{number - 1}"
     return [
         Claim(
             key=f"probe-{number}-{features}",
             text=f"{what} raises the linear probe's accuracy ({features} features)",
-            source=f"{README}, row {number} against row {number - 1}, which does not say which features",
+            source=f"{README}, row {number} against row {number - 1}; it does not state which features",
             pairs=(Pair("ablation", *pair), Pair("linear_probe", *pair)),
-            metric=f"{PROBE} ({features})",
+            metric=metric,
             direction="higher",
             reported=_steps(number),
         )
-        for features in ("continuous", "quantized")
+        for features, metric in zip(FEATURES, PROBES, strict=True)
     ]
 
 
@@ -88,7 +89,7 @@ def _var(metric: str) -> Claim:
     return Claim(
         key=f"table2-var-{metric}",
         text=f"ImageFolder has a lower {metric} than VAR",
-        source="system comparison: ImageFolder against VAR-d16 as printed in its paper",
+        source="system comparison: ImageFolder against VAR-d16 as printed in the VAR paper",
         pairs=(Pair("table2", "imagefolder", "var"),),
         metric=metric,
         direction="lower",
@@ -139,7 +140,7 @@ CLAIMS: tuple[Claim, ...] = (
         equal="tokens",
     ),
     *_step(2, "Quantizer dropout lowers {}"),
-    *_step(3, "A smaller K by itself raises {}", "higher"),
+    *_step(3, "A smaller K alone raises {}", "higher"),
     *_step(4, "Product quantization with parallel decoding lowers {} at equal length", equal="positions"),
     *_step(5, "Semantic regularisation of all branches lowers {}", equal="positions"),
     *_step(6, "Regularising one branch instead of all lowers {}", equal="positions"),
@@ -157,7 +158,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         key="length-gFID",
-        text="A longer sequence does not generate better: beyond the released length gFID rises",
+        text="A longer sequence does not generate better: gFID rises beyond the released length",
         source="study of token length (abstract)",
         pairs=(Pair("token_length", "longest", "released"),),
         metric="gFID",
@@ -166,7 +167,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         key="branches-gFID",
         text="Four branches generate worse than two at equal bits",
-        source=f"{REVIEW}, question 6, implies it",
+        source=f"implied by the {REVIEW}, question 6",
         pairs=(Pair("branches", "branches4", "branches2"),),
         metric="gFID",
         direction="higher",

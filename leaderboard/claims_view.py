@@ -1,4 +1,4 @@
-"""What the report says about the paper's claims: a table for every scale and data set, and the same as a flat frame."""
+"""The report's claims section: a table for every scale and data set, and the same as a flat frame."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNITS = {"samples_per_second": "samples/s"}
 
 @dataclass
 class ClaimRow:
-    """One claim with everything as text."""
+    """One claim, formatted as text."""
 
     finding: Finding
     metric: str
@@ -25,7 +25,7 @@ class ClaimRow:
     difference: str
     spread: str
     records: list[tuple[str, tuple[str, ...]]]
-    """names of the records of both rows, by seed"""
+    """row name and record names of both rows, in the order of the seeds"""
 
 
 @dataclass
@@ -38,14 +38,14 @@ class ClaimTable:
 
 
 def claim_tables(findings: list[Finding]) -> list[ClaimTable]:
-    """One table for every scale and data set, in the order of the findings, those that were not run last."""
+    """One table for every scale and data set, in the order of the findings, except that those not run come last."""
     places: dict[tuple[str, str, str], list[Finding]] = {}
     for finding in findings:
         places.setdefault((finding.scale, finding.dataset, finding.dataset_sha256), []).append(finding)
     names = [key[:2] for key in places]
     tables = []
     for (scale, dataset, content), members in places.items():
-        # Equal names with other images inside are other data sets.
+        # Data sets of the same name may hold different images
         suffix = f" (images {content[:8]})" if names.count((scale, dataset)) > 1 else ""
         members = sorted(members, key=lambda finding: finding.verdict == "not run")
         verdicts = [finding.verdict for finding in members]
@@ -63,7 +63,7 @@ def _row(finding: Finding) -> ClaimRow:
         return row
     means = [statistics.fmean(side) for side in zip(*finding.values, strict=True)]
     gap, like = statistics.fmean(finding.differences), max(map(abs, means))
-    if finding.claim.direction == "half":  # lengths are whole numbers and have no spread
+    if finding.claim.direction == "half":  # lengths are integers without spread
         row.measured, row.difference = " against ".join(map(count, means)), f"{gap:+,.0f}"
         return row
     row.measured = " against ".join(number(mean, like) for mean in means)
@@ -77,8 +77,10 @@ def _spread(gaps: list[float]) -> float:
 
 
 def claims_frame(findings: list[Finding]) -> pd.DataFrame:
-    """One row per claim, scale and data set: what is claimed and reported, what was measured, the verdict and on which
-    records it rests. Differences are of the first row minus the other, their spread is over seeds (ddof=1)."""
+    """One row per claim, scale and data set: the claimed, reported and measured values, the verdict and its records.
+
+    Differences are the first row minus the other; their spread is over seeds (ddof=1).
+    """
     rows = []
     for finding in findings:
         claim, pair, gaps = finding.claim, finding.pair, finding.differences

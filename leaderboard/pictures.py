@@ -1,4 +1,4 @@
-"""Pictures of a record: whether they are still what was written."""
+"""Reading the pictures of a record, and checking that they are unchanged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 
 def pictures_intact(record: Record, output: Path) -> bool:
-    """Whether all pictures of a record are in the output folder, whole and with the hashes that it knows of them."""
+    """Whether all pictures of a record are in the output folder, complete and with the hashes stored in the record."""
     return all(
         read_picture(output, path, record.picture_sha256.get(path)) is not None for path in record.pictures.values()
     )
@@ -23,10 +23,10 @@ def read_picture(output: Path, path: str, sha256: str | None = None) -> bytes | 
 
     Args:
         path: relative to `output`.
-        sha256: what the file's hash must be, where it is known.
+        sha256: the expected hash of the file, if known.
 
-    Returns None for a picture that is missing, cut short, too large, of another kind or hash, or outside the folder,
-    also by a link.
+    Returns None if the picture is missing, truncated, too large, not a PNG, of another hash, or outside the folder
+    (links are resolved).
     """
     if Path(path).is_absolute() or ".." in Path(path).parts:
         return None
@@ -36,7 +36,7 @@ def read_picture(output: Path, path: str, sha256: str | None = None) -> bytes | 
         if not inside or not place.is_file() or place.stat().st_size > LARGEST_PICTURE:
             return None
         content = place.read_bytes()
-    except (OSError, ValueError, RuntimeError):  # a NUL or half a character in the path, links in a circle
+    except (OSError, ValueError, RuntimeError):  # a NUL or lone surrogate in the path, circular links
         return None
     whole = content.startswith(PNG_START) and content.endswith(PNG_END)
     return content if whole and sha256 in (None, hashlib.sha256(content).hexdigest()) else None

@@ -8,8 +8,10 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
@@ -33,7 +35,7 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Point:
-    """One row of a table in the plot."""
+    """One row of a table."""
 
     label: str
     length: float
@@ -43,7 +45,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Bar:
-    """One horizontal bar with its quartiles and the value as it is to be written."""
+    """One horizontal bar with its quartiles and the text at its end."""
 
     label: str
     value: float
@@ -61,9 +63,9 @@ class Line:
 
 
 def length_plot(points: list[Point], xlabel: str, ylabel: str) -> str:
-    """SVG of a metric against the sequence length: a labelled point per row, error bars where there is a spread."""
+    """SVG of a metric against sequence length: a labelled point per row, with error bars if it has a spread."""
     with _style(f"{xlabel}{ylabel}{points}"):
-        axes = _axes(7.5, 4.2)
+        figure, axes = _axes(7.5, 4.2)
         axes.grid(alpha=0.15, color=INK)
         for point in points:
             axes.errorbar(
@@ -72,17 +74,17 @@ def length_plot(points: list[Point], xlabel: str, ylabel: str) -> str:
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         axes.margins(x=0.12, y=0.15)
-        _label_points(axes, points)
-        return _svg(axes.figure)
+        _label_points(figure, axes, points)
+        return _svg(figure)
 
 
 def bar_plot(bars: list[Bar], xlabel: str, page_key: str = "") -> str:
-    """SVG of horizontal bars from zero, the first on top; whiskers are quartiles, the value stands at the end.
+    """SVG of horizontal bars from zero, the first on top; whiskers are quartiles, the value is written at the end.
 
-    Plots of one page that may be equal need different `page_key`s, so that their ids differ.
+    Plots of one page that may be equal need different `page_key`s: their ids must differ.
     """
     with _style(f"{page_key}{xlabel}{bars}"):
-        axes = _axes(4.6, 0.7 + 0.27 * len(bars))
+        figure, axes = _axes(4.6, 0.7 + 0.27 * len(bars))
         axes.grid(alpha=0.15, color=INK, axis="x")
         places = range(len(bars))
         values = [bar.value for bar in bars]
@@ -97,17 +99,17 @@ def bar_plot(bars: list[Bar], xlabel: str, page_key: str = "") -> str:
         axes.set_ylim(len(bars) - 0.4, -0.6)
         axes.set_xlim(0, 1.02 * max(b.high for b in bars) or 1)
         axes.set_xlabel(xlabel)
-        return _svg(axes.figure)
+        return _svg(figure)
 
 
-def line_plot(lines: list[Line], xlabel: str, ylabel: str, doubling: bool = False, page_key: str = "") -> str:
+def line_plot(lines: list[Line], xlabel: str, ylabel: str, *, doubling: bool = False, page_key: str = "") -> str:
     """SVG of lines with a legend below; `doubling` spaces the powers of two evenly.
 
-    The vertical axis starts at zero, and is logarithmic where the values span more than a factor of 20.
-    `page_key` as for `bar_plot`.
+    The vertical axis starts at zero, or is logarithmic if the values span more than a factor of 20. `page_key` as for
+    `bar_plot`.
     """
     with _style(f"{page_key}{xlabel}{ylabel}{doubling}{lines}"):
-        axes = _axes(7.5, 3.8)
+        figure, axes = _axes(7.5, 3.8)
         axes.grid(alpha=0.15, color=INK)
         for i, line in enumerate(lines):
             style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 6}
@@ -128,24 +130,25 @@ def line_plot(lines: list[Line], xlabel: str, ylabel: str, doubling: bool = Fals
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), frameon=False, fontsize=10)
-        return _svg(axes.figure)
+        return _svg(figure)
 
 
 @contextlib.contextmanager
 def _style(content: str) -> Iterator[None]:
-    # The salt makes the ids differ between plots of one page and agree between two builds of it.
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": content}), warnings.catch_warnings():
+    # With the salt, ids differ between the plots of a page and agree between two builds of it
+    style: dict[Any, Any] = STYLE | {"svg.hashsalt": content}
+    with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser finds a font that has it
         yield
 
 
-def _axes(width: float, height: float) -> matplotlib.axes.Axes:
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height))
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
-    return axes
+    return figure, axes
 
 
 def _svg(figure: Figure) -> str:
@@ -158,16 +161,16 @@ def _svg(figure: Figure) -> str:
         metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
     )
     svg = target.getvalue()
-    svg = svg[svg.index("<svg") :]  # the XML and DOCTYPE lines have no place inside HTML
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # nothing refers to them, and several plots would repeat them
+    svg = svg[svg.index("<svg") :]  # without the XML and DOCTYPE lines, which are not allowed inside HTML
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # nothing refers to these ids, and the plots would repeat them
     return svg.replace(INK, "currentColor")
 
 
-def _label_points(axes: matplotlib.axes.Axes, points: list[Point]) -> None:
-    """Write each label right of its point, moved up just enough that no two labels overlap."""
-    axes.autoscale_view()  # otherwise postponed until drawing, and the pixels below would be wrong
-    line, letter = 15.0, 6.5  # height of a label and about the width of a letter, in points
-    dots_per_point = axes.figure.dpi / 72
+def _label_points(figure: Figure, axes: Axes, points: list[Point]) -> None:
+    """Write each label to the right of its point, moved up just enough that labels do not overlap."""
+    axes.autoscale_view()  # otherwise postponed until drawing, after the positions computed below
+    line, letter = 15.0, 6.5  # height of a label and approximate width of a letter, in points
+    dots_per_point = figure.dpi / 72
     placed: list[tuple[float, float, float]] = []  # left, right, height
     for point in sorted(points, key=lambda p: (p.value, p.length)):
         x, y = axes.transData.transform((point.length, point.value)) / dots_per_point

@@ -1,8 +1,8 @@
-"""The record: one JSON document per result, holding a number's value and everything needed to trace it.
+"""The record: one JSON document per result, with the numbers and everything needed to trace them.
 
-A record is what a recipe writes and what the leaderboard reads; the two share nothing else. All models are strict and
-refuse unknown fields, so that a record from another schema version is an error and never half-read. Texts are one line
-of what can be shown, and numbers have bounds far beyond what can be measured, within which nothing overflows.
+Recipes write records and the leaderboard reads them; the two share nothing else. All models are strict and refuse
+unknown fields, so that a record of another schema version is an error and never half-read. Texts are one printable
+line. Numbers are bounded far beyond anything measurable, so that no arithmetic on them overflows.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from leaderboard.text import LONGEST, one_line, shortened
+from imagefolder.errors import one_line, shortened
 
 SCHEMA_VERSION = 1
 SPEED_SCHEMA_VERSION = 1
 SCALES = ("mini", "small", "full")
+PROXY_EXTRACTOR, PROXY_PREFIX = "proxy-cnn", "proxy-"
+LONGEST = 10_000  # characters of a text; anything longer is neither a name nor a sentence
 DEEPEST = 64  # levels of lists and dictionaries in a configuration
 
 
@@ -31,7 +33,7 @@ def _cut(value: Any) -> Any:
 
 
 def _nested(value: dict[str, Any]) -> dict[str, Any]:
-    """Refuse what JSON can hold but no recursive function can walk."""
+    """Refuse nesting that JSON can hold but that exceeds the recursion limit."""
     level: list[Any] = [value]
     for _ in range(DEEPEST):
         inner = (v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list | tuple))
@@ -42,23 +44,28 @@ def _nested(value: dict[str, Any]) -> dict[str, Any]:
 
 
 Text = Annotated[str, Field(max_length=LONGEST), BeforeValidator(_one_line)]
-# What a failure or a command line may make longer than any bound; the record must be written all the same
+# Error messages and command lines may be of any length; they are cut, so that the record can be written
 CutText = Annotated[str, BeforeValidator(_cut)]
 Settings = Annotated[dict[str, Any], AfterValidator(_nested)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Number = Annotated[float, Field(ge=-1e30, le=1e30)]
 Amount = Annotated[float, Field(ge=0, le=1e30)]
-Seconds = Annotated[float, Field(ge=1e-12, le=1e30)]  # of something that took place
+Seconds = Annotated[float, Field(ge=1e-12, le=1e30)]  # a measured duration, never zero
 
 
-class _Model(BaseModel):
+class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @classmethod
+    def of(cls, source: object) -> Self:
+        """Built from the attributes of `source` that are named like the fields, e.g. `Metric.of(measurement)`."""
+        return cls.model_validate(source, from_attributes=True)
 
-class Protocol(_Model):
-    """What a metric's name stands for. Two values may be compared only if their protocols are equal."""
 
-    name: Text = Field(description="e.g. 'proxy-gFID'")
+class Protocol(_Part):
+    """How a metric was computed. Two values may be compared only if their protocols are equal."""
+
+    name: Text = Field(description="the metric, after 'proxy-' if the proxy extractor computed it, e.g. 'proxy-gFID'")
     version: Count
     description: Text = Field(description="one sentence: which images against which, in which order and format")
     reference: Text = Field(description="the real images used, e.g. 'digits/train'")
@@ -68,24 +75,34 @@ class Protocol(_Model):
     higher_is_better: bool
 
     @property
+    def is_proxy(self) -> bool:
+        """Whether a small classifier of the data set takes the place of the published network."""
+        return self.extractor == PROXY_EXTRACTOR
+
+    @property
+    def metric(self) -> str:
+        """The published metric that the value is, or is the proxy of, e.g. 'gFID'."""
+        return self.name.removeprefix(PROXY_PREFIX) if self.is_proxy else self.name
+
+    @property
     def key(self) -> str:
-        """Identity within which values are comparable, e.g. 'proxy-gFID@1/digits/train/proxy-cnn:ab12cd34'."""
+        """The protocol in short, e.g. 'proxy-gFID@1/digits/train/proxy-cnn:ab12cd34'."""
         extractor = f"/{self.extractor}:{self.extractor_sha256[:8]}" if self.extractor and self.extractor_sha256 else ""
         return f"{self.name}@{self.version}/{self.reference}{extractor}"
 
 
-class Metric(_Model):
+class Metric(_Part):
     """One measured value."""
 
     protocol: Protocol
     value: Number
-    spread: Amount | None = Field(default=None, description="standard deviation within it (IS: over splits)")
+    spread: Amount | None = Field(default=None, description="standard deviation within one evaluation")
     n_real: Count = Field(description="number of real images used")
     n_generated: Count = Field(description="number of reconstructed or generated images used")
     floor: Number | None = Field(default=None, description="the same metric between two sets of real images")
 
 
-class CodebookUsage(_Model):
+class CodebookUsage(_Part):
     """Codebook statistics of one branch at one scale, counted over all tokens of the evaluated images."""
 
     branch: Count
@@ -96,8 +113,8 @@ class CodebookUsage(_Model):
     perplexity: Amount = Field(description="exp of the entropy of the hit counts, 1..codebook size")
 
 
-class Dataset(_Model):
-    """The images a result is about."""
+class Dataset(_Part):
+    """The images that a model was trained and evaluated on."""
 
     name: Text
     sha256: Text = Field(description="hash over all file names, labels and pixels or file contents")
@@ -105,11 +122,11 @@ class Dataset(_Model):
     n_test: Count
     classes: Count
     image_size: Count
-    left_out: dict[Text, Count] = Field(default={}, description="reason -> files of the data folder that were left out")
+    left_out: dict[Text, Count] = Field(default={}, description="reason -> number of files of the data folder left out")
 
 
-class Size(_Model):
-    """What the table calls length, steps and parameters."""
+class Size(_Part):
+    """Sequence length, sampling steps and parameters."""
 
     tokens: Count = Field(description="discrete tokens per image, all branches together")
     positions: Count | None = Field(default=None, description="sequence length of the generator; None without one")
@@ -119,33 +136,31 @@ class Size(_Model):
     generator_parameters: Count | None = None
 
 
-class Checkpoint(_Model):
-    """A weight file a number was computed with."""
+class Checkpoint(_Part):
+    """A weight file that the numbers were computed with."""
 
     role: Literal["tokenizer", "generator", "teacher", "extractor"]
     path: Text = Field(description="relative to the output folder")
     sha256: Text
-    selection: Text = Field(description="the rule by which this state was chosen, e.g. 'EMA weights of the last step'")
+    selection: Text = Field(description="how this state was chosen, e.g. 'EMA weights of the last step'")
 
 
-class Cost(_Model):
-    """Time and memory of the run: the only part of a record, with `run`, that differs between equal runs."""
+class Cost(_Part):
+    """Time and memory of the run. Repeating a run changes only this and `run`."""
 
-    tokenizer_train_seconds: Amount | None = Field(default=None, description="None where weights were given")
-    generator_train_seconds: Amount | None = Field(
-        default=None, description="the same, and for a row without generator"
-    )
+    tokenizer_train_seconds: Amount | None = Field(default=None, description="None if weights were given")
+    generator_train_seconds: Amount | None = Field(default=None, description="None without a generator, too")
     evaluation_seconds: Amount
     samples_per_second: Amount | None = Field(
-        default=None, description="sampling end to end: transformer, token draws and decoder"
+        default=None, description="end to end: transformer, drawing tokens, and decoder"
     )
     sample_batch: Count | None = Field(default=None, description="batch size at which samples_per_second was measured")
-    tokenizer_shared: bool = Field(description="the tokenizer was trained once for several rows")
+    tokenizer_shared: bool = Field(description="trained once and used by several rows")
     peak_memory_mib: Amount = Field(description="largest resident set (CPU) or allocated memory (GPU) of any stage")
 
 
-class Run(_Model):
-    """When, where and with what the record was made."""
+class Run(_Part):
+    """When, where and with which software the record was made."""
 
     started: Text = Field(description="ISO 8601, UTC")
     finished: Text
@@ -159,14 +174,17 @@ class Run(_Model):
     threads: Count
     gpu: Text | None
     memory_gib: Amount
-    processes: Count = Field(default=1, description="that worked together, e.g. one per GPU")
+    processes: Count = Field(default=1, description="e.g. one per GPU")
     execution: Settings = Field(
-        default={}, description="how training was carried out: micro_batch, activation_checkpointing, compile"
+        default={}, description="how training was executed: micro_batch, activation_checkpointing, compile"
+    )
+    code: dict[Text, Text] | None = Field(
+        default=None, description="part of the code -> its sha256, e.g. 'tokenizer'; None in earlier records"
     )
 
 
 def _each_metric_once(metrics: list[Metric]) -> list[Metric]:
-    """A value given twice would count one seed twice."""
+    """Refuse a metric given twice: its seed would count twice."""
     numbers = Counter((m.protocol, m.n_real, m.n_generated) for m in metrics)
     if twice := [key[0].key for key, number in numbers.items() if number > 1]:
         raise ValueError(f"{twice[0]} is given twice")
@@ -180,22 +198,20 @@ def _each_place_once(usages: list[CodebookUsage]) -> list[CodebookUsage]:
     return usages
 
 
-class Record(_Model):
+class Record(_Part):
     """One row of one table at one scale with one seed."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     table: Text = Field(description="recipe script, e.g. 'table2'")
-    row: Text = Field(description="row within it, e.g. 'imagefolder'")
-    label: Text = Field(description="name shown to people")
-    note: Text = Field(description="one sentence: what the row is and how it differs from its neighbours")
-    order: int = Field(
-        default=0, ge=0, lt=2**63, description="place of the row in its table; equal places are ordered by row name"
-    )
-    reported_system: Text | None = Field(default=None, description="its counterpart among the reported systems")
+    row: Text = Field(description="row of the table, e.g. 'imagefolder'")
+    label: Text = Field(description="name shown in the report")
+    note: Text = Field(description="one sentence: what the row is and how it differs from the other rows")
+    order: int = Field(default=0, ge=0, lt=2**63, description="place in the table; ties are sorted by row name")
+    reported_system: Text | None = Field(default=None, description="the published system that the row reproduces")
     scale: Literal["mini", "small", "full"]
     seed: int = Field(ge=-(2**64), le=2**64)
     status: Literal["finished", "failed", "not run"]
-    reason: CutText | None = Field(default=None, description="why it failed or was not run")
+    reason: CutText | None = Field(default=None, description="why the run failed or did not start")
     config: Settings = Field(description="the complete resolved configuration")
     config_sha256: Text
     dataset: Dataset
@@ -206,26 +222,26 @@ class Record(_Model):
     pictures: dict[Text, Text] = Field(
         default={}, max_length=100, description="caption -> PNG path relative to the output folder"
     )
-    picture_sha256: dict[Text, Text] = Field(default={}, description="PNG path -> hash of the file, where it is known")
+    picture_sha256: dict[Text, Text] = Field(default={}, description="PNG path -> hash of the file, if known")
     cost: Cost | None = None
     run: Run
 
     @property
     def machine(self) -> tuple[str, str | None, int, int]:
-        """What must be equal for times and memory to be comparable: CPU, GPU, threads and processes."""
+        """CPU, GPU, threads and processes. Times and memory are comparable only if these are equal."""
         return self.run.cpu, self.run.gpu, self.run.threads, self.run.processes
 
     @property
     def name(self) -> str:
-        """File name stem: one record per row, scale, data set and seed; a repeated run replaces it."""
+        """File name stem: one record per row, scale, data set and seed. Repeating a run replaces it."""
         data = f"{self.dataset.name}-{self.dataset.sha256[:8]}"
         return f"{self.table}-{self.row}-{self.scale}-{data}-seed{self.seed}"
 
 
-class SpeedRecord(_Model):
-    """How fast one stage of one model ran on one machine: one benchmark of a pytest-benchmark file.
+class SpeedRecord(_Part):
+    """The speed of one stage of one model on one machine: one benchmark of a pytest-benchmark file.
 
-    Times are of one call, which processes `images` images; quartiles are over the rounds.
+    Times are per call, which processes `images` images; quartiles are over the rounds.
     """
 
     model_config = ConfigDict(strict=True)
@@ -234,7 +250,10 @@ class SpeedRecord(_Model):
     benchmark: Text = Field(description="pytest's id of the benchmark")
     group: Literal["stages", "folding", "growth"]
     stage: Text = Field(min_length=1, description="what ran, e.g. 'encode' or 'sample: draw'")
-    model: Text = Field(description="name in the zoo; '' where none took part")
+    model: Text = Field(description="name in the zoo; '' without a model")
+    scale: Literal["mini", "small", "full", ""] = Field(
+        default="", description="size of the model, 'full' as released; '' without a model, or in earlier records"
+    )
     device: Literal["cpu", "cuda"]
     dtype: Literal["float32", "bfloat16"]
     batch: Count
@@ -256,12 +275,12 @@ class SpeedRecord(_Model):
 
     @property
     def machine(self) -> tuple[str, str | None, int]:
-        """What must be equal for times to be comparable: CPU, GPU and threads."""
+        """CPU, GPU and threads. Times are comparable only if these are equal."""
         return self.run.cpu, self.run.gpu, self.threads
 
     @property
     def case(self) -> tuple[str, ...]:
-        """What was measured, apart from the machine; for people once the empty parts are gone."""
+        """What was measured, apart from the machine. Parts may be empty."""
         growth = f"growth with {self.growth or 'nothing'} {self.growth_value:g}"
         return (
             self.stage,
@@ -281,7 +300,7 @@ class SpeedRecord(_Model):
 
     @property
     def name(self) -> str:
-        """File name stem: one record per case and machine; a repeated run replaces it."""
+        """File name stem: one record per case and machine. Repeating a benchmark replaces it."""
         machine = hashlib.sha256(repr(self.machine).encode()).hexdigest()[:8]
         parts = [re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.") for part in self.case]
         return "-".join(part for part in (*parts, machine) if part)
@@ -305,15 +324,15 @@ class SpeedRecord(_Model):
 
     @property
     def fraction_of_peak(self) -> float | None:
-        """Needed operations divided by time and by what the machine reached in a plain matrix product."""
+        """Operations needed, divided by time and by the machine's rate in a plain matrix product."""
         return self.fraction_at(self.median_seconds)
 
     def fraction_at(self, seconds: float) -> float | None:
-        """The fraction of the peak that a call of this length would stand for; None where there is none."""
+        """The fraction of the peak if a call took this long; None without a number of operations."""
         return self.flops / seconds / self.peak_flops if min(self.flops, self.peak_flops) >= 1 else None
 
 
 def machine_text(machine: tuple[str, str | None, int]) -> str:
-    """A `SpeedRecord.machine` for people."""
+    """A `SpeedRecord.machine` in words."""
     cpu, gpu, threads = machine
     return f"{gpu or 'no GPU'}, {cpu}, {threads} thread{'' if threads == 1 else 's'}"

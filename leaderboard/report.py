@@ -1,8 +1,9 @@
-"""The report: one HTML page that opens offline, the same as Markdown, and the flat table as CSV."""
+"""The report: one HTML page that opens offline, the same content as Markdown, and flat tables as CSV."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,53 +11,65 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from imagefolder.errors import one_line, printable
+from imagefolder.files import write_text
 from leaderboard.claims_view import claim_tables, claims_frame
-from leaderboard.files import write_text
 from leaderboard.record import Record, SpeedRecord, machine_text
-from leaderboard.reported import FAMILIES, REPORTED, reported_frame, reported_rows
+from leaderboard.reported import FAMILIES, REPORTED_LABELS, reported_frame, reported_rows
 from leaderboard.speed_view import SENTENCES, commit_text, speed_frame, speed_machines
 from leaderboard.store import Records, read_speed
 from leaderboard.tables import group_rows, leaderboard_frame, metric_key
-from leaderboard.text import markdown_text, printable, spreadsheet_text, tell
+from leaderboard.text import markdown_text, spreadsheet_text
 from leaderboard.verdicts import RULE, VERDICTS, evaluate_claims
 from leaderboard.view import dataset_text, measured_tables, number
 
 TITLE = "ImageFolder: measured and reported results"
 HELP = (
-    "Values may be compared within one column of one table, and nowhere else. Proxy metrics rest on the features of a "
-    "small network: they are comparable only where the extractor's hash is the same, and never with Inception metrics.",
-    "rFID (reconstructions) and gFID (samples) are measured against different real images, named under Protocols. This "
-    "is why gFID may lie below rFID.",
-    "± is the standard deviation over seeds, - where there is one seed only. Bold is the best mean of a column, "
-    "however large the spread; arrows tell which direction is better.",
-    "Real images (train vs test): the same metric between two sets of real images. A value near it is as good as this "
-    "number of images can show.",
+    "Values are comparable only within a column of one table. Proxy metrics are computed with the features of a small "
+    "network: they are comparable only if the extractor's hash is the same, and never with Inception metrics.",
+    "rFID (reconstructions) and gFID (samples) are measured against different real images, which are listed under "
+    "Protocols; gFID can therefore be lower than rFID.",
+    "± is the standard deviation over seeds (-: a single seed). The best mean of a column is bold, regardless of the "
+    "spread; arrows show which direction is better.",
+    "Real images (train vs test): the same metric between two sets of real images. A value close to it cannot be "
+    "distinguished from a perfect one with this number of images.",
     "Codebook usage is the share of codes hit at least once, averaged over branches and scales. Positions is the "
-    "sequence length of the generator, tokens counts the discrete tokens of all branches, steps the forward passes per "
-    "image.",
+    "sequence length of the generator, tokens the number of discrete tokens of all branches, steps the number of "
+    "forward passes per image.",
 )
 REPORTED_SENTENCE = (
-    "These are Inception metrics on class-conditional ImageNet 256×256, as their authors or the named comparison table "
-    "report them. They were not measured here and are not comparable with proxy metrics. Blank: not found. "
+    "Inception metrics on class-conditional ImageNet 256×256, as reported by the authors or by the cited comparison "
+    "table. They were not measured here and are not comparable with proxy metrics. Blank: not found. "
     "† unverified: known from third-party notes only."
 )
+
+
+def warn(line: str) -> None:
+    """Print one line to stderr."""
+    print(one_line(line), file=sys.stderr)
 
 
 def build_report(
     output: Path,
     records: list[Record],
     reported_csv: Path,
+    *,
     all_kinds: bool = False,
     speed: list[SpeedRecord] | None = None,
-    report: Callable[[str], None] = tell,
+    report: Callable[[str], None] = warn,
 ) -> list[Path]:
-    """Write the report and its tables into `output` and return their paths.
+    """Write the report and its tables into `output` and return their paths. Equal arguments give equal bytes.
 
-    These are `report.html`, `report.md`, `leaderboard.csv` and `claims.csv` if there are `records`, and `speed.csv` if
-    there are `speed` records, which are those in `output`/speed unless given. Picture paths are relative to `output`.
-    `all_kinds` adds the reported GANs, one-step systems, tokenizers, ablations and references. Files that
-    `read_records` and `read_speed` left out are listed in the report, and told through `report`. Equal arguments give
-    equal bytes. Raises OSError or RecordError (one line).
+    Args:
+        output: folder for `report.html` and `report.md`, for `leaderboard.csv` and `claims.csv` if there are records,
+            and for `speed.csv` if there are speed records; paths of pictures are relative to it.
+        records: the results to show.
+        reported_csv: CSV file of published numbers.
+        all_kinds: also list reported GANs, one-step systems, tokenizers, ablations and references.
+        speed: speed records; those in `output`/speed by default.
+        report: called with a line for each file that `read_records` or `read_speed` left out; the report lists them.
+
+    Raises OSError or RecordError (one line).
     """
     reported = reported_frame(reported_csv, all_kinds)
     everything = reported_frame(reported_csv, all_kinds=True)
@@ -75,7 +88,7 @@ def build_report(
         "verdicts": VERDICTS,
         "tables": measured_tables(records, output, everything),
         "reported_sentence": REPORTED_SENTENCE,
-        "reported_columns": REPORTED,
+        "reported_columns": REPORTED_LABELS,
         "reported": reported_rows(reported),
         "families": [f for f in (*FAMILIES, "other") if f in set(reported["family"])],
         "kinds": sorted(set(reported["kind"])),
@@ -110,7 +123,7 @@ def build_report(
 
 
 def summary(records: list[Record], speed: list[SpeedRecord]) -> str:
-    """What was measured, on which machines: one sentence for results, one for speed."""
+    """What was measured on which machines: one sentence about results, one about speed."""
     sentences = [_results_sentence(records)] if records else []
     if speed:
         machines = "; ".join(dict.fromkeys(machine_text(r.machine) for r in speed))
@@ -149,5 +162,5 @@ def _pretty(value: Any) -> str:
 
 
 def _harmless(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with no text in it that a spreadsheet would run."""
+    """The frame without text that a spreadsheet program would evaluate."""
     return frame.map(spreadsheet_text).rename(columns=spreadsheet_text)

@@ -1,4 +1,7 @@
-"""Numbers reported by others: read from CSV, printed as they were, and when a measured value may stand beside one."""
+"""Published numbers: one CSV file with one row per system, and when a measured value may be compared with one.
+
+The file is read here and nowhere else.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,17 @@ import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from leaderboard.files import read_text
+from imagefolder.errors import one_line, reason
+from imagefolder.files import read_text
 from leaderboard.record import Dataset, Protocol
 from leaderboard.store import RecordError
-from leaderboard.text import one_line, reason
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+REPORTED_CSV = Path(__file__).parents[1] / "reproductions/reported/imagenet256.csv"
 FAMILIES = {
     "autoregressive": ("VAR", "AR", "AR+Diff", "AR-cont", "AR-flow"),
     "masked": ("MAR", "MIM", "MIM/Diff"),
@@ -23,7 +29,9 @@ FAMILIES = {
 }
 REPORTED_TEXT = ("system", "kind", "arxiv", "tokens", "codebook", "cfg", "source", "verified")
 REPORTED_NUMBERS = ("year", "tokenizer_rfid", "params_m", "steps", "gfid", "is", "precision", "recall")
-REPORTED = {
+OPTIONAL_TEXT = ("also", "length_as_printed", "status")
+OPTIONAL_NUMBERS = ("tokenizer_pfid", "linear_probe_acc")
+REPORTED_LABELS = {
     "system": "system",
     "kind": "kind",
     "year": "year",
@@ -61,65 +69,73 @@ COUNTERPARTS = {
     "precision": "precision",
     "recall": "recall",
 }
-OF_TOKENIZERS = ("rFID", "pFID")  # these compare with the validation images themselves
+OF_TOKENIZERS = ("rFID", "pFID")  # compared with the validation images themselves
 PUBLISHED_N = 50_000
 LARGEST_NUMBER = 1e30
-# The two files that hold the published metrics' network (TensorFlow Inception 2015-12-05): torch-fidelity's, ADM's.
+# The two files of the network behind the published metrics (TensorFlow Inception 2015-12-05): torch-fidelity's, ADM's.
 INCEPTION_SHA256 = {
     "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
     "009d6814d1bc560d4e7b236e170e9b2d5ca6f4b57bd8037f6db05776204415c6",
 }
-ADM_REFERENCE = "VIRTUAL_imagenet256_labeled"
-ABLATION_SYSTEM = r"^ImageFolder ablation A(\d+)\b"
+ADM_REFERENCE = "VIRTUAL_imagenet256_labeled.npz"
+AFTER_THE_PAPER = "after the paper"  # status of numbers that the first version of the paper does not print
 
 
 def published_column(protocol: Protocol, dataset: Dataset) -> str | None:
-    """The reported column a value of this protocol may be compared with; None where the protocols differ.
+    """The reported column that a value of this protocol may be compared with; None if the protocols differ.
 
-    That takes the network of the published metrics, ImageNet's classes at 256 pixels, and the published reference: the
-    validation images themselves for rFID and pFID, ADM's batch for the metrics of samples (IS has none).
+    It must have been computed with the published network, on ImageNet's classes at 256 pixels, against the published
+    reference: the validation images themselves for rFID and pFID, ADM's batch for metrics of samples (IS has none).
     """
-    column = COUNTERPARTS.get(protocol.name)
     if protocol.extractor_sha256 not in INCEPTION_SHA256 or (dataset.classes, dataset.image_size) != (1000, 256):
         return None
-    if protocol.name != "IS" and (ADM_REFERENCE in protocol.reference) != (protocol.name not in OF_TOKENIZERS):
+    if protocol.name != "IS" and (protocol.reference == ADM_REFERENCE) != (protocol.name not in OF_TOKENIZERS):
         return None
-    return column
+    return COUNTERPARTS.get(protocol.name)
 
 
 def reported_frame(path: Path, all_kinds: bool = False) -> pd.DataFrame:
-    """The reported ImageNet rows with their `family`; by default the autoregressive, masked and diffusion systems only.
+    """The reported ImageNet rows with their `family`; by default only autoregressive, masked and diffusion systems.
 
-    Text columns hold "" where nothing was found, numeric columns NaN. Rows of ImageFolder's ablation also have what
-    `ablation.csv` beside the file `path` says of them: `linear_probe_acc` (per cent), `length_as_printed` and `status`
-    ("paper" or "after the paper"). `tokenizer_pfid` is that of `pfid.csv` beside it. Raises OSError or RecordError (one
-    line).
+    Cells without a value hold "" in text columns and NaN in numeric ones; the optional columns may be missing from the
+    file. `also` is a tuple of the other names of a system; `status` is "paper",
+    `AFTER_THE_PAPER` or ""; `linear_probe_acc` is in per cent. Raises OSError or RecordError (one line).
     """
-    with _reading(path, "not a table of reported numbers"):
-        # As text first: an arXiv number is no number, its last zero counts.
+    import pandas as pd
+
+    with _reading(path):
+        # Everything as text first: an arXiv number is not a number, its last zero counts.
         frame = _read_table(path)
-        frame = pd.concat([frame[list(REPORTED_TEXT)], _numbers(frame, REPORTED_NUMBERS)], axis=1)
-    frame["tokenizer_pfid"] = _pfid(frame["system"], path.with_name("pfid.csv"))
-    frame = pd.concat([frame, _ablation(frame["system"], path.with_name("ablation.csv"))], axis=1)
+        for name in (*OPTIONAL_TEXT, *OPTIONAL_NUMBERS):
+            if name not in frame:
+                frame[name] = ""
+        numbers = frame[[*REPORTED_NUMBERS, *OPTIONAL_NUMBERS]].replace("", None).apply(pd.to_numeric).astype(float)
+        if (numbers.abs() > LARGEST_NUMBER).to_numpy().any():
+            raise ValueError("a number is larger than anything that can be measured")
+        frame = pd.concat([frame[[*REPORTED_TEXT, *OPTIONAL_TEXT]], numbers], axis=1)
+    frame["also"] = [tuple(filter(None, names.split("; "))) for names in frame["also"]]
     families = {kind: family for family, kinds in FAMILIES.items() for kind in kinds}
-    frame["family"] = frame["kind"].map(families).astype(object).fillna("other")
-    return frame if all_kinds else frame[frame["family"] != "other"].reset_index(drop=True)
+    frame["family"] = [families.get(kind, "other") for kind in frame["kind"]]
+    return frame if all_kinds else frame.loc[frame["family"] != "other"].reset_index(drop=True)
 
 
 @contextlib.contextmanager
-def _reading(path: Path, problem: str) -> Iterator[None]:
-    """Turn what goes wrong over the content of a file into a RecordError."""
+def _reading(path: Path) -> Iterator[None]:
+    """Turn errors in the content of the file into a RecordError."""
+    problem = f"{path}: not a table of reported numbers"
     try:
         yield
     except KeyError as error:
-        raise RecordError(f"{path}: {problem} (it lacks the column {error})") from error
+        raise RecordError(f"{problem} (missing column: {error})") from error
     except (ValueError, OverflowError, csv.Error) as error:
-        raise RecordError(f"{path}: {problem} ({reason(error)})") from error
+        raise RecordError(f"{problem} ({reason(error)})") from error
 
 
 def _read_table(path: Path) -> pd.DataFrame:
-    """The cells of a CSV file as text, each in one line. Raises OSError, ValueError or csv.Error."""
-    # Not by pandas, which fills short rows up and takes the first cells of long ones for an index.
+    """The cells of a CSV file as text, one line each. Raises OSError, ValueError or csv.Error."""
+    import pandas as pd
+
+    # Not with pandas, which pads short rows and takes the first cells of long ones for an index.
     lines = [row for row in csv.reader(io.StringIO(read_text(path)), strict=True) if row]
     header, rows = (lines or [[]])[0], lines[1:]
     if len(set(header)) < len(header):
@@ -130,62 +146,30 @@ def _read_table(path: Path) -> pd.DataFrame:
     return pd.DataFrame([[one_line(cell) for cell in row] for row in rows], columns=header, dtype=str)
 
 
-def _numbers(frame: pd.DataFrame, columns: tuple[str, ...]) -> pd.DataFrame:
-    """Columns of numbers, NaN where nothing stands. Raises KeyError, ValueError or OverflowError."""
-    numbers = frame[list(columns)].apply(lambda column: pd.to_numeric(column.replace("", None))).astype(float)
-    if bool((numbers.abs() > LARGEST_NUMBER).any(axis=None)):
-        raise ValueError("a number is larger than anything measured")
-    return numbers
-
-
-def _pfid(systems: pd.Series, path: Path) -> pd.Series:
-    """pFID of every system's tokenizer, in the order of `systems`; NaN where none is reported."""
-    if not path.exists():
-        return pd.Series(math.nan, systems.index)
-    with _reading(path, "not a table of reported pFIDs"):
-        known = _numbers(_read_table(path).set_index("system"), ("pfid",))["pfid"]
-        return known.reindex(systems).set_axis(systems.index)
-
-
-def _ablation(systems: pd.Series, path: Path) -> pd.DataFrame:
-    """What the ablation table says of every system, in the order of `systems`; nothing where there is no such table."""
-    columns = ["length_as_printed", "status", "linear_probe_acc"]
-    if not path.exists():
-        return pd.DataFrame({"length_as_printed": "", "status": "", "linear_probe_acc": math.nan}, index=systems.index)
-    with _reading(path, "not the table of the ablation"):
-        steps = _read_table(path).set_index("row")
-        steps["linear_probe_acc"] = _numbers(steps, ("linear_probe_acc",))
-        steps = steps[columns].reindex(systems.str.extract(ABLATION_SYSTEM)[0])
-        return steps.set_axis(systems.index).fillna({"length_as_printed": "", "status": ""})
-
-
 def reported_rows(reported: pd.DataFrame) -> list[dict[str, str]]:
-    """The reported rows as text, with the digits they were printed with; "" where nothing was found."""
-    rows = reported.astype(object).to_dict("records")
-    for row in rows:
-        for name, value in row.items():
-            if isinstance(value, float):
-                row[name] = printed(value, name) if not math.isnan(value) else ""
-    return rows
-
-
-def printed(value: float, column: str) -> str:
-    """All digits of a reported value, and at least as many after the point as its column is printed with."""
-    fixed = f"{value:.{DECIMALS.get(column, 0)}f}"
-    return fixed if float(fixed) == value else repr(value)
+    """The reported rows as text, with the digits they were printed with; "" for missing values."""
+    return [{name: _text(value, name) for name, value in row.items()} for row in reported.to_dict("records")]
 
 
 def reported_text(reported: pd.DataFrame, system: str | None, column: str) -> str:
-    """One reported number as text; "" where the system or the number is not known."""
-    found = reported[reported["system"] == system]
-    value = math.nan if found.empty else found.iloc[0][column]
-    return "" if math.isnan(value) else printed(value, column)
+    """One cell as text, of the first row of a system under any of its names; "" if there is no such row or value."""
+    names = zip(reported["system"], reported["also"], reported[column], strict=True)
+    return next((_text(value, column) for name, also, value in names if system == name or system in also), "")
 
 
 def reported_length(reported: pd.DataFrame, system: str | None) -> str:
-    """Sequence length of a reported system; the ablation prints one that its author corrected later."""
-    found = reported[reported["system"] == system]
-    if found.empty:
-        return ""
-    tokens, as_printed = found.iloc[0]["tokens"], found.iloc[0]["length_as_printed"]
+    """Sequence length of a reported system; the ablation table prints one that its author corrected later."""
+    tokens, as_printed = (reported_text(reported, system, column) for column in ("tokens", "length_as_printed"))
     return tokens + (f" (printed: {as_printed})" if as_printed not in ("", tokens) else "")
+
+
+def _text(value: object, column: str) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else printed(value, column)
+    return str(value)
+
+
+def printed(value: float, column: str) -> str:
+    """All digits of a reported value, and at least as many decimals as its column is printed with."""
+    fixed = f"{value:.{DECIMALS.get(column, 0)}f}"
+    return fixed if float(fixed) == value else repr(value)

@@ -1,4 +1,4 @@
-"""What the report says about speed: one table of stages and the plots of each machine, and the same as a flat frame."""
+"""The report's speed section: a table of stages and plots for each machine, and the same as a flat frame."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from leaderboard.view import Cell
 
 SENTENCES = (
     "Fraction of peak: operations needed divided by time and by what the same machine reached in a plain matrix "
-    "product of the same dtype in the same run. Blank: the operations of this stage say nothing about its time.",
-    "Times are medians over the rounds of a benchmark, quartiles in small. Times of different machines, batches or "
-    "dtypes are no contest. Peak memory is the resident set of the process (CPU) or what was allocated (GPU).",
+    "product of the same dtype in the same run. Blank: the time of this stage does not depend on its operations.",
+    "Times are medians over the rounds of a benchmark, with quartiles in small print. Times of different machines, "
+    "batches or dtypes are not comparable. Peak memory is the process's resident set (CPU) or allocated memory (GPU).",
 )
+TITLES = {"stages": "Stages", "folding": "Folded and unfolded prediction", "growth": "Growth"}
 
 
 @dataclass
 class SpeedTable:
-    """One table: columns as (label, holds numbers), rows of cells."""
+    """One table: columns as (label, whether they hold numbers), rows of cells."""
 
+    group: str
     title: str
     columns: list[tuple[str, bool]]
     rows: list[list[Cell]]
@@ -31,7 +33,7 @@ class SpeedTable:
 
 @dataclass
 class SpeedMachine:
-    """Everything measured on one machine. The first table is of the stages, the others are behind the plots."""
+    """Everything measured on one machine; the tables other than that of the stages hold the numbers of the plots."""
 
     title: str
     facts: list[tuple[str, str]]
@@ -41,7 +43,7 @@ class SpeedMachine:
 
 
 def figure(value: float | None) -> str:
-    """Three digits of a measured value, more before the point; "" where there is none."""
+    """A measured value to three significant digits, or as an integer; "" for None."""
     if value is None:
         return ""
     decimals = 2 - math.floor(math.log10(value)) if value > 0 else 0
@@ -49,7 +51,7 @@ def figure(value: float | None) -> str:
 
 
 def speed_machines(speed: list[SpeedRecord]) -> list[SpeedMachine]:
-    """The section's content by machine, in the order of the records."""
+    """The content of the section by machine, in the order of the records."""
     return [_machine(records) for records in _grouped(speed, lambda r: r.machine)]
 
 
@@ -80,15 +82,17 @@ def _grouped(records: Iterable[SpeedRecord], key: Callable[[SpeedRecord], Hashab
 
 
 def _machine(records: list[SpeedRecord]) -> SpeedMachine:
-    stages, folding, growth = ([r for r in records if r.group == group] for group in ("stages", "folding", "growth"))
-    titles = {"Stages": stages, "Folded and unfolded prediction": folding, "Growth": growth}
+    groups = {group: [r for r in records if r.group == group] for group in TITLES}
     title = machine_text(records[0].machine)
-    plots = [*_peak_plots(stages, title), *_folding_plots(folding, title), *_growth_plots(growth, title)]
     return SpeedMachine(
         title=title,
         facts=_facts(records),
-        tables=[_table(title, members) for title, members in titles.items() if members],
-        plots=plots,
+        tables=[_table(group, members) for group, members in groups.items() if members],
+        plots=[
+            *_peak_plots(groups["stages"], title),
+            *_folding_plots(groups["folding"], title),
+            *_growth_plots(groups["growth"], title),
+        ],
         records=records,
     )
 
@@ -109,7 +113,7 @@ def _facts(records: list[SpeedRecord]) -> list[tuple[str, str]]:
     ]
 
 
-def _table(title: str, records: list[SpeedRecord]) -> SpeedTable:
+def _table(group: str, records: list[SpeedRecord]) -> SpeedTable:
     columns: list[tuple[str, bool, list[Cell]]] = []
 
     def column(label: str, text: Callable[[SpeedRecord], str | Cell], number: bool = True, needed: bool = True) -> None:
@@ -134,7 +138,7 @@ def _table(title: str, records: list[SpeedRecord]) -> SpeedTable:
     column("peak memory MiB", lambda r: figure(r.peak_memory_mib))
     column("commit", commit_text, number=False)
     rows = [[cells[i] for _, _, cells in columns] for i in range(len(records))]
-    return SpeedTable(title, [(label, number) for label, number, _ in columns], rows)
+    return SpeedTable(group, TITLES[group], [(label, number) for label, number, _ in columns], rows)
 
 
 def _milliseconds(record: SpeedRecord) -> Cell:
@@ -151,7 +155,7 @@ def _per_cent(fraction: float | None) -> str:
 
 
 def _varying(records: list[SpeedRecord], *parts: Callable[[SpeedRecord], str]) -> Callable[[SpeedRecord], str]:
-    """A label for each record out of those parts that differ between them (of the first part if none does)."""
+    """A function that labels each record by the parts in which they differ (by the first part if none does)."""
     chosen = [part for part in parts if len({part(r) for r in records}) > 1] or list(parts[:1])
     return lambda r: ", ".join(text for text in (part(r) for part in chosen) if text)
 
@@ -180,19 +184,18 @@ def _number(value: float | None) -> float:
 
 
 def _bar(label: str, value: float, low: float, high: float, unit: str = "") -> Bar:
-    # Quartiles of a few rounds may lie on one side of a median rounded by the file; a whisker has no negative length.
+    # The file rounds, so that a median of a few rounds may lie outside its quartiles; whiskers cannot be negative
     return Bar(label, value, min(low, value), max(high, value), f"{figure(value)}{unit}")
 
 
 def _folding_plots(records: list[SpeedRecord], machine: str) -> list[dict[str, str]]:
-    """Latency at batch 1 and throughput at each row's largest batch, for every stage, device, dtype and size."""
+    """Latency at batch 1 and throughput at each order's largest batch, for every stage, device, dtype and scale."""
     plots = []
     records = [r for r in records if r.images]
-    # The zoo's generators are called KIND-SIZE-TOKENIZER; only those of one size are a comparison of orders.
-    for group in _grouped(records, lambda r: (r.stage, r.device, r.dtype, tuple(r.model.split("-")[1:2]))):
+    for group in _grouped(records, lambda r: (r.stage, r.device, r.dtype, r.scale)):
         orders = _grouped(group, lambda r: (r.order, r.model, r.positions))
         first = group[0]
-        where = ", ".join([*first.model.split("-")[1:2], first.stage, first.device, first.dtype])
+        where = ", ".join(filter(None, (first.scale, first.stage, first.device, first.dtype)))
         single = [r for r in group if r.batch == 1]
         if single:
             bars = [_bar(_order_label(r, single), *_scaled(r, 1000)) for r in single]
@@ -233,7 +236,7 @@ def _growth_plots(records: list[SpeedRecord], machine: str) -> list[dict[str, st
     plots = []
     for group in _grouped((r for r in records if r.images and r.growth), lambda r: r.growth):
         growth = group[0].growth
-        # Beside model and order, a line is of one stage, device, dtype and (where it is not what grows) batch.
+        # A line is of one model, order, stage, device, dtype and, unless the plot is of growth with it, batch
         batch = "" if growth == "batch" else "batch "
         parts = (
             lambda r: r.model, lambda r: r.order, lambda r: r.stage, lambda r: r.device, lambda r: r.dtype,

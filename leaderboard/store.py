@@ -1,13 +1,12 @@
-"""Writing and reading records: one JSON file per record, replaced in one step so that no reader sees half of it.
+"""Writing and reading records: one JSON file each, replaced atomically.
 
-A file carries the checksum of what it holds, and what is not as it was written is no record. The checksum stands in
-`run`, the part that differs between equal runs, since it differs with it.
+A file carries the checksum of its content, and one that does not match is refused. The checksum is stored in `run`, the
+part of a record that differs between equal runs anyway.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -17,12 +16,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock
 from pydantic import ValidationError
 
-from leaderboard.files import read_text, unwritable, write_text
+from imagefolder.errors import InputError, reason, shortened
+from imagefolder.files import CHECKSUM, read_text, sealed, unwritable, write_text
+from imagefolder.locks import file_lock
 from leaderboard.record import SCALES, Record, SpeedRecord
-from leaderboard.text import one_line, reason, shortened
 
 Kind = TypeVar("Kind", Record, SpeedRecord)
 STAGES = (
@@ -31,22 +30,20 @@ STAGES = (
     "train generator: from cache", "train generator: encoding images", "sample", "sample: transformer",
     "sample: draw", "sample: decode", "feature extraction", "Frechet distance",
 )  # fmt: skip
+GROUPS = ("stages", "folding", "growth")
 ORDERS = ("folded", "unfolded", "one branch", "raster", "")
-CHECKSUM = "checksum"
-EARLIER = "earlier"  # folder of what has been replaced
-LOCK_SECONDS = 60  # what runs wait for each other; replacing a record takes a moment
+MODEL_SCALES = ("", *SCALES)
+EARLIER = "earlier"  # folder of replaced records
+LOCK_SECONDS = 60  # that a run waits for others; replacing a record takes a moment
 REMEDY = "repeat the run or delete the file"
 
 
-class RecordError(ValueError):
-    """A record, or a set of them, that cannot be used; the message is one line that any terminal can show."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(one_line(message))
+class RecordError(InputError):
+    """A record, or a set of records, that cannot be used."""
 
 
 class Records(list[Kind]):
-    """The usable records of a folder; `left_out` says in one line each which files are not, and why."""
+    """The usable records of a folder; `left_out` has one line for each of the other files, with the reason."""
 
     left_out: tuple[str, ...] = ()
 
@@ -54,24 +51,24 @@ class Records(list[Kind]):
 def write_record(folder: Path, record: Record | SpeedRecord) -> Path | None:
     """Store `record` as `<record.name>.json` in `folder`, replacing an earlier run of the same row and seed (or case).
 
-    Nothing finished is lost: a record that is not finished never replaces one that is, and a finished one of another
-    configuration is first copied to `folder`/earlier, as `NAME-CONFIG.json` with the first digits of the
-    configuration's hash. What cannot be read goes there as `NAME-damaged.json`. Two runs take turns.
+    No finished record is lost: an unfinished one never replaces it, and before one of another configuration does, it
+    is copied to `folder`/earlier as `NAME-CONFIG.json`, with the first digits of the configuration's hash. Unreadable
+    files are moved there as `NAME-damaged.json`. Concurrent runs take turns.
 
-    Returns the path, or None where a finished record stays and `record` was not written. Raises OSError where the
-    folder cannot be written, and RecordError for what JSON cannot hold.
+    Returns the path, or None if a finished record was kept and `record` was not written. Raises OSError if the folder
+    cannot be written, and RecordError for values that JSON cannot hold.
     """
     name = record.name
     if Path(name).name != name or name.startswith("."):
         shown = shortened(repr(name))
-        raise RecordError(f"record name {shown} is no file name: no slash in names of tables, rows and data sets")
+        raise RecordError(f"record name {shown} is no file name: tables, rows and data sets need names without slashes")
     try:
-        # json and not pydantic's own writer, which turns a NaN inside `config` into null without a word.
+        # Not with pydantic's own writer, which silently turns a NaN inside `config` into null
         plain = json.loads(json.dumps(record.model_dump(), allow_nan=False))
     except (TypeError, ValueError) as error:
         raise RecordError(f"record {name} cannot be written as JSON: {reason(error)}") from error
-    plain["run"][CHECKSUM] = _checksum(plain)
-    # Half a character, as in a file name that is no UTF-8, is written by its code, which JSON reads as what it was
+    plain["run"][CHECKSUM] = sealed(plain)[CHECKSUM]
+    # Lone surrogates, as in file names that are not UTF-8, are written as escapes, which JSON reads back unchanged
     text = json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
     path = folder / f"{name}.json"
     if isinstance(record, SpeedRecord):
@@ -82,12 +79,12 @@ def write_record(folder: Path, record: Record | SpeedRecord) -> Path | None:
 
 @contextlib.contextmanager
 def _turn(folder: Path) -> Iterator[None]:
-    """Be the only one that replaces records in `folder`. Raises OSError (one line)."""
+    """Hold the lock for replacing records in `folder`. Raises OSError (one line)."""
     folder = folder.absolute()
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=LOCK_SECONDS)  # in it there are records alone
+    lock = file_lock(folder.with_name(f".{folder.name}.lock"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        lock.acquire(timeout=LOCK_SECONDS)
     except (OSError, NotImplementedError) as error:
         raise unwritable(folder, error) from error
     try:
@@ -97,7 +94,7 @@ def _turn(folder: Path) -> Iterator[None]:
 
 
 def _make_way(path: Path, record: Record) -> bool:
-    """Put aside what would be lost if `record` replaced the file `path`; False if it must not replace it."""
+    """Keep a copy of what `record` would replace in the file `path`, if necessary; False if it must not replace it."""
     if not path.exists():
         return True
     try:
@@ -121,10 +118,7 @@ def _make_way(path: Path, record: Record) -> bool:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. A number that is not finite and a key given twice are errors.
-
-    Raises OSError or ValueError.
-    """
+    """The content of a JSON file. Raises OSError, or ValueError, also for repeated keys and non-finite numbers."""
     try:
         return json.loads(read_text(path), parse_constant=_finite, parse_float=_finite, object_pairs_hook=_object)
     except RecursionError:
@@ -144,40 +138,38 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _checksum(document: dict[str, Any]) -> str:
-    """sha256 of a JSON document in one fixed form."""
-    return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
 def first_problem(error: ValidationError) -> str:
-    """What is wrong with the first unusable field, in one line."""
+    """The problem with the first invalid field, in one line."""
     first = error.errors(include_url=False, include_input=False)[0]
     return f"{shortened('.'.join(str(part) for part in first['loc']))}: {shortened(first['msg'])}"
 
 
 def read_record(path: Path, kind: type[Kind] = Record) -> Kind:
-    """One record. Raises RecordError, naming the file, if it is not a valid record of this kind and schema version, or
-    not what was written. Files without a checksum, as earlier versions wrote them, are taken as they are."""
+    """One record. Files without a checksum, which earlier versions wrote, are accepted.
+
+    Raises RecordError, naming the file, if it is not a valid record of this kind and schema version, or not what was
+    written.
+    """
     expected = kind.model_fields["schema_version"].default
     try:
         data = read_json(path)
         version = data.get("schema_version") if isinstance(data, dict) else None
         known = type(version) is int and version == expected
         run = data.get("run") if known else None
-        intact = not isinstance(run, dict) or CHECKSUM not in run or run.pop(CHECKSUM) == _checksum(data)
+        intact = not isinstance(run, dict) or CHECKSUM not in run or run.pop(CHECKSUM) == sealed(data)[CHECKSUM]
     except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"{path}: not readable as JSON ({reason(error)}); {REMEDY}") from error
     if not known:
         shown = repr(version) if isinstance(version, int | float | str | None) else f"a {type(version).__name__}"
         raise RecordError(f"{path}: schema version {shortened(shown)} and not {expected}; {REMEDY}")
     if not intact:
-        raise RecordError(f"{path}: its checksum is another: damaged, or changed by hand; {REMEDY}")
+        raise RecordError(f"{path}: its checksum does not match: damaged, or edited by hand; {REMEDY}")
     try:
-        # Strict: a text or a truth value where a number belongs is none
+        # Strict: neither a text nor a boolean is accepted as a number
         record = kind.model_validate(data, strict=True)
     except ValidationError as error:
         raise RecordError(f"{path}: {first_problem(error)}; {REMEDY}") from error
-    if path.stem != record.name:  # a copy under another name would count as one more seed
+    if path.stem != record.name:  # a copy under another name would count as another run
         name = shortened(record.name)
         raise RecordError(f"{path}: holds the record {name}; rename it to {name}.json or delete it")
     return record
@@ -186,8 +178,8 @@ def read_record(path: Path, kind: type[Kind] = Record) -> Kind:
 def read_records(folder: Path) -> Records[Record]:
     """The records in `folder`, by table, scale, data set, place in the table, row and seed; none for a missing folder.
 
-    A file that is no valid record keeps none of the others from being read: it is told in `left_out`. Hidden files are
-    no records. Raises OSError for a folder that cannot be read.
+    Invalid files are skipped and listed in `left_out`; hidden files are ignored. Raises OSError if the folder cannot be
+    read.
     """
     return _read_folder(
         folder, Record, lambda r: (r.table, SCALES.index(r.scale), r.dataset.name, r.order, r.row, r.seed)
@@ -219,7 +211,7 @@ def _speed_place(record: SpeedRecord) -> tuple[Any, ...]:
     cpu, gpu, threads = record.machine
     stage = STAGES.index(record.stage) if record.stage in STAGES else len(STAGES)
     return (
-        gpu is not None, gpu or "", cpu, threads, ("stages", "folding", "growth").index(record.group), record.growth,
-        stage, record.stage, record.device, record.model.split("-")[1:2], ORDERS.index(record.order), record.model,
+        gpu is not None, gpu or "", cpu, threads, GROUPS.index(record.group), record.growth,
+        stage, record.stage, record.device, MODEL_SCALES.index(record.scale), ORDERS.index(record.order), record.model,
         record.dtype, record.batch, record.growth_value, record.name,
     )  # fmt: skip

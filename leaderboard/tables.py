@@ -1,4 +1,4 @@
-"""Records and reported numbers as pandas frames. What is not comparable shares no row, no column and no table."""
+"""Records and reported numbers as pandas frames. Values that are not comparable share no row, column or table."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 
 from leaderboard.record import Metric, Protocol, Record
-from leaderboard.reported import REPORTED_NUMBERS
+from leaderboard.reported import OPTIONAL_NUMBERS, OPTIONAL_TEXT, REPORTED_NUMBERS
 from leaderboard.store import RecordError
 
-# Two values share a column only if these are equal: sets of other sizes give other FIDs even under the same protocol.
+# Two values share a column only if these are equal: under the same protocol, FID still depends on the number of images.
 MetricKey = tuple[Protocol, int, int]
 TableKey = tuple[str, str, str, str]
 
@@ -28,7 +28,7 @@ IDENTITY_COLUMNS = (
     "table", "scale", "dataset", "dataset_sha256", "row", "label", "note", "config", "seeds", "n_seeds", "failed",
     "not_run",
 )  # fmt: skip
-METRIC_PARTS = ("sd", "seeds", "n_real", "n_generated", "floor")  # beside the mean
+METRIC_PARTS = ("sd", "seeds", "n_real", "n_generated", "floor")  # in addition to the mean
 PROVENANCE_COLUMNS = ("records", "commit", "config_sha256", "started", "hardware", "protocols")
 _NAMES = {
     "gfid": "gFID", "is": "IS", "tokenizer_rfid": "rFID", "tokenizer_pfid": "pFID",
@@ -36,7 +36,7 @@ _NAMES = {
 }  # fmt: skip
 REPORTED_COLUMNS = {
     name: f"{_NAMES.get(name, name)} (reported)"
-    for name in (*REPORTED_NUMBERS[1:], "tokenizer_pfid", "tokens", "codebook", "cfg", "linear_probe_acc")
+    for name in (*REPORTED_NUMBERS[1:], *OPTIONAL_NUMBERS, "tokens", "codebook", "cfg")
 }
 OTHER_COLUMNS = (
     "origin", "codebook_usage", "kind", "year", "arxiv", "source", "verified", *PROVENANCE_COLUMNS,
@@ -45,15 +45,15 @@ OTHER_COLUMNS = (
 
 
 def metric_key(metric: Metric) -> MetricKey:
-    """What two values must have in common to be aggregated or compared."""
+    """What must be equal for two values to be aggregated or compared."""
     return metric.protocol, metric.n_real, metric.n_generated
 
 
 def metric_labels(records: list[Record]) -> dict[MetricKey, str]:
     """Column label of every kind of value in `records`, in order of first appearance.
 
-    The label is the metric's name; where several protocols use one name, what tells them apart is added in brackets.
-    Labels that would name a column which is there already get a number.
+    The label is the metric's name; if several protocols share a name, their differences are added in brackets. Labels
+    that would collide with another column get a number.
     """
     keys = list(dict.fromkeys(metric_key(m) for r in records if r.status == "finished" for m in r.metrics))
     labels, taken = {}, {*IDENTITY_COLUMNS, *SIZE_COLUMNS, *COST_COLUMNS, *OTHER_COLUMNS}
@@ -93,7 +93,7 @@ def table_key(record: Record) -> TableKey:
 
 
 def config_key(record: Record) -> str:
-    """Short hash of the configuration without its seeds: runs that differ in more than the seed are not one row."""
+    """Short hash of the configuration without its seeds: only runs that differ in nothing else form one row."""
     text = json.dumps(_without_seed(record.config), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -105,7 +105,7 @@ def _without_seed(value: Any) -> Any:
 
 
 def group_rows(records: list[Record]) -> list[list[Record]]:
-    """The records of each row (its seeds), in order of first appearance."""
+    """The records of each row (one per seed), in order of first appearance."""
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         groups.setdefault((*table_key(record), record.row, config_key(record)), []).append(record)
@@ -121,19 +121,20 @@ def group_tables(records: list[Record]) -> dict[TableKey, list[Record]]:
 
 
 def codebook_frame(records: list[Record]) -> pd.DataFrame:
-    """Codebook usage and perplexity per branch and scale, as mean over the given seeds of one row."""
+    """Codebook usage and perplexity per branch and scale, averaged over the given seeds of one row."""
     rows = [usage.model_dump() for r in records if r.status == "finished" for usage in r.codebook_usage]
     if not rows:
         return pd.DataFrame(columns=["branch", "position", "scale", "used", "perplexity"])
-    return pd.DataFrame(rows).groupby(["branch", "position", "scale"], as_index=False)[["used", "perplexity"]].mean()
+    groups = pd.DataFrame(rows).groupby(["branch", "position", "scale"], as_index=False)
+    return pd.DataFrame(groups[["used", "perplexity"]].mean())
 
 
 def measured_frame(records: list[Record]) -> pd.DataFrame:
     """One row per table, row, scale and data set, aggregated over seeds.
 
     Each metric has the columns `<label>` (mean), `<label> sd` (ddof=1, NaN for one seed), `<label> seeds`,
-    `<label> n_real`, `<label> n_generated` and `<label> floor`. Records that failed or were not run count in `failed`
-    and `not_run` alone. `codebook_usage` is the mean of the shares over all branches and scales.
+    `<label> n_real`, `<label> n_generated` and `<label> floor`. Records that failed or were not run appear only in
+    `failed` and `not_run`. `codebook_usage` is the mean share over all branches and scales.
     """
     labels = metric_labels(records)
     rows = []
@@ -157,7 +158,7 @@ def measured_frame(records: list[Record]) -> pd.DataFrame:
 
 
 def reasons(group: list[Record], status: str) -> str:
-    """Why the records of this status hold no numbers, each reason once with its seeds; "" where there are none."""
+    """Why the records of this status have no numbers, each reason once with its seeds; "" if there are none."""
     seeds: dict[str, list[int]] = {}
     for record in group:
         if record.status == status:
@@ -174,7 +175,7 @@ def _mean(values: list[float | None]) -> float:
 def _aggregate(label: str, finished: list[Record], key: MetricKey) -> dict[str, Any]:
     found = [(r.name, m) for r in finished for m in r.metrics if metric_key(m) == key]
     names = [name for name, _ in found]
-    if len(set(names)) < len(names):  # would count one seed twice
+    if len(set(names)) < len(names):  # one seed would count twice
         raise RecordError(f"a record among {', '.join(sorted(set(names)))} carries {key[0].key} twice; repeat the run")
     values = pd.Series([m.value for _, m in found], dtype=float)
     return {
@@ -190,7 +191,7 @@ def _aggregate(label: str, finished: list[Record], key: MetricKey) -> dict[str, 
 def leaderboard_frame(records: list[Record], reported: pd.DataFrame) -> pd.DataFrame:
     """Measured and reported rows in one flat frame: identity, then metrics, then provenance.
 
-    Every reported number stands in a column ending in ` (reported)`, so that it never shares one with a measured value.
+    Names of columns with reported numbers end in ` (reported)`, so that they never share one with measured values.
     """
     measured = measured_frame(records)
     groups = group_rows(records)
@@ -205,9 +206,9 @@ def leaderboard_frame(records: list[Record], reported: pd.DataFrame) -> pd.DataF
         measured[name] = ["; ".join(dict.fromkeys(value(r) for r in group)) for group in groups]
     measured.insert(0, "origin", "measured")
     other = reported.rename(columns={"system": "label"} | REPORTED_COLUMNS)
-    other = other.drop(columns=["family", "length_as_printed", "status"]).assign(origin="reported")
+    other = other.drop(columns=["family", *OPTIONAL_TEXT]).assign(origin="reported")
     frame = pd.concat([measured, other], ignore_index=True)
     identity = ["origin", *IDENTITY_COLUMNS, "kind", "year"]
     provenance = [*PROVENANCE_COLUMNS, "arxiv", "source", "verified"]
     metrics = [column for column in frame if column not in {*identity, *provenance}]
-    return frame[identity + metrics + provenance]
+    return frame.loc[:, identity + metrics + provenance]

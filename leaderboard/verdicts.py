@@ -1,19 +1,18 @@
-"""What the records say about the paper's claims, at every scale and on every data set by itself."""
+"""Whether the records support the paper's claims, separately for every scale and data set."""
 
 from __future__ import annotations
 
 import math
-import re
 import statistics
-from collections.abc import Hashable
+from collections.abc import Hashable, Set
 from dataclasses import dataclass
 from typing import Literal
 
 import pandas as pd
 
-from leaderboard.claims import CLAIMS, Claim, Direction, Pair
+from leaderboard.claims import CLAIMS, PROBES, Claim, Direction, Pair
 from leaderboard.record import SCALES, Record
-from leaderboard.reported import COUNTERPARTS, reported_text
+from leaderboard.reported import AFTER_THE_PAPER, COUNTERPARTS, reported_text
 from leaderboard.store import RecordError
 from leaderboard.tables import MetricKey, config_key, metric_key
 
@@ -25,7 +24,6 @@ RULE = (
     "hold if the opposite sign passes the same test; otherwise it is undecided. Sequence lengths are exact: one seed "
     "decides."
 )
-PROXIED = ("rFID", "gFID")  # metrics of the published protocols, which scales below full replace by proxies
 
 Verdict = Literal["holds", "does not hold", "undecided", "not comparable", "not run"]
 VERDICTS: tuple[Verdict, ...] = ("holds", "does not hold", "undecided", "not comparable", "not run")
@@ -33,7 +31,7 @@ VERDICTS: tuple[Verdict, ...] = ("holds", "does not hold", "undecided", "not com
 
 @dataclass(frozen=True)
 class Finding:
-    """What the records say about a claim at one scale on one data set."""
+    """Whether the records support a claim at one scale on one data set, and what that rests on."""
 
     claim: Claim
     scale: str
@@ -48,7 +46,7 @@ class Finding:
     """(row, other) for every seed"""
     seeds: tuple[int, ...] = ()
     keys: tuple[MetricKey, ...] = ()
-    """protocol and numbers of images; none for sizes and times, several where that makes the values incomparable"""
+    """protocol and numbers of images; empty for sizes and times; more than one makes the values incomparable"""
     records: tuple[str, ...] = ()
 
     @property
@@ -70,9 +68,10 @@ def evaluate_claims(records: list[Record], reported: pd.DataFrame, claims: tuple
 
 def _evaluate(claim: Claim, records: list[Record], reported: pd.DataFrame) -> Finding:
     """A claim over the records of one scale and data set."""
-    metric = f"proxy-{claim.metric}" if claim.metric in PROXIED and records[0].scale != "full" else claim.metric
     started = [pair for pair in claim.pairs if any(r.table == pair.table for r in records)]
-    pair = next((p for p in started if _same_seeds(p, metric, records)), (started or claim.pairs)[0])
+    names = _names(claim.metric, records)
+    candidates = [(pair, name) for pair in started or claim.pairs for name in names]
+    pair, metric = next((c for c in candidates if _same_seeds(*c, records)), (candidates[0][0], names[-1]))
     both = _same_seeds(pair, metric, records)
     values: list[tuple[float, float]] = []
     verdict: Verdict = "not run"
@@ -104,7 +103,7 @@ def _evaluate(claim: Claim, records: list[Record], reported: pd.DataFrame) -> Fi
 
 
 def judge(values: list[tuple[float, float]], direction: Direction) -> tuple[Verdict, str]:
-    """Verdict by `RULE` over the (row, other) values of every seed, and why if the numbers do not say it."""
+    """Verdict by `RULE` over the (row, other) values of every seed, and the reason for one that is undecided."""
     if direction == "half":
         return ("holds" if all(2 * row == other for row, other in values) else "does not hold"), ""
     gains = [(other - row) if direction == "lower" else (row - other) for row, other in values]
@@ -123,12 +122,12 @@ def paired_values(
     """Values of both rows for every seed.
 
     Args:
-        both: the records of the two rows with equal seeds, all of them with a value of `metric`.
-        metric: name of a metric, "positions" or "samples_per_second".
-        equal: a field of `Size` that must be equal everywhere.
+        both: the records of the two rows, paired by seed, all with a value of `metric`.
+        metric: name of a protocol, "positions" or "samples_per_second".
+        equal: a field of `Size` that must be equal in all records.
 
-    Raises RecordError (one line) where the values may not be compared: other data sets, protocols, numbers of images,
-    training budgets or, for times, machines; or runs of one row with several configurations.
+    Raises RecordError (one line) if the values may not be compared: data sets, protocols, numbers of images, training
+    budgets or, for times, machines differ, or the runs of one row have different configurations.
     """
     used = [record for rows in both for record in rows]
     _require_one("data sets", {(r.dataset.name, r.dataset.sha256) for r in used})
@@ -146,21 +145,21 @@ def paired_values(
     return [(_number(row, metric), _number(other, metric)) for row, other in both]
 
 
-def _require_one(what: str, found: set[Hashable]) -> None:
+def _require_one(what: str, found: Set[Hashable]) -> None:
     if len(found) > 1:
         texts = sorted(" ".join(map(str, item)) if isinstance(item, tuple) else str(item) for item in found)
         raise RecordError(f"different {what}: {'; '.join(texts)}")
 
 
 def _budget(record: Record) -> str:
-    """Steps and batch sizes of the trainings."""
+    """Steps and batch sizes of both trainings."""
     trainings = [record.config.get(name) for name in ("tokenizer_training", "generator_training")]
     known = [training if isinstance(training, dict) else {} for training in trainings]
     return ", then ".join(f"{t.get('steps')} steps of {t.get('batch_size')}" for t in known)
 
 
 def _same_seeds(pair: Pair, metric: str, records: list[Record]) -> list[tuple[Record, Record]]:
-    """The finished records of both rows that have a value, by equal seed."""
+    """The finished records of both rows that have a value, paired by seed."""
     rows, others = (
         {
             r.seed: r
@@ -170,6 +169,12 @@ def _same_seeds(pair: Pair, metric: str, records: list[Record]) -> list[tuple[Re
         for row in (pair.row, pair.other)
     )
     return [(rows[seed], others[seed]) for seed in sorted(set(rows) & set(others))]
+
+
+def _names(metric: str, records: list[Record]) -> list[str]:
+    """Names of the protocols that measure a metric, the published one before its proxy; its own name if none does."""
+    found = {(p.is_proxy, p.name) for r in records for p in (m.protocol for m in r.metrics) if p.metric == metric}
+    return [name for _, name in sorted(found)] or [metric]
 
 
 def _metric_keys(record: Record, metric: str) -> list[MetricKey]:
@@ -191,7 +196,7 @@ def _number(record: Record, metric: str) -> float:
 
 
 def _why_not_run(pair: Pair, metric: str, records: list[Record]) -> str:
-    """One line: what both rows lack."""
+    """What is missing, in one line."""
     found = {row: [r for r in records if (r.table, r.row) == (pair.table, row)] for row in (pair.row, pair.other)}
     missing = [row for row, members in found.items() if not members]
     if missing:
@@ -208,14 +213,12 @@ def _why_not_run(pair: Pair, metric: str, records: list[Record]) -> str:
 
 
 def _reported(claim: Claim, reported: pd.DataFrame) -> str:
-    """What the paper reports: both numbers where known."""
+    """Both reported numbers if they are known, or else what the claim quotes."""
     if claim.reported is None:
         return claim.paper
-    column = COUNTERPARTS.get(claim.metric, "linear_probe_acc")
-    rows = [reported[reported["system"].str.match(rf"{re.escape(name)}(?!\w)")] for name in claim.reported]
-    systems = [None if row.empty else row.iloc[0]["system"] for row in rows]
-    texts = [reported_text(reported, system, column) for system in systems]
+    column = "linear_probe_acc" if claim.metric in PROBES else COUNTERPARTS[claim.metric]
+    texts = [reported_text(reported, system, column) for system in claim.reported]
     if not all(texts):
         return claim.paper
-    later = " (after the paper)" if "after the paper" in rows[0]["status"].tolist() else ""
-    return f"{texts[0]} against {texts[1]}{later}"
+    status = reported_text(reported, claim.reported[0], "status")
+    return f"{texts[0]} against {texts[1]}" + (f" ({status})" if status == AFTER_THE_PAPER else "")

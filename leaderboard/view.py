@@ -1,22 +1,25 @@
-"""What the report's two templates show: numbers as text, best values marked, nothing left to compute."""
+"""The content of the report's measured tables: numbers formatted as text, best values marked."""
 
 from __future__ import annotations
 
 import base64
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from leaderboard.claims import PROBES
 from leaderboard.pictures import read_picture
 from leaderboard.plots import Point, length_plot
 from leaderboard.record import Dataset, Record
 from leaderboard.reported import (
+    AFTER_THE_PAPER,
     COUNTERPARTS,
     PUBLISHED_N,
-    REPORTED,
+    REPORTED_LABELS,
     published_column,
     reported_length,
     reported_text,
@@ -46,15 +49,16 @@ COSTS = {
     "peak_memory_mib": ("peak memory MiB", False),
 }
 BESIDE = (
-    "Reported ImageNet columns: what the papers report on ImageNet 256×256 for the system named in the row. They share "
-    "no unit with proxy columns; only the order of the rows can be compared."
+    "Reported ImageNet columns: published values on ImageNet 256×256 for the system named in the row. They are not on "
+    "the scale of the proxy columns; only the order of the rows can be compared."
 )
-PROBE = "Reported linear probe: per cent; which features it reads and how it was trained is not known."
+PROBE = "Reported linear probe: per cent; the paper does not state the probed features or how the probe was trained."
 DIFFERENCE = (
-    "Difference: measured minus reported, where network, reference and data set are the published ones. Fewer than "
-    f"{PUBLISHED_N:,} images give another FID than the published number even for the same model."
+    "Difference: measured minus reported, shown if network, reference and data set are the published ones. Fewer than "
+    f"{PUBLISHED_N:,} images give a different FID, even for the same model."
 )
-LENGTH_TABLES = ("token_length",)  # what their rows differ in is the length: the reconstruction is plotted too
+PLOTTED = ("gFID",)  # against sequence length
+PLOTTED_BY_TABLE = {"token_length": ("gFID", "rFID", "clean-rFID")}  # its rows differ only in length
 
 
 @dataclass
@@ -68,16 +72,17 @@ class Cell:
 
 @dataclass
 class Column:
-    """One column of a measured table, with its value between two sets of real images."""
+    """One column of a measured table."""
 
     label: str
     cells: list[Cell]
     floor: str = ""
+    """the metric between two sets of real images"""
 
 
 @dataclass
-class Row:
-    """One row of a measured table; `cells` is empty for a row of which no seed finished."""
+class MeasuredRow:
+    """One row of a measured table; `cells` is empty if no seed finished."""
 
     label: str
     note: str
@@ -88,22 +93,22 @@ class Row:
 
 
 @dataclass
-class Table:
-    """One measured table with the pictures and plots that belong to it."""
+class MeasuredTable:
+    """One measured table with its pictures and plots."""
 
     title: str
     columns: list[str]
-    rows: list[Row]
+    rows: list[MeasuredRow]
     floors: list[str]
     remarks: list[str]
     pixelated: bool
     pictures: list[dict[str, str]] = field(default_factory=list)
     plots: list[dict[str, str]] = field(default_factory=list)
-    codebooks: list[dict] = field(default_factory=list)
+    codebooks: list[dict[str, Any]] = field(default_factory=list)
 
 
 def number(value: float, like: float | None = None) -> str:
-    """A measured value with the digits worth reading, or with as many as `like` has; "-" where there is none."""
+    """A measured value with its significant digits, or as many as `like` has; "-" for NaN."""
     if math.isnan(value):
         return "-"
     size = abs(value if like is None else like)
@@ -111,12 +116,12 @@ def number(value: float, like: float | None = None) -> str:
 
 
 def count(value: float) -> str:
-    """A whole number with its thousands apart; "-" where there is none."""
+    """A whole number with thousands separators; "-" for NaN."""
     return "-" if math.isnan(value) else f"{value:,.0f}"
 
 
 def dataset_text(dataset: Dataset) -> str:
-    """A data set in words, apart from its hash."""
+    """A data set in words, without its hash."""
     left_out = "".join(f", {number} left out: {reason}" for reason, number in dataset.left_out.items())
     return (
         f"{dataset.name}, {dataset.n_train} train and {dataset.n_test} test images of "
@@ -124,31 +129,32 @@ def dataset_text(dataset: Dataset) -> str:
     )
 
 
-def measured_tables(records: list[Record], output: Path, reported: pd.DataFrame) -> list[Table]:
+def measured_tables(records: list[Record], output: Path, reported: pd.DataFrame) -> list[MeasuredTable]:
     """One table per table, scale and data set; picture paths are relative to `output`.
 
-    Rows with a counterpart among the `reported` systems show its numbers too, in columns of their own.
+    The `reported` numbers of the system that a row reproduces are shown in separate columns.
     """
     groups = group_tables(records)
     names = [key[:3] for key in groups]
     tables = []
     for key, members in groups.items():
         name, scale, dataset, content = key
-        # Equal names with other images inside are other data sets.
+        # Data sets of the same name may hold different images
         suffix = f" (images {content[:8]})" if names.count(key[:3]) > 1 else ""
         tables.append(_table(f"{name} · {scale} · {dataset}{suffix}", members, output, reported))
     return tables
 
 
-def _table(title: str, records: list[Record], output: Path, reported: pd.DataFrame) -> Table:
+def _table(title: str, records: list[Record], output: Path, reported: pd.DataFrame) -> MeasuredTable:
     frame, labels, groups = measured_frame(records), metric_labels(records), group_rows(records)
     row_labels = _row_labels(frame)
     metrics, compared = _metric_columns(frame, labels, records, reported)
-    beside = _reported_columns([group[0].reported_system for group in groups], reported, compared)
+    probed = any(protocol.metric in PROBES for protocol, _, _ in labels)
+    beside = _reported_columns([group[0].reported_system for group in groups], reported, compared, probed)
     costs, remarks = _cost_columns(frame, groups)
     columns = [*metrics, *_codebook_column(frame), *beside, *_size_columns(frame), *costs]
     rows = [
-        Row(
+        MeasuredRow(
             label=row_labels[i],
             note=values["note"].rstrip(".") + _reported_note(groups[i][0].reported_system, reported),
             seeds=str(values["n_seeds"]),
@@ -158,7 +164,7 @@ def _table(title: str, records: list[Record], output: Path, reported: pd.DataFra
         for i, values in enumerate(frame.to_dict("records"))
     ]
     usages = [codebook_frame(group) for group in groups]
-    return Table(
+    return MeasuredTable(
         title=title,
         columns=[column.label for column in columns],
         rows=rows,
@@ -166,7 +172,7 @@ def _table(title: str, records: list[Record], output: Path, reported: pd.DataFra
         remarks=[
             *([DIFFERENCE] if compared else []),
             *([BESIDE] if beside else []),
-            *([PROBE] if any("linear probe" in column.label for column in beside) else []),
+            *([PROBE] if beside and probed else []),
             *remarks,
         ],
         pixelated=records[0].scale == "mini",
@@ -177,7 +183,7 @@ def _table(title: str, records: list[Record], output: Path, reported: pd.DataFra
 
 
 def _row_labels(frame: pd.DataFrame) -> list[str]:
-    """Labels of the rows; where two rows share one, their configurations tell them apart."""
+    """Labels of the rows; those shared by two rows get their configuration appended."""
     twice = frame["label"].duplicated(keep=False)
     return [
         f"{label} (config {config})" if again else label
@@ -192,8 +198,8 @@ def _problems(row: dict[str, Any]) -> list[tuple[str, str]]:
 def _metric_columns(
     frame: pd.DataFrame, labels: dict[MetricKey, str], records: list[Record], reported: pd.DataFrame
 ) -> tuple[list[Column], set[str]]:
-    """A column per kind of value; where its protocol is the published one, followed by the reported number and the
-    difference. Also returns the columns of `reported` shown this way."""
+    """A column per kind of value, followed by the reported number and the difference if the protocol is the published
+    one. Also returns the columns of `reported` shown this way."""
     systems = [group[0].reported_system for group in group_rows(records)]
     columns, compared = [], set()
     for (protocol, n_real, n_generated), label in labels.items():
@@ -203,7 +209,7 @@ def _metric_columns(
         columns.append(column)
         name = published_column(protocol, records[0].dataset)
         texts = [reported_text(reported, system, name) for system in systems] if name else []
-        if not any(texts):
+        if name is None or not any(texts):
             continue
         compared.add(name)
         few = f", n {n_generated:,} of {PUBLISHED_N:,}" if n_generated < PUBLISHED_N else ""
@@ -226,24 +232,27 @@ def _metric_column(frame: pd.DataFrame, label: str, higher_is_better: bool) -> C
 
 
 def _floor(records: list[Record], key: MetricKey) -> str:
-    """The metric between real images; more than one value where the seeds drew different images."""
+    """The metric between real images; a range if the seeds drew different images."""
     found = [m.floor for r in records for m in r.metrics if metric_key(m) == key]
     floors = sorted(f for f in found if f is not None)
     return "–".join(dict.fromkeys(number(f) for f in (floors[0], floors[-1]))) if floors else ""
 
 
 def _codebook_column(frame: pd.DataFrame) -> list[Column]:
-    usage = frame["codebook_usage"]
-    if usage.isna().all():
+    usage = frame["codebook_usage"].tolist()
+    if all(map(math.isnan, usage)):
         return []
     cells = [Cell("-" if math.isnan(v) else f"{100 * v:.1f} %") for v in usage]
     return [Column(_arrow("codebook usage", True), _mark_best(cells, usage, True))]
 
 
-def _reported_columns(systems: list[str | None], reported: pd.DataFrame, compared: set[str]) -> list[Column]:
-    """What the papers report for the rows' counterparts, where known and not in a column beside the measured one."""
-    headers = {name: REPORTED[name] for name in COUNTERPARTS.values() if name not in compared}
-    headers["linear_probe_acc"] = "linear probe accuracy %\u00a0↑"
+def _reported_columns(
+    systems: list[str | None], reported: pd.DataFrame, compared: set[str], probed: bool
+) -> list[Column]:
+    """The reported numbers of the rows' systems, except for those shown next to a measured value."""
+    headers = {name: REPORTED_LABELS[name] for name in COUNTERPARTS.values() if name not in compared}
+    if probed:
+        headers["linear_probe_acc"] = "linear probe accuracy %\u00a0↑"
     columns = [
         Column(f"reported ImageNet {header}", [Cell(reported_text(reported, s, name) or "-") for s in systems])
         for name, header in headers.items()
@@ -256,8 +265,8 @@ def _reported_columns(systems: list[str | None], reported: pd.DataFrame, compare
 def _reported_note(system: str | None, reported: pd.DataFrame) -> str:
     if system is None:
         return ""
-    status = reported.loc[reported["system"] == system, "status"].tolist()
-    return f". Reported: {system}" + (f", {status[0]}" if status and status[0] not in ("", "paper") else "")
+    later = reported_text(reported, system, "status") == AFTER_THE_PAPER
+    return f". Reported: {system}" + (f", {AFTER_THE_PAPER}" if later else "")
 
 
 def _size_columns(frame: pd.DataFrame) -> list[Column]:
@@ -265,7 +274,7 @@ def _size_columns(frame: pd.DataFrame) -> list[Column]:
 
 
 def _cost_columns(frame: pd.DataFrame, groups: list[list[Record]]) -> tuple[list[Column], list[str]]:
-    """Columns of time and memory, and what has to be said about them."""
+    """Columns of time and memory, and remarks on them."""
     records = [r for group in groups for r in group if r.cost]
     runs = {(r.machine, str(r.run.execution), r.cost.sample_batch) for r in records if r.cost}
     shared = [any(r.cost and r.cost.tokenizer_shared for r in group) for group in groups]
@@ -275,7 +284,7 @@ def _cost_columns(frame: pd.DataFrame, groups: list[list[Record]]) -> tuple[list
         if name == "tokenizer_train_seconds":
             for cell, is_shared in zip(cells, shared, strict=True):
                 cell.text += "*" if is_shared else ""
-        elif len(runs) == 1:  # times and memory of different machines are no contest
+        elif len(runs) == 1:  # times and memory of different machines are not comparable
             label, cells = _arrow(label, higher), _mark_best(cells, frame[name], higher)
         if _any(frame, name):
             columns.append(Column(label, cells))
@@ -288,25 +297,26 @@ def _cost_columns(frame: pd.DataFrame, groups: list[list[Record]]) -> tuple[list
 
 
 def _any(frame: pd.DataFrame, name: str) -> bool:
-    """Whether a column says anything; it stays where no row has finished."""
-    return bool(frame[name].notna().any() or not frame["n_seeds"].any())
+    """Whether a column has a value; all columns are kept if no row has finished."""
+    return not all(map(math.isnan, frame[name])) or not any(frame["n_seeds"])
 
 
 def _arrow(label: str, higher_is_better: bool) -> str:
     return f"{label}\u00a0{'↑' if higher_is_better else '↓'}"  # no line break before the arrow
 
 
-def _mark_best(cells: list[Cell], values: pd.Series, higher_is_better: bool) -> list[Cell]:
-    """Mark the best value and what reads the same, unless all values do."""
-    if len({cell.text for cell, value in zip(cells, values, strict=True) if not math.isnan(value)}) > 1:
-        best = cells[values.idxmax() if higher_is_better else values.idxmin()].text
+def _mark_best(cells: list[Cell], values: Iterable[float], higher_is_better: bool) -> list[Cell]:
+    """Mark the best value and those that read the same, unless all do."""
+    known = [(value, cell.text) for value, cell in zip(values, cells, strict=True) if not math.isnan(value)]
+    if len({text for _, text in known}) > 1:
+        _, best = (max if higher_is_better else min)(known, key=lambda pair: pair[0])
         for cell in cells:
             cell.best = cell.text == best
     return cells
 
 
 def _pictures(label: str, group: list[Record], output: Path) -> list[dict[str, str]]:
-    """The pictures of the first seed that has any, as base64; "" for one that is missing or damaged."""
+    """The pictures of the first seed that has any, as base64; "" for missing or damaged ones."""
     record = next((r for r in group if r.pictures), None)
     if record is None:
         return []
@@ -318,11 +328,11 @@ def _pictures(label: str, group: list[Record], output: Path) -> list[dict[str, s
 
 
 def _plots(title: str, frame: pd.DataFrame, labels: dict[MetricKey, str], rows: list[str]) -> list[dict[str, str]]:
-    """The Frechet distance of samples against length; that of reconstructions too where length is what rows vary."""
+    """Frechet distances against sequence length."""
     plots = []
-    shown = ("gfid", "rfid") if frame["table"].iloc[0] in LENGTH_TABLES else ("gfid",)
+    metrics = PLOTTED_BY_TABLE.get(frame["table"].iloc[0], PLOTTED)
     for (protocol, _, _), label in labels.items():
-        if not protocol.name.lower().endswith(shown):
+        if protocol.metric not in metrics:
             continue
         values = zip(rows, frame["positions"], frame[label], frame[f"{label} sd"], strict=True)
         points = [Point(r, x, y, None if math.isnan(s) else s) for r, x, y, s in values if not math.isnan(x + y)]
@@ -334,16 +344,19 @@ def _plots(title: str, frame: pd.DataFrame, labels: dict[MetricKey, str], rows: 
     return plots
 
 
-def _codebook(label: str, usage: pd.DataFrame) -> dict:
-    """Branches x scales of one row: share used in per cent and perplexity, as text."""
-    places = usage[["position", "scale"]].drop_duplicates().sort_values(["position", "scale"])
-    columns = list(places.itertuples(index=False, name=None))
+def _codebook(label: str, usage: pd.DataFrame) -> dict[str, Any]:
+    """Branches x scales of one row: used share in per cent and perplexity, as text."""
+    rows = usage.to_dict("records")
+    columns = sorted({(row["position"], row["scale"]) for row in rows})
     cells = {
-        (u.branch, u.position, u.scale): (f"{100 * u.used:.0f}", f"{u.perplexity:.1f}") for u in usage.itertuples()
+        (row["branch"], row["position"], row["scale"]): (f"{100 * row['used']:.0f}", f"{row['perplexity']:.1f}")
+        for row in rows
     }
-    branches = sorted(usage["branch"].unique())
     return {
         "row": label,
         "scales": [f"{scale}×{scale}" for _, scale in columns],
-        "branches": [(int(b), [cells.get((b, *column), ("", "")) for column in columns]) for b in branches],
+        "branches": [
+            (branch, [cells.get((branch, *column), ("", "")) for column in columns])
+            for branch in sorted({row["branch"] for row in rows})
+        ],
     }

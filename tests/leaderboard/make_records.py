@@ -1,4 +1,4 @@
-"""Realistic records, without any training behind them."""
+"""Realistic records that need no training."""
 
 from __future__ import annotations
 

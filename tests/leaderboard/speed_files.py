@@ -1,4 +1,4 @@
-"""Files like those of `pytest --benchmark-only --benchmark-json FILE`, without any benchmark behind them."""
+"""Files as `pytest --benchmark-only --benchmark-json FILE` writes them, without running benchmarks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def benchmark(stage: str = "encode", seconds: float = 0.1, spread: float = 0.02,
 
 
 def document(entries: list[dict[str, Any]], **machine: Any) -> dict[str, Any]:
-    """The whole file; `machine` replaces fields of the machine."""
+    """The complete file; `machine` replaces fields of the machine."""
     described = {
         "git_commit": "0123456789abcdef" * 2, "git_dirty": False, "packages": {"torch": "2.13.0", "numpy": "2.3.0"},
         "python": "3.11.7", "platform": "Linux-6.1-x86_64", "cpu": CPU, "threads": 2, "gpu": None, "memory_gib": 8.0,
@@ -71,7 +71,7 @@ def folding(device: str = "cpu", speed: float = 1.0) -> list[dict[str, Any]]:
         tokens = 28 if "folded" in order else positions
         for batch in (1, 64):
             about = {"order": order, "positions": positions, "group": "folding", "model": prefix, "device": device}
-            about |= {"tokens": tokens * batch, "flops": 5e7 * batch, "batch": batch}
+            about |= {"scale": "mini", "tokens": tokens * batch, "flops": 5e7 * batch, "batch": batch}
             entries.append(benchmark("sample", seconds * batch**0.7 / speed, **about))
     return entries
 

@@ -1,4 +1,4 @@
-"""Records of all the paper's experiments, at scale mini with three seeds, and some of full."""
+"""Records of all experiments of the paper at scale mini with three seeds, and some at full."""
 
 from __future__ import annotations
 
@@ -59,18 +59,18 @@ ROWS: dict[str, dict[str, tuple[str, int, int, float, float, float]]] = {
 
 
 def suite() -> list[Record]:
-    """All tables at mini with three seeds; one failed seed, and rows at full of which one could not run."""
+    """All tables at mini with three seeds, one of which failed, and rows at full, most of which could not run."""
     records = [record(table, row, seed) for table, rows in ROWS.items() for row in rows for seed in range(3)]
     nothing = {"size": None, "metrics": [], "codebook_usage": [], "pictures": {}, "cost": None}
     records[5] = records[5].model_copy(update={"status": "failed", "reason": "loss is not finite"} | nothing)
     absent = {"scale": "full", "status": "not run", "reason": WEIGHTS, "dataset": IMAGENET} | nothing
     records += [record("table2", row, 0).model_copy(update=absent) for row in ("unfolded", "var", "vq")]
-    # As the store gives them
+    # In the order of the store
     return sorted([*records, full_record()], key=lambda r: (r.table, SCALES.index(r.scale), r.order, r.seed))
 
 
 def record(table: str, row: str, seed: int) -> Record:
-    """A finished record at mini with noise from the seed."""
+    """A finished record at mini, with noise that depends on the seed."""
     label, positions, tokens, bits, rfid, gfid = ROWS[table][row]
     noise = random.Random(f"{table}{row}{seed}")
     generated = table != "linear_probe"

@@ -24,7 +24,7 @@ def reported(reported_csv: Path):
 
 @pytest.fixture
 def judged(reported) -> Callable[..., Finding]:
-    """What the records say about one claim; they are of one scale and data set."""
+    """Evaluates one claim on records of one scale and data set."""
 
     def evaluate(records: list[Record], claim: Claim = IMAGEFOLDER) -> Finding:
         (finding,) = evaluate_claims(records, reported, (claim,))
@@ -67,7 +67,7 @@ def test_lengths_are_exact(values, verdict):
 
 
 def test_seeds_are_paired(make, judged):
-    # The seeds differ by far more than the rows: only pairs show that var is one worse.
+    # Seeds differ far more than rows: only paired do they show that var is worse by one
     finding = judged(rows(make, [2.0, 12.0, 22.1], [3.0, 13.1, 23.0]))
     assert finding.verdict == "holds"
     assert finding.metric == "proxy-gFID"
@@ -88,9 +88,9 @@ def test_only_seeds_of_both_rows_count(make, judged):
 
 
 @pytest.mark.parametrize("status", ["failed", "not run"])
-def test_records_without_result_count_as_nothing(make, failed, judged, status):
+def test_records_without_a_result_do_not_count(make, failed, judged, status):
     def broken(seed: int) -> Record:
-        # A value in such a record counts for nothing.
+        # Values in such a record are ignored
         metrics = make("var", seed, 0.1).metrics
         return failed("var", seed, "no memory").model_copy(update={"status": status, "metrics": metrics})
 
@@ -141,6 +141,17 @@ def test_values_that_are_not_comparable_are_an_error(make, metric, change, messa
     assert "\n" not in str(caught.value)
 
 
+def test_published_metrics_are_preferred_to_proxies_if_both_rows_have_them(make, metric, judged):
+    def with_published(record: Record, value: float) -> Record:
+        published = metric("gFID", value, extractor="inception-2015-12-05", extractor_sha256="ff" * 32)
+        return changed(record, metrics=[*record.metrics, published])
+
+    records = rows(make, [2.0], [3.0])
+    assert judged([with_published(records[0], 9.0), records[1]]).metric == "proxy-gFID"
+    finding = judged([with_published(records[0], 9.0), with_published(records[1], 8.0)])
+    assert (finding.metric, finding.values) == ("gFID", ((9.0, 8.0),))
+
+
 def test_protocols_are_never_mixed_over_seeds(make, metric, judged):
     records = rows(make, [2.0, 2.1, 2.2], [3.0, 3.1, 3.2])
     for i in (2, 5):  # the third seed of both rows: comparable with each other, but with no other seed
@@ -160,10 +171,11 @@ def test_configurations_of_a_row_are_never_mixed(make, judged):
     assert finding.reason.startswith("different configurations of imagefolder: ")
 
 
-def test_data_sets_and_scales_are_judged_by_themselves(make, reported):
+def test_data_sets_and_scales_are_judged_separately(make, metric, reported):
     other = Dataset(name="digits", sha256="ee" * 32, n_train=1437, n_test=360, classes=10, image_size=16)
     records = rows(make, [2.0, 2.1, 2.2], [3.0, 3.1, 3.2]) + rows(make, [4.0, 4.1, 4.2], [3.0, 3.1, 3.2], dataset=other)
-    records += [*rows(make, [4.0], [3.0], scale="small"), make("imagefolder", 0, 1.0, scale="full")]
+    published = metric("gFID", 1.0, extractor="inception-2015-12-05", extractor_sha256="ff" * 32)
+    records += [*rows(make, [4.0], [3.0], scale="small"), make("imagefolder", scale="full", metrics=[published])]
     findings = evaluate_claims(records, reported, (IMAGEFOLDER,))
     places = [(f.scale, f.dataset_sha256[:2], f.verdict, f.metric) for f in findings]
     assert places == [
@@ -176,7 +188,7 @@ def test_data_sets_and_scales_are_judged_by_themselves(make, reported):
     assert titles[:2] == ["mini · digits (images d1d1d1d1)", "mini · digits (images eeeeeeee)"]
 
 
-def test_sizes_must_be_equal_where_the_claim_says_so(make, judged):
+def test_sizes_must_be_equal_if_the_claim_requires_it(make, judged):
     claim = Claim("k", "t", "s", IMAGEFOLDER.pairs, "positions", "half", equal="tokens")
     one, two = make("imagefolder"), make("var")
     assert judged([one, two], claim).verdict == "holds"  # 30 and 60 positions, one seed decides
@@ -193,7 +205,7 @@ def test_times_of_different_machines_are_not_comparable(make, judged):
     assert judged(records, claim).verdict == "not comparable"
 
 
-def test_the_first_table_with_both_rows_counts(make, judged):
+def test_the_first_table_with_both_rows_decides(make, judged):
     claim = Claim("k", "t", "s", (Pair("folding", "folded", "unfolded"), *IMAGEFOLDER.pairs), "gFID", "lower")
     records = rows(make, [2.0, 2.1, 2.2], [3.0, 3.1, 3.2])
     assert judged(records, claim).pair.table == "table2"
@@ -203,7 +215,7 @@ def test_the_first_table_with_both_rows_counts(make, judged):
     assert judged([make(table="ablation")], claim).reason.startswith("no record; python reproductions/folding.py")
 
 
-def test_reported_numbers_agree_with_what_is_claimed(reported, make):
+def test_reported_numbers_agree_with_the_claims(reported, make):
     findings = evaluate_claims([make()], reported)
     numbers = 0
     for finding in findings:
@@ -215,28 +227,29 @@ def test_reported_numbers_agree_with_what_is_claimed(reported, make):
         numbers += 1
     assert numbers == 20
     papers = {finding.claim.key: finding.paper for finding in findings}
-    assert papers["table2-var-gFID"] == "2.60 against 3.30"
+    assert papers["table2-var-gFID"] == "2.60 against 3.30 (after the paper)"
     assert papers["ablation-3-rFID"] == "3.24 against 1.71"
     assert papers["ablation-8-gFID"] == "2.60 against 2.94 (after the paper)"
     assert papers["probe-7-quantized"] == "50.2 against 40.5 (after the paper)"
 
 
-def test_claims_speak_of_rows_that_exist():
+def test_claims_refer_to_existing_rows():
     from reproductions import ablation, branches, folding, linear_probe, table2, token_length
+    from reproductions.scales import SCALES
 
     scripts = {
         "ablation": ablation, "branches": branches, "folding": folding, "linear_probe": linear_probe,
         "table2": table2, "token_length": token_length,
     }  # fmt: skip
-    for scale in ("mini", "small", "full"):
+    for scale in SCALES.values():
         known = {name: {recipe.row for recipe in script.rows(scale, 10)} for name, script in scripts.items()}
         for claim in CLAIMS:
             for pair in claim.pairs:
-                assert {pair.row, pair.other} <= known[pair.table], (scale, claim.key)
+                assert {pair.row, pair.other} <= known[pair.table], (scale.name, claim.key)
     assert len({claim.key for claim in CLAIMS}) == len(CLAIMS)
 
 
-def test_table_holds_every_number(make, reported):
+def test_table_has_every_number(make, reported):
     frame = claims_frame(evaluate_claims(rows(make, [2.0, 2.2, 2.1], [3.0, 3.1, 3.5]), reported))
     assert len(frame) == len(CLAIMS)
     row = frame.set_index("claim").loc["table2-var-gFID"]

@@ -1,4 +1,4 @@
-"""Strings that want to be more than text, and pictures that are not what was written."""
+"""Strings crafted to be more than text, and pictures that have changed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import speed_files as files
+from commands import run
 from make_records import REPORTED_CSV, make_record
 from PIL import Image
 
-from leaderboard.__main__ import main
+from imagefolder.errors import one_line
+from leaderboard.__main__ import command as report
 from leaderboard.pictures import LARGEST_PICTURE, pictures_intact
 from leaderboard.record import Dataset, Record
 from leaderboard.report import build_report, markdown_text
@@ -23,7 +25,7 @@ from leaderboard.reported import reported_frame
 from leaderboard.speed import main as speed_main
 from leaderboard.speed import read_benchmarks
 from leaderboard.store import write_record
-from leaderboard.text import one_line, spreadsheet_text
+from leaderboard.text import spreadsheet_text
 
 HOSTILE = (
     "<img src=x onerror=alert(1)>",
@@ -48,7 +50,7 @@ HOSTILE = (
 
 
 def every_string(value: Any, text: str) -> Any:
-    """The document with `text` in place of every string that is no choice from a few."""
+    """The document with `text` in place of every free-form string."""
     if isinstance(value, dict):
         fixed = ("scale", "status", "role", "group", "device", "dtype", "order", "growth")
         return {key: item if key in fixed else every_string(item, text) for key, item in value.items()}
@@ -58,7 +60,7 @@ def every_string(value: Any, text: str) -> Any:
 
 
 def short_table(folder: Path) -> Path:
-    """The first of the reported numbers in a file: reports are built faster."""
+    """A file with the first reported row only, which makes reports faster to build."""
     path = folder / "reported.csv"
     path.write_text("\n".join(REPORTED_CSV.read_text().splitlines()[:2]))
     return path
@@ -147,15 +149,15 @@ def test_terminal_shows_no_control_characters_and_no_markup(tmp_path, capsys, te
         entry["extra_info"]["model"] = text
         entry["fullname"] = text
     old = files.write(tmp_path / "old.json", entries, cpu=text)
-    assert speed_main(["compare", str(old), str(old)]) == 0
+    assert run(speed_main, "compare", old, old) == 0
     out = capsys.readouterr().out
     assert one_line(text)[:12] in out
     entries[0]["extra_info"]["stage"] = 3
     for wrong in (files.write(tmp_path / "wrong.json", entries), files.write(tmp_path / "other.json", [], cpu=text)):
-        assert speed_main(["compare", str(old), str(wrong)]) == 2
+        assert run(speed_main, "compare", old, wrong) == 2
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / f"{text.replace('/', '')}.json").write_text(json.dumps({"schema_version": text}))
-    assert main(tmp_path) == 2
+    assert run(report, "--output", tmp_path) == 2
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 3
     assert not re.search("[\0-\x09\x0b-\x1f\x7f-\x9f\u202e\ud800-\udfff]", out + err)
@@ -193,7 +195,7 @@ def damage(path: Path, what: str) -> None:
 
 
 def shown(folder: Path, record: Record) -> bool:
-    """Whether the report has the picture; otherwise both forms name it."""
+    """Whether the report embeds the picture; if not, HTML and Markdown name it."""
     build_report(folder, [record], short_table(folder))
     html, markdown = (folder / "report.html").read_text(), (folder / "report.md").read_text()
     embedded = "data:image/png;base64," in html.split("<body>")[1]
@@ -202,10 +204,10 @@ def shown(folder: Path, record: Record) -> bool:
     return embedded
 
 
-def test_picture_as_it_was_written_is_shown(tmp_path, pictured):
+def test_unchanged_picture_is_shown(tmp_path, pictured):
     assert pictures_intact(pictured, tmp_path / "out")
     assert shown(tmp_path / "out", pictured)
-    earlier = pictured.model_copy(update={"picture_sha256": {}})  # written before hashes were
+    earlier = pictured.model_copy(update={"picture_sha256": {}})  # written before hashes were stored
     assert pictures_intact(earlier, tmp_path / "out")
     assert shown(tmp_path / "out", earlier)
 
@@ -217,7 +219,7 @@ def test_picture_as_it_was_written_is_shown(tmp_path, pictured):
         ("no picture", False), ("large", False), ("a byte", True), ("another picture", True),
     ],
 )  # fmt: skip
-def test_picture_that_is_not_what_was_written_is_named(tmp_path, pictured, what, without_hash):
+def test_changed_picture_is_named(tmp_path, pictured, what, without_hash):
     damage(tmp_path / "out/pictures/a.png", what)
     assert not pictures_intact(pictured, tmp_path / "out")
     assert not shown(tmp_path / "out", pictured)
@@ -226,13 +228,13 @@ def test_picture_that_is_not_what_was_written_is_named(tmp_path, pictured, what,
 
 
 @pytest.mark.parametrize("path", ["../outside.png", "a\0b.png", "\ud800.png", "p" * 9000, "", ".", "//evil/x.png"])
-def test_path_that_leads_nowhere_is_named(tmp_path, pictured, path):
+def test_invalid_path_is_named(tmp_path, pictured, path):
     record = make_record(pictures={"samples": path})
     assert not pictures_intact(record, tmp_path / "out")
     assert not shown(tmp_path / "out", record)
 
 
-def test_output_folder_may_be_a_link_itself(tmp_path, pictured):
+def test_output_folder_may_be_a_link(tmp_path, pictured):
     (tmp_path / "link").symlink_to("out")
     assert shown(tmp_path / "link", pictured)
 
@@ -241,7 +243,7 @@ def test_files_left_out_of_the_data_are_shown_with_the_data_set(tmp_path, make):
     values = {"name": "birds", "sha256": "d1" * 32, "n_train": 90, "n_test": 10, "classes": 2, "image_size": 64}
     left_out = {"not readable": 3, "<b>text</b>": 1}
     write_record(tmp_path / "records", make(dataset=Dataset(**values, left_out=left_out)))
-    assert main(tmp_path) == 0
+    assert run(report, "--output", tmp_path) == 0
     words = "birds, 90 train and 10 test images of 64×64, 2 classes, 3 left out: not readable, 1 left out: "
     assert f"{words}&lt;b&gt;text&lt;/b&gt;, <code>" in (tmp_path / "report.html").read_text()
     assert f"| {words}&lt;b&gt;text&lt;/b&gt; |" in (tmp_path / "report.md").read_text()

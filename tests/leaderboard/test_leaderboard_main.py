@@ -4,8 +4,9 @@ import subprocess
 import sys
 
 import pytest
+from commands import run
 
-from leaderboard.__main__ import main
+from leaderboard.__main__ import command as report
 from leaderboard.store import write_record
 
 
@@ -27,11 +28,12 @@ def test_command_builds_its_files(tmp_path, make):
 
 
 @pytest.mark.parametrize("folder", ["missing", "empty"])
-def test_no_records_is_one_line_that_says_what_to_run(tmp_path, capsys, folder):
+def test_no_records_is_one_line_with_the_command_to_run(tmp_path, capsys, folder):
     (tmp_path / "empty/records").mkdir(parents=True)
-    assert main(tmp_path / folder) == 2
+    assert run(report, "--output", tmp_path / folder) == 2
     out, err = capsys.readouterr()
     assert out == ""
+    assert err.startswith("error: ")
     assert "python reproductions/table2.py" in err
     assert err.count("\n") == 1
 
@@ -39,7 +41,7 @@ def test_no_records_is_one_line_that_says_what_to_run(tmp_path, capsys, folder):
 def test_corrupt_record_is_one_line(tmp_path, make, capsys):
     path = write_record(tmp_path / "records", make())
     path.write_text("{")
-    assert main(tmp_path) == 2
+    assert run(report, "--output", tmp_path) == 2
     _, err = capsys.readouterr()
     assert str(path) in err
     assert err.count("\n") == 1
@@ -48,7 +50,7 @@ def test_corrupt_record_is_one_line(tmp_path, make, capsys):
 
 def test_missing_reported_file_is_one_line(tmp_path, make, capsys):
     write_record(tmp_path / "records", make())
-    assert main(tmp_path, tmp_path / "gone.csv") == 2
+    assert run(report, "--output", tmp_path, "--reported", tmp_path / "gone.csv") == 2
     _, err = capsys.readouterr()
     assert "gone.csv" in err
     assert err.count("\n") == 1
@@ -56,8 +58,8 @@ def test_missing_reported_file_is_one_line(tmp_path, make, capsys):
 
 def test_output_that_cannot_be_written_is_one_line(tmp_path, make, capsys):
     write_record(tmp_path / "records", make())
-    (tmp_path / "report.html").mkdir()  # a folder in the report's place
-    assert main(tmp_path) == 2
+    (tmp_path / "report.html").mkdir()  # a folder where the report should be
+    assert run(report, "--output", tmp_path) == 2
     _, err = capsys.readouterr()
     assert "report.html" in err
     assert err.count("\n") == 1

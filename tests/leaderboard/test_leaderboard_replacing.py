@@ -1,4 +1,4 @@
-"""What happens to an earlier result, and to files, when something is written in their place."""
+"""What happens to earlier results and files that are replaced."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import pytest
 from filelock import FileLock
 from make_records import make_failed, make_record
 
+from imagefolder.errors import one_line
+from imagefolder.files import write_text
 from leaderboard import store
 from leaderboard.record import Record
-from leaderboard.store import RecordError, read_records, write_record, write_text
-from leaderboard.text import one_line
+from leaderboard.store import RecordError, read_records, write_record
 
 NAME = "table2-imagefolder-mini-digits-d1d1d1d1-seed0"
 FIRST = "1c1c1c1c"  # of its configuration's hash
@@ -30,7 +31,7 @@ def is_line(text: str) -> bool:
 
 
 @pytest.mark.parametrize("status", ["failed", "not run"])
-def test_finished_record_stays_where_a_later_run_does_not_finish(tmp_path, status):
+def test_finished_record_is_kept_if_a_later_run_does_not_finish(tmp_path, status):
     path = write_record(tmp_path, make_record())
     before = path.read_bytes()
     later = failed().model_copy(update={"status": status, "config_sha256": "ff" * 32})
@@ -46,13 +47,13 @@ def test_unfinished_record_is_replaced(tmp_path):
     assert not (tmp_path / "earlier").exists()
 
 
-def test_result_of_other_settings_is_kept_aside(tmp_path):
+def test_replaced_result_of_other_settings_is_kept(tmp_path):
     write_record(tmp_path, make_record())
     before = (tmp_path / f"{NAME}.json").read_bytes()
     assert write_record(tmp_path, make_record(config_sha256="../../evil", note="quick")) is not None
     assert (tmp_path / f"earlier/{NAME}-{FIRST}.json").read_bytes() == before
     write_record(tmp_path, make_record(config_sha256="../../evil", note="again"))
-    assert len(list((tmp_path / "earlier").iterdir())) == 1  # equal settings: the later one counts
+    assert len(list((tmp_path / "earlier").iterdir())) == 1  # equal settings: only the latest is kept
     write_record(tmp_path, make_record())
     assert json.loads((tmp_path / f"earlier/{NAME}-------ev.json").read_text())["note"] == "again"
     assert read_records(tmp_path) == [make_record()]
@@ -60,7 +61,7 @@ def test_result_of_other_settings_is_kept_aside(tmp_path):
 
 @pytest.mark.parametrize("content", [b"{", bytes(100), b'{"schema_version": 2}'])
 @pytest.mark.parametrize("later", [make_record(), failed()])
-def test_file_that_cannot_be_read_is_put_aside(tmp_path, content, later):
+def test_unreadable_file_is_moved_aside(tmp_path, content, later):
     path = tmp_path / f"{NAME}.json"
     path.write_bytes(content)
     assert write_record(tmp_path, later) == path
@@ -68,7 +69,7 @@ def test_file_that_cannot_be_read_is_put_aside(tmp_path, content, later):
     assert (tmp_path / f"earlier/{NAME}-damaged.json").read_bytes() == content
 
 
-def test_result_that_cannot_be_put_aside_stays(tmp_path):
+def test_result_that_cannot_be_copied_is_not_replaced(tmp_path):
     path = write_record(tmp_path, make_record())
     before = path.read_bytes()
     (tmp_path / "earlier").write_text("a file where the folder should be")
@@ -78,7 +79,7 @@ def test_result_that_cannot_be_put_aside_stays(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_runs_that_end_together_lose_no_result(tmp_path):
+def test_concurrent_runs_lose_no_result(tmp_path):
     def run(number: int) -> None:
         for i in range(5):
             write_record(tmp_path, make_record(config_sha256=f"{number}{i}" * 32) if number % 2 else failed())
@@ -113,13 +114,13 @@ def test_full_disk_is_named(tmp_path, monkeypatch):
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("report.md", "old")]
 
 
-def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
+def test_only_leftovers_of_killed_processes_are_removed(tmp_path):
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
     host = os.uname().nodename
     dead = [f".report.md.{process.pid}.tmp", f".report.md.{host}-{process.pid}.tmp", f".report.md.{2**80}.tmp"]
     others = [
-        f".report.md.{os.getppid()}.tmp",  # it lives
+        f".report.md.{os.getppid()}.tmp",  # running
         f".report.md.elsewhere-{process.pid}.tmp",  # of another machine
         f".report.html.{process.pid}.tmp",
         ".report.md.mine.tmp",
@@ -142,7 +143,7 @@ def test_long_reason_of_a_failure_is_cut_and_written(tmp_path):
 
 
 @pytest.mark.parametrize("table", [".hidden", "a/b", "../up"])
-def test_name_that_would_not_be_found_again_is_refused(tmp_path, table):
+def test_name_of_a_hidden_file_or_a_path_is_refused(tmp_path, table):
     with pytest.raises(RecordError, match="no file name") as caught:
         write_record(tmp_path, make_record(table=table))
     assert is_line(str(caught.value))

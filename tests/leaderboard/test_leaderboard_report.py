@@ -12,7 +12,7 @@ from leaderboard.plots import Point, length_plot
 from leaderboard.report import build_report, markdown_text
 from leaderboard.reported import reported_frame
 from leaderboard.store import read_records, write_record
-from leaderboard.view import Table, measured_tables
+from leaderboard.view import MeasuredTable, measured_tables
 
 HOSTILE = "<script>alert('x')</script> & \"q\" | $x_1$ `c`"
 
@@ -53,7 +53,7 @@ def test_page_loads_nothing(output, reported_csv):
     assert re.findall(r"url\((?!#)", html) == []
 
 
-def column_names(table: Table) -> list[str]:
+def column_names(table: MeasuredTable) -> list[str]:
     return [column.replace("\u00a0", " ") for column in table.columns]
 
 
@@ -80,7 +80,7 @@ def test_one_seed_shows_a_dash_for_its_spread(make, tmp_path, reported_csv):
 
 
 @pytest.mark.parametrize("cpu", ["Example CPU @ 2 GHz", "Another CPU"])
-def test_times_of_different_machines_are_no_contest(make, tmp_path, reported_csv, cpu):
+def test_times_of_different_machines_are_not_compared(make, tmp_path, reported_csv, cpu):
     second = make("var")
     second = second.model_copy(update={"run": second.run.model_copy(update={"cpu": cpu})})
     (table,) = measured_tables([make(), second], tmp_path, reported_frame(reported_csv))
@@ -119,13 +119,13 @@ def test_equal_records_give_equal_reports(output, reported_csv):
     first = [path.read_bytes() for path in build_report(folder, read_records(folder / "records"), reported_csv)]
     second = [path.read_bytes() for path in build_report(folder, read_records(folder / "records"), reported_csv)]
     assert first == second
-    # In another process too, where strings hash differently.
+    # Also in another process, where strings hash differently
     subprocess.run([sys.executable, "-m", "leaderboard", "--output", str(folder)], check=True)
     names = ("report.html", "report.md", "leaderboard.csv", "claims.csv")
     assert [(folder / name).read_bytes() for name in names] == first
 
 
-def test_reported_rows_are_shown_with_source_and_doubt(make, tmp_path, reported_csv):
+def test_reported_rows_are_shown_with_sources_and_doubts(make, tmp_path, reported_csv):
     html, markdown = build(tmp_path, [make()], reported_csv)
     csv = pd.read_csv(reported_csv, dtype=str, keep_default_na=False)
     doubtful = csv[(csv["verified"] == "no") & csv["kind"].isin(["AR", "VAR", "Diff", "MAR", "MIM"])]
@@ -175,7 +175,7 @@ def test_plot_takes_the_colour_of_the_page_and_repeats_no_id():
     assert "currentColor" in svg
     assert "<script>" not in svg
     assert "&lt;script&gt;" in svg
-    assert re.search(r"<text[^>]*>[^<]*\$x_1\$", svg)  # as it stands, no formula
+    assert re.search(r"<text[^>]*>[^<]*\$x_1\$", svg)  # unchanged, not a formula
     assert svg == length_plot(points, "positions", "proxy-gFID@1")
     other = length_plot(points, "positions", "proxy-gFID@2")
     ids = [set(re.findall(r'id="([^"]*)"', text)) for text in (svg, other)]
@@ -192,7 +192,7 @@ def test_labels_of_one_length_do_not_overlap():
     assert heights[1] - heights[2] > 50
 
 
-def test_reported_numbers_stand_beside_their_row_in_columns_of_their_own(make, tmp_path, reported_csv):
+def test_reported_numbers_are_shown_in_separate_columns_of_their_row(make, tmp_path, reported_csv):
     system = "ImageFolder (VAR-d17, MSVR10P2-4096)"
     records = [make(reported_system=system), make(row="other", label="Other")]
     (table,) = measured_tables(records, tmp_path, reported_frame(reported_csv))

@@ -22,7 +22,7 @@ HOSTILE = "<script>alert('x')</script> & \"q\" | `c`"
 
 @pytest.fixture
 def speed(tmp_path):
-    """Records of two machines, as they come back from the store in `tmp_path`/speed."""
+    """Records of two machines, stored in `tmp_path`/speed and read back."""
     cpu = files.write(tmp_path / "cpu.json", files.stages() + files.folding() + files.growing())
     entries = files.stages("cuda", "bfloat16") + files.folding("cuda", 30) + files.growing("cuda")
     gpu = files.write(tmp_path / "gpu.json", entries, gpu=files.GPU)
@@ -55,7 +55,7 @@ def test_report_with_both_kinds_of_records(speed, make, tmp_path, reported_csv):
     assert len(set(re.findall(r'\bid="([^"]*)"', html))) == len(re.findall(r'\bid="([^"]*)"', html))
 
 
-def test_report_without_speed_says_nothing_about_it(make, tmp_path, reported_csv):
+def test_report_without_speed_has_no_such_section(make, tmp_path, reported_csv):
     html, markdown, names = build(tmp_path, [make()], reported_csv)
     assert names == ["report.html", "report.md", "leaderboard.csv", "claims.csv"]
     assert 'id="speed"' not in html
@@ -80,7 +80,7 @@ def test_command_works_with_speed_records_only(speed, tmp_path, capsys):
     assert "## Provenance" not in markdown
 
 
-def test_damaged_speed_record_is_one_line_and_the_others_are_reported(speed, tmp_path, capsys):
+def test_damaged_speed_record_is_one_line_and_the_others_are_shown(speed, tmp_path, capsys):
     path = next((tmp_path / "speed").iterdir())
     path.write_text("{")
     assert main(tmp_path) == 0
@@ -130,16 +130,18 @@ def svg_texts(svg):
     return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
 
 
-def test_bars_of_the_stages_are_told_apart_by_what_differs(tmp_path):
+def test_bars_of_the_stages_are_labelled_by_their_differences(tmp_path):
     entries = [files.benchmark("encode", batch=batch, dtype=d) for batch in (1, 8) for d in ("float32", "bfloat16")]
     (machine,) = speed_machines(speed_of(tmp_path, *entries))
     texts = svg_texts(machine.plots[0]["svg"])
     assert [t for t in texts if "batch" in t] == [f"{d}, batch {b}" for b in (1, 8) for d in ("float32", "bfloat16")]
 
 
-def test_orders_are_compared_at_one_size(tmp_path):
+def test_orders_are_compared_at_one_scale(tmp_path):
     large = [
-        files.benchmark("sample", 2.0, group="folding", order=order, model=f"VAR-d17-MSVR10P2-4096{end}", batch=batch)
+        files.benchmark(
+            "sample", 2.0, group="folding", order=order, model=f"VAR-d17-MSVR10P2-4096{end}", scale="full", batch=batch
+        )
         for order, end in (("folded", ""), ("unfolded", "-unfolded"))
         for batch in (1, 8)
     ]
@@ -155,12 +157,12 @@ def test_orders_are_compared_at_one_size(tmp_path):
     assert "images/s, batch 64" in mini
     assert "174" in mini  # folded: 64 images in 0.02 s x 64 ** 0.7
     assert "20.0" in by_title["Latency of one image (mini, sample, cpu, float32)"]
-    released = by_title["Throughput (d17, sample, cpu, float32)"]
+    released = by_title["Throughput (full, sample, cpu, float32)"]
     assert "images/s, batch 8" in released
     assert not [text for text in released if "raster" in text]
 
 
-def test_rows_of_other_largest_batches_say_so(tmp_path):
+def test_rows_with_different_largest_batches_are_labelled(tmp_path):
     entries = [entry for entry in files.folding() if entry["extra_info"]["order"] != "raster"]
     raster = [entry for entry in files.folding() if entry["extra_info"]["order"] == "raster"]
     (machine,) = speed_machines(speed_of(tmp_path, *entries, raster[0]))
@@ -175,7 +177,7 @@ def test_growth_has_a_line_per_model_and_order(speed):
     batch = plots["Growth with batch: sample"]
     assert [text for text in batch if "folded" in text] == ["folded", "unfolded"]
     assert {"1", "2", "64", "128"} <= set(batch)
-    # Values over more than a factor of 20: a logarithmic axis with several ticks, and no formulas.
+    # Values span more than a factor of 20: a logarithmic axis with several ticks and without formulas
     assert {"32", "64", "96", "128", "50", "100", "200", "500"} <= set(plots["Growth with image size: encode"])
     assert not [text for texts in plots.values() for text in texts if "$" in text]
 
@@ -201,7 +203,7 @@ def test_text_is_escaped(tmp_path, reported_csv):
 
 
 class Containers(HTMLParser):
-    """Where each table and plot of the speed section stands."""
+    """Collects the tables and plots of the speed section and whether they can scroll."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -220,7 +222,7 @@ class Containers(HTMLParser):
             assert self.stack.pop()[0] == tag
 
 
-def test_everything_wide_scrolls_by_itself(speed, tmp_path, reported_csv):
+def test_everything_wide_scrolls_separately(speed, tmp_path, reported_csv):
     html, _, _ = build(tmp_path, [], reported_csv)
     section = re.search(r'<section id="speed">.*?</section>', html, re.DOTALL).group()
     parser = Containers()

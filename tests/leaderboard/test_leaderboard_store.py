@@ -5,15 +5,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from pydantic import ValidationError
 
-from leaderboard.record import Record
+from imagefolder.errors import InputError
+from leaderboard.record import Metric, Record, SpeedRecord
+from leaderboard.reported import reported_frame, reported_text
+from leaderboard.speed_view import speed_machines
 from leaderboard.store import RecordError, read_record, read_records, write_record
 
+EARLIER = Path(__file__).parent / "earlier"  # records that an earlier version wrote
 
-def test_record_survives_the_file(tmp_path, make, failed):
+
+def test_record_is_read_back_unchanged(tmp_path, make, failed):
     records = [failed("a"), make("b", seed=0), make("b", seed=1)]
     for record in records:
         path = write_record(tmp_path / "records", record)
@@ -21,7 +27,7 @@ def test_record_survives_the_file(tmp_path, make, failed):
     assert read_records(tmp_path / "records") == records
 
 
-def test_records_are_ordered_by_place_then_row_then_number_of_the_seed(tmp_path, make):
+def test_records_are_sorted_by_place_then_row_then_seed(tmp_path, make):
     for record in (make("b", order=1), make("a", order=2), make("c", order=1), make("b", order=1, seed=10, gfid=1)):
         write_record(tmp_path, record)
     write_record(tmp_path, make("b", order=1, seed=2, gfid=1))
@@ -41,7 +47,7 @@ def test_unknown_field_is_refused(make):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_metric_that_is_no_number_is_refused(metric, value):
+def test_metric_that_is_not_finite_is_refused(metric, value):
     with pytest.raises(ValidationError, match="finite"):
         metric("proxy-gFID", value)
 
@@ -123,10 +129,62 @@ def test_unusable_file_is_named_in_one_line(tmp_path, make, change, message):
     assert "\n" not in text
 
 
-def test_leaderboard_imports_neither_torch_nor_the_model():
-    code = (
-        "import sys, leaderboard.__main__; "
-        "print([m for m in ('torch', 'imagefolder', 'reproductions') if m in sys.modules])"
-    )
+def loaded(modules: str) -> set[str]:
+    """The modules of torch and of this project's other packages that importing `modules` loads."""
+    code = f"import sys, {modules}; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+    packages = ("torch", "imagefolder", "reproductions", "slurm")
+    return {name for name in result.stdout.split() if name.split(".")[0] in packages}
+
+
+def test_leaderboard_imports_neither_torch_nor_the_model():
+    found = loaded("leaderboard.__main__, leaderboard.report, leaderboard.speed")
+    assert found <= loaded("imagefolder.cli, imagefolder.errors, imagefolder.files, imagefolder.locks")
+    assert not found & {"torch", "imagefolder.config", "imagefolder.zoo"}
+
+
+@pytest.mark.parametrize("module", ["leaderboard", "leaderboard.speed"])
+def test_help_imports_only_what_parsing_needs(module):
+    code = f"import sys; sys.argv = ['x', '--help']; import runpy; runpy.run_module('{module}', run_name='__main__')"
+    code = f"import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); {code}"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "usage: python -m leaderboard" in result.stdout
+    assert {"pandas", "matplotlib", "jinja2", "torch"}.isdisjoint(result.stderr.split())
+
+
+def test_records_of_the_previous_version_load(reported_csv):
+    (record,) = (found := read_records(EARLIER)) or [None]
+    assert record is not None, found.left_out
+    assert record.run.code is None
+    assert (record.metrics[0].protocol.metric, record.metrics[0].protocol.is_proxy) == ("rFID", True)
+    assert reported_text(reported_frame(reported_csv, all_kinds=True), record.reported_system, "gfid") == "2.60"
+
+
+def test_speed_records_of_the_previous_version_load():
+    (record,) = (read_record(path, SpeedRecord) for path in EARLIER.glob("sample-*.json"))
+    assert (record.scale, record.order, record.positions) == ("", "folded", 14)
+    (machine,) = speed_machines([record])
+    assert [plot["title"] for plot in machine.plots] == ["Latency of one image (sample, cpu, float32)"]
+
+
+def test_code_of_a_run_is_stored(tmp_path, make):
+    run = make().run.model_copy(update={"code": {"tokenizer": "ab" * 32, "evaluation": "cd" * 32}})
+    record = make(run=run)
+    assert read_record(write_record(tmp_path, record)).run.code == run.code
+
+
+def test_models_are_built_from_the_attributes_of_other_objects():
+    protocol = SimpleNamespace(
+        name="proxy-gFID", version=1, description="d", reference="r", evaluator="e", extractor="proxy-cnn",
+        extractor_sha256="ab" * 32, higher_is_better=False,
+    )  # fmt: skip
+    measured = SimpleNamespace(protocol=protocol, value=2.5, n_real=10, n_generated=9, spread=None, floor=0.5)
+    metric = Metric.of(measured)
+    assert metric.model_dump() == vars(measured) | {"protocol": vars(protocol)}
+    with pytest.raises(ValidationError, match="finite"):
+        Metric.of(SimpleNamespace(**(vars(measured) | {"value": float("nan")})))
+
+
+def test_error_of_records_is_bad_input():
+    assert issubclass(RecordError, InputError)
+    assert str(RecordError("two\nlines \x1b[31m")) == "two lines \\x1b[31m"

@@ -13,11 +13,20 @@ from suite_records import IMAGENET, WEIGHTS, full_record, record, suite
 
 from leaderboard.record import Cost, Record, Size
 from leaderboard.report import build_report, markdown_text
-from leaderboard.reported import PUBLISHED_N, REPORTED_NUMBERS, published_column, reported_frame, reported_length
+from leaderboard.reported import (
+    OPTIONAL_NUMBERS,
+    OPTIONAL_TEXT,
+    PUBLISHED_N,
+    REPORTED_NUMBERS,
+    published_column,
+    reported_frame,
+    reported_length,
+    reported_text,
+)
 from leaderboard.store import RecordError, read_record, write_record
 from leaderboard.tables import leaderboard_frame, measured_frame
 from leaderboard.verdicts import RULE, VERDICTS
-from leaderboard.view import Table, measured_tables
+from leaderboard.view import MeasuredTable, measured_tables
 
 VOID = {"meta", "input", "br", "img", "link"}
 
@@ -37,18 +46,18 @@ def page(tmp_path_factory, records) -> tuple[str, str, pd.DataFrame]:
 
 
 @pytest.fixture(scope="module")
-def tables(records, tmp_path_factory) -> dict[str, Table]:
+def tables(records, tmp_path_factory) -> dict[str, MeasuredTable]:
     found = measured_tables(records, tmp_path_factory.mktemp("none"), reported_frame(REPORTED_CSV, all_kinds=True))
     return {table.title: table for table in found}
 
 
-def column(table: Table, label: str) -> list[str]:
+def column(table: MeasuredTable, label: str) -> list[str]:
     """The texts of one column, "" for rows without numbers."""
     index = [name.replace("\u00a0", " ") for name in table.columns].index(label)
     return [row.cells[index].text if row.cells else "" for row in table.rows]
 
 
-def test_claims_stand_on_top_with_their_verdicts(page):
+def test_claims_come_first_with_their_verdicts(page):
     html, markdown, claims = page
     assert html.index('<section id="claims">') < html.index('<section id="measured">')
     assert markdown.index("## The paper's claims") < markdown.index("## Measured rows")
@@ -66,7 +75,7 @@ def test_claims_stand_on_top_with_their_verdicts(page):
         assert f"<option>{verdict}</option>" in html
 
 
-def test_every_claim_leads_to_its_records(page, records):
+def test_every_claim_links_to_its_records(page, records):
     html, _, _ = page
     links = set(re.findall(r'href="#(record-\d+)"', html))
     assert len(links) > 50
@@ -76,7 +85,7 @@ def test_every_claim_leads_to_its_records(page, records):
     assert links <= {f"record-{i}" for i in range(1, len(records) + 1)}
 
 
-def test_table_of_contents_leads_to_every_table(page):
+def test_table_of_contents_links_to_every_table(page):
     html, _, _ = page
     entries = re.findall(r'<a href="#(table-\d)">([^<]*)</a>', html)
     assert len(entries) == 7
@@ -111,7 +120,7 @@ def test_page_is_well_formed(page):
     assert len(set(structure.ids)) == len(structure.ids)
 
 
-def test_rows_that_were_not_run_say_why_in_their_table(tables, page):
+def test_rows_that_were_not_run_give_the_reason_in_their_table(tables, page):
     html, markdown, _ = page
     table = tables["table2 · full · imagenet"]
     assert [row.problem for row in table.rows] == ["", *[f"not run: seed 0: {WEIGHTS}"] * 3]
@@ -131,7 +140,7 @@ def test_equal_reasons_are_given_once(make, failed):
     assert row["n_seeds"] == 0
 
 
-def test_rows_without_generator_have_no_columns_of_one(tables, page):
+def test_rows_without_a_generator_have_no_columns_for_one(tables, page):
     table = tables["linear_probe · mini · digits"]
     names = " ".join(table.columns).replace("\u00a0", " ")
     assert "linear probe accuracy (continuous) ↑" in names
@@ -143,7 +152,7 @@ def test_rows_without_generator_have_no_columns_of_one(tables, page):
     assert "samples/s" not in entry
 
 
-def test_ablation_has_the_reported_numbers_beside_its_own(tables):
+def test_ablation_shows_the_reported_numbers_next_to_its_own(tables):
     table = tables["ablation · mini · digits"]
     assert column(table, "reported ImageNet tokenizer rFID ↓") == [
         "1.92",
@@ -158,17 +167,40 @@ def test_ablation_has_the_reported_numbers_beside_its_own(tables):
     assert column(table, "reported ImageNet gFID ↓") == ["7.52", "6.03", "6.56", "5.96", "5.21", "3.53", "2.94", "2.60"]
     assert column(table, "reported ImageNet linear probe accuracy % ↑") == [*"-----", "40.5", "50.2", "58.0"]
     assert column(table, "reported ImageNet length") == ["680", "680", *["286 (printed: 265)"] * 6]
-    assert "reported ImageNet IS ↑" not in [name.replace("\u00a0", " ") for name in table.columns]  # not known
+    assert column(table, "reported ImageNet IS ↑") == [*"-------", "295.0"]  # known only of the released system
     assert [row.note.endswith("after the paper") for row in table.rows] == [False] * 6 + [True] * 2
     assert not [name for name in table.columns if "difference" in name]
 
 
-def test_both_files_of_the_ablation_agree(reported_csv):
-    steps = pd.read_csv(reported_csv.with_name("ablation.csv"), dtype=str, keep_default_na=False)
+def test_every_reported_number_is_stored_once(reported_csv):
     systems = pd.read_csv(reported_csv, dtype=str, keep_default_na=False)
-    systems = systems[systems["kind"] == "VAR-ablation"]
-    for ours, theirs in (("rfid", "tokenizer_rfid"), ("gfid", "gfid"), ("positions", "tokens")):
-        assert steps[ours].tolist() == systems[theirs].tolist()
+    names = [name for row in systems.itertuples() for name in {row.system, *filter(None, row.also.split("; "))}]
+    twice = {name for name in names if names.count(name) > 1}
+    assert twice == set(systems["system"][systems["system"].duplicated()])  # with and without guidance
+    assert not systems.duplicated(["system", "cfg"]).any()
+    # Different systems cannot share both FIDs, gFID and IS, or (rows without a generator) the tokenizer
+    generators, tokenizers = systems[systems["gfid"] != ""], systems[systems["gfid"] == ""]
+    for first, second in (("tokenizer_rfid", "gfid"), ("gfid", "is")):
+        known = generators[(generators[first] != "") & (generators[second] != "")]
+        equal = known[known.duplicated([first, second], keep=False)]
+        assert set(equal["system"]) <= {"RobustTok + RAR-L", "RobusTok-B + tokenizer post-training"}
+        assert not equal.duplicated(["source"]).any()
+    of_tokenizers = ["tokenizer_rfid", "tokens", "codebook"]
+    assert not tokenizers.duplicated(of_tokenizers).any()
+    assert tokenizers.merge(generators, on=of_tokenizers).empty
+
+
+def test_last_step_of_the_ablation_is_the_released_system(reported_csv):
+    frame = reported_frame(reported_csv, all_kinds=True)
+    released, last = "ImageFolder (VAR-d17, MSVR10P2-4096)", "ImageFolder ablation A8 +equilibrium enhancement"
+    for column, value in {
+        "gfid": "2.60",
+        "linear_probe_acc": "58.0",
+        "is": "295.0",
+        "status": "after the paper",
+    }.items():
+        assert reported_text(frame, released, column) == reported_text(frame, last, column) == value
+    assert sum(frame["system"].str.startswith("ImageFolder ablation")) == 7
 
 
 def test_published_protocols_are_compared_with_reported_numbers(tables):
@@ -200,7 +232,7 @@ def test_published_protocols_are_compared_with_reported_numbers(tables):
         ({}, {"image_size": 128}),
     ],
 )
-def test_other_protocols_are_not(change, data):
+def test_other_protocols_are_not_compared(change, data):
     protocol = full_record().metrics[0].protocol
     assert published_column(protocol, IMAGENET) == "tokenizer_rfid"
     changed = protocol.model_copy(update=change)
@@ -212,13 +244,13 @@ def test_enough_samples_need_no_remark(tmp_path, reported_csv):
     assert [cell.spread for cell in table.rows[0].cells if "of 50,000" in cell.spread] == []
 
 
-def test_rfid_and_gfid_are_drawn_against_the_token_length(tables):
+def test_rfid_and_gfid_are_plotted_against_token_length(tables):
     titles = [plot["title"] for plot in tables["token_length · mini · digits"].plots]
     assert titles == [
         f"token_length · mini · digits: proxy-{name} against sequence length" for name in ("rFID", "gFID")
     ]
     assert len(tables["ablation · mini · digits"].plots) == 1
-    assert tables["branches · mini · digits"].plots == []  # all of one length
+    assert tables["branches · mini · digits"].plots == []  # all of the same length
     assert tables["linear_probe · mini · digits"].plots == []
 
 
@@ -236,13 +268,14 @@ def test_reported_numbers_share_no_column_with_measured_ones(records, reported_c
     measured, reported = frame[frame["origin"] == "measured"], frame[frame["origin"] == "reported"]
     shared = {name for name in frame if measured[name].notna().any() and reported[name].notna().any()}
     assert shared == {"origin", "label"}
-    assert reported["linear probe accuracy (reported)"].dropna().tolist() == [40.5, 50.2, 58.0]
+    assert sorted(reported["linear probe accuracy (reported)"].dropna()) == [40.5, 50.2, 58.0]
     assert measured["not_run"].str.startswith("seed 0: weights absent").sum() == 3
 
 
-def test_reported_numbers_without_the_ablation_table(tmp_path, reported_csv):
-    copy = tmp_path / "imagenet256.csv"
-    copy.write_bytes(reported_csv.read_bytes())
+def test_reported_numbers_without_the_optional_columns(tmp_path, reported_csv):
+    systems = pd.read_csv(reported_csv, dtype=str, keep_default_na=False)
+    copy = tmp_path / "mine.csv"
+    systems.drop(columns=[*OPTIONAL_TEXT, *OPTIONAL_NUMBERS]).to_csv(copy, index=False)
     frame = reported_frame(copy, all_kinds=True)
     pd.testing.assert_frame_equal(
         frame[list(REPORTED_NUMBERS)], reported_frame(reported_csv, True)[list(REPORTED_NUMBERS)]
@@ -250,13 +283,13 @@ def test_reported_numbers_without_the_ablation_table(tmp_path, reported_csv):
     assert frame["linear_probe_acc"].isna().all()
     system = frame.loc[frame["system"].str.contains("A6"), "system"].item()
     assert (reported_length(frame, system), reported_length(frame, None)) == ("286", "")
-    (tmp_path / "ablation.csv").write_text("row,rfid\n1,2\n")
-    with pytest.raises(RecordError, match=r"ablation\.csv: not the table of the ablation"):
+    systems.drop(columns="gfid").to_csv(copy, index=False)
+    with pytest.raises(RecordError, match=r"mine\.csv: not a table of reported numbers .*gfid"):
         reported_frame(copy)
 
 
-def test_records_of_the_first_kind_stay_readable(tmp_path, make):
-    """What earlier runs wrote lacks the fields that came later."""
+def test_records_without_later_fields_stay_readable(tmp_path, make):
+    """Records of earlier versions lack fields that were added later."""
     written = make()
     path = write_record(tmp_path, written)
     data = json.loads(path.read_text())
@@ -269,7 +302,7 @@ def test_records_of_the_first_kind_stay_readable(tmp_path, make):
     assert (written.run.processes, written.run.execution) == (1, {})
 
 
-def test_generatorless_and_unfinished_records_survive_the_file(tmp_path, records):
+def test_generatorless_and_unfinished_records_are_read_back_unchanged(tmp_path, records):
     assert Size(tokens=1, bits=8.0, tokenizer_parameters=3).positions is None
     cost = Cost(evaluation_seconds=1.0, tokenizer_shared=False, peak_memory_mib=9.0)
     probe = record("linear_probe", "step4", 0).model_copy(update={"cost": cost})
