@@ -1,31 +1,28 @@
-"""Files of other projects that this one needs but does not ship: `python -m imagefolder.weights check` lists them.
+"""Published weights of other projects, which this one needs but does not ship.
 
-A file is looked for in `imagefolder.files.weight_folders()` and used only after its content has been checked, since
-some of the formats execute what they hold.
+`python -m imagefolder.weights check` lists them. A file is searched for in `weight_folders()` and its hash is checked
+before it is loaded, since loading some of the formats executes code.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
-import zipfile
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
-import numpy as np
-import timm
 import tyro
-from huggingface_hub import try_to_load_from_cache
-from safetensors import SafetensorError, safe_open
-from torch import nn
 
-from imagefolder.checkpoints.hub import require_network
+from imagefolder.cli import command_line
 from imagefolder.errors import InputError, reason
-from imagefolder.files import checked_sha256, find_weights, require_finite, weight_folders
+from imagefolder.files import checked_sha256, reading
 from imagefolder.progress import console
+
+if TYPE_CHECKING:
+    from torch import nn
 
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 CLEAN_INCEPTION = "inception-2015-12-05.pt"
@@ -64,36 +61,55 @@ FILES = {
         "LPIPS, in training and evaluation", "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
     ),
 }
-"""By name. The one place that says which content is accepted."""
+"""By name. A file with another hash is rejected."""
 
 BACKBONES = {
     DINO: "features of the stronger discriminator (DINO ViT-S/16)",
     "vit_base_patch14_dinov2.lvd142m": "encoder, decoder and semantic teacher (DINOv2 ViT-B/14)",
 }
-"""timm names; as NAME.safetensors in a weight folder, or in the hub's cache."""
+"""By timm name: NAME.safetensors in a weight folder, or in the hub's cache."""
 
 
 class WeightsAbsent(InputError):
-    """A published file is in none of the weight folders."""
+    """Published weights are nowhere on this machine.
 
-    def __init__(self, name: str) -> None:
-        file = FILES[name]
+    Args:
+        name: a file of `FILES`, or the timm name of a backbone.
+        why: why they cannot be downloaded, where that was tried.
+    """
+
+    def __init__(self, name: str, why: str = "") -> None:
+        file, places = _about(name), " or ".join(map(str, weight_folders()))
         known = [f"{file.size:,} bytes"] if file.size else []
         known += [f"sha256 {file.sha256}"] if file.sha256 else []
         about = f" ({', '.join(known)})" if known else ""
-        places = " or ".join(map(str, weight_folders()))
         super().__init__(
-            f"{name}{about} is absent, needed for {file.purpose}; put it into {places}, or set IMAGEFOLDER_WEIGHTS"
+            f"{_title(name)}{about} is absent, needed for {file.purpose}; put it into {places}, or set "
+            f"IMAGEFOLDER_WEIGHTS{f'; {why}' if why else ''}"
         )
-        self.name = name
+
+
+def weight_folders() -> list[Path]:
+    """Where published weights are searched for: $IMAGEFOLDER_WEIGHTS, then torch hub's own folder."""
+    import torch
+
+    folders = [Path(torch.hub.get_dir()) / "checkpoints"]
+    if "IMAGEFOLDER_WEIGHTS" in os.environ:
+        folders.insert(0, Path(os.environ["IMAGEFOLDER_WEIGHTS"]))
+    return folders
+
+
+def find_weights(name: str) -> Path | None:
+    """The first file of this name in `weight_folders()`."""
+    return next((folder / name for folder in weight_folders() if (folder / name).is_file()), None)
 
 
 def require(name: str) -> Path:
-    """Where a file of `FILES` is, its content checked.
+    """Path of a file of `FILES`, its hash checked.
 
     Raises:
         WeightsAbsent: it is in none of the weight folders.
-        InputError: what is there has another content than the published file.
+        InputError: its content is not that of the published file.
     """
     path = find_weights(name)
     if path is None:
@@ -103,60 +119,54 @@ def require(name: str) -> Path:
 
 
 def absent_weights(names: list[str]) -> list[str]:
-    """Those of the files and timm models that are nowhere on this machine, each with what to do about it."""
-    absent = []
-    for name in names:
-        if name in FILES:
-            if find_weights(name) is None:
-                absent.append(str(WeightsAbsent(name)))
-        elif _find_backbone(name) is None:
-            places = " or ".join(map(str, weight_folders()))
-            absent.append(
-                f"{name}.safetensors is absent, needed for {BACKBONES.get(name, 'the backbone')}; put it into {places}"
-            )
-    return absent
+    """For each file and timm backbone that is nowhere on this machine, one line with what to do about it."""
+    return [str(WeightsAbsent(name)) for name in names if _find(name) is None]
 
 
 def pretrained(name: str, **shape: Any) -> nn.Module:
     """A timm model with its published weights: from a local file, timm's cache, or the hub.
 
     Args:
-        name: timm name; the local file is `NAME.safetensors` in one of `imagefolder.files.weight_folders()`.
+        name: timm name; the local file is `NAME.safetensors` in one of `weight_folders()`.
         shape: further arguments of `timm.create_model`.
 
     Raises:
-        InputError: if they are in none of these places and the hub cannot be reached, or are damaged: unreadable, of
-            another model, or not finite.
+        WeightsAbsent: they are in none of these places and the hub cannot be reached.
+        InputError: they are damaged: unreadable, of another model, or not finite.
     """
+    import timm
+
+    from imagefolder.checkpoints.hub import require_network
+    from imagefolder.tensors import require_finite
+
     local = find_weights(f"{name}.safetensors")
-    if local is None:
-        repository = _repository(name)
-        if not any(isinstance(try_to_load_from_cache(repository, file), str) for file in TIMM_FILES):
-            places = ", ".join(map(str, weight_folders()))
-            require_network(f"weights of {name} (model.safetensors of {repository}, as {name}.safetensors in {places})")
+    source = str(local or _repository(name))
+    if local is None and _find_cached(source) is None:
+        try:
+            require_network(source)
+        except InputError as error:
+            raise WeightsAbsent(name, str(error)) from None
     try:
         # without custom_load, which has older versions of timm read some models' weights as numpy archives
         overlay = None if local is None else {"file": str(local), "custom_load": False}
         with _lacking() as lacking:
             vit = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **shape)
     except Exception as error:  # timm and hub clients raise many kinds
-        raise InputError(
-            f"weights of {name} could not be loaded from {local or repository} ({reason(error)})"
-        ) from None
+        raise InputError(f"weights of {name} could not be loaded from {source} ({reason(error)})") from None
     if lacking:
-        raise InputError(f"{local or repository}: these are not the weights of {name}: {lacking[0][:300]}")
-    require_finite(vit.state_dict(), str(local or repository))
+        raise InputError(f"{source}: these are not the weights of {name}: {lacking[0][:300]}")
+    require_finite(vit.state_dict(), source)
     return vit
 
 
 @contextmanager
 def _lacking() -> Iterator[list[str]]:
-    """What timm mentions in its log, and only there, of weights that a file lacks: the model's random ones stay."""
-    said: list[str] = []
+    """Missing weights, which timm leaves at their random initialisation and mentions only in its log."""
+    lacking: list[str] = []
 
     def note(record: logging.LogRecord) -> bool:
         if record.getMessage().startswith("Missing keys"):
-            said.append(record.getMessage())
+            lacking.append(record.getMessage())
         return record.levelno >= level
 
     logger = logging.getLogger("timm.models._builder")
@@ -164,13 +174,15 @@ def _lacking() -> Iterator[list[str]]:
     logger.addFilter(note)
     logger.setLevel(logging.INFO)
     try:
-        yield said
+        yield lacking
     finally:
         logger.setLevel(own)
         logger.removeFilter(note)
 
 
 def _repository(name: str) -> str:
+    import timm
+
     try:
         config = timm.get_pretrained_cfg(name)
     except RuntimeError as error:
@@ -181,7 +193,7 @@ def _repository(name: str) -> str:
 
 
 def verify(path: Path) -> None:
-    """`InputError` if a file named like one of `FILES` has another content than the published one."""
+    """`InputError` if a file named like one of `FILES` differs from the published one."""
     expected = FILES[path.name].sha256
     if expected is not None and (found := checked_sha256(path)) != expected:
         raise InputError(f"{path} has sha256 {found}, not {expected}; replace it by the published file")
@@ -189,81 +201,89 @@ def verify(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Found:
-    """One line of the check; `detail` says where the file is, or what is wrong with it."""
+    """One line of the check; `detail` is where the file is, or what is wrong with it."""
 
     name: str
-    purpose: str
-    sha256: str | None
-    size: int | None
+    file: WeightFile
     state: Literal["present", "absent", "wrong content"]
     detail: str = ""
 
 
 def check() -> list[Found]:
-    """Every file the project can need, with its state; hashes what is there."""
-    return [_check_file(name) for name in FILES] + [_check_backbone(name) for name in BACKBONES]
+    """Every file the project can need, with its state; hashes what is present."""
+    return [_check(name) for name in (*FILES, *BACKBONES)]
 
 
-def _check_file(name: str) -> Found:
-    file, path = FILES[name], find_weights(name)
+def _check(name: str) -> Found:
+    title, file, path = _title(name), _about(name), _find(name)
     if path is None:
-        return Found(name, file.purpose, file.sha256, file.size, "absent")
-    detail, state = str(path), "present"
-    if file.sha256 is not None:
-        if (found := checked_sha256(path)) != file.sha256:
-            state, detail = "wrong content", f"{path}: {path.stat().st_size:,} bytes, sha256 {found}"
-    elif not _is_statistics(path):
-        state, detail = "wrong content", f"{path}: holds no mu (2048) and sigma (2048, 2048)"
-    else:
-        detail += ", no published hash to check"
-    return Found(name, file.purpose, file.sha256, file.size, state, detail)
-
-
-def _is_statistics(path: Path) -> bool:
+        return Found(title, file, "absent")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return archive["mu"].shape == (2048,) and archive["sigma"].shape == (2048, 2048)
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile):
-        return False
+        verify(path) if file.sha256 else _inspect(path)
+    except InputError as error:
+        return Found(title, file, "wrong content", str(error))
+    return Found(title, file, "present", str(path) if file.sha256 else f"{path}, no published hash")
 
 
-def _find_backbone(name: str) -> Path | None:
-    """The weights of a timm model in a weight folder or in the hub's cache."""
-    repository = timm.get_pretrained_cfg(name).hf_hub_id
-    cached = (try_to_load_from_cache(repository, file) for file in TIMM_FILES)
-    return find_weights(f"{name}.safetensors") or next((Path(f) for f in cached if isinstance(f, str)), None)
+def _inspect(path: Path) -> None:
+    """`InputError` if a file without a published hash is not what its name promises."""
+    import numpy as np
+    from safetensors import safe_open
 
-
-def _check_backbone(name: str) -> Found:
-    purpose, path = BACKBONES[name], _find_backbone(name)
-    name = f"{name}.safetensors (or {timm.get_pretrained_cfg(name).hf_hub_id} in the hub's cache)"
-    if path is None:
-        return Found(name, purpose, None, None, "absent")
-    try:
+    with reading(path, "weights"):
         if path.suffix == ".safetensors":
             with safe_open(path, "numpy"):
                 pass
-    except SafetensorError as error:
-        return Found(name, purpose, None, None, "wrong content", f"{path}: not readable ({error})")
-    return Found(name, purpose, None, None, "present", f"{path}, no published hash to check")
+        elif path.name == ADM_STATISTICS:
+            with np.load(path, allow_pickle=False) as archive:
+                if (archive["mu"].shape, archive["sigma"].shape) != ((2048,), (2048, 2048)):
+                    raise ValueError("mu or sigma is not of 2048 features")
 
 
-def main(command: Literal["check"]) -> int:
-    """Say which files of other projects are here.
+def _about(name: str) -> WeightFile:
+    return FILES.get(name) or WeightFile(BACKBONES.get(name, "the backbone"))
+
+
+def _title(name: str) -> str:
+    """A file's name; of a backbone, both places where its weights may be."""
+    return name if name in FILES else f"{name}.safetensors (or {_repository(name)} in the hub's cache)"
+
+
+def _find(name: str) -> Path | None:
+    """A file in a weight folder; the weights of a backbone in one or in the hub's cache."""
+    if name in FILES:
+        return find_weights(name)
+    return find_weights(f"{name}.safetensors") or _find_cached(_repository(name))
+
+
+def _find_cached(repository: str) -> Path | None:
+    import huggingface_hub
+
+    cached = (huggingface_hub.try_to_load_from_cache(repository, file) for file in TIMM_FILES)
+    return next((Path(file) for file in cached if isinstance(file, str)), None)
+
+
+def main() -> NoReturn:
+    """Entry point of `python -m imagefolder.weights`."""
+    command_line(report, prog="python -m imagefolder.weights")
+
+
+def report(command: Annotated[Literal["check"], tyro.conf.Positional]) -> int:
+    """List the files of other projects and whether they are present; the exit code is 1 if one is missing.
 
     Args:
-        command: check: list all files, hashing those that are there; exit code 0 if all are present, 1 otherwise.
+        command: check: hash the files that are present.
     """
     console.print("folders searched: " + ", ".join(map(str, weight_folders())))
     found = check()
     for entry in found:
-        size = f"{entry.size:,} bytes" if entry.size else "size unknown"
+        size = f"{entry.file.size:,} bytes" if entry.file.size else "size unknown"
         console.print(f"{entry.name}: {entry.state}{f' ({entry.detail})' if entry.detail else ''}")
-        console.print(f"    {size}, sha256 {entry.sha256 or 'unknown'}; for {entry.purpose}")
+        console.print(f"    {size}, sha256 {entry.file.sha256 or 'unknown'}; for {entry.file.purpose}")
     present = sum(entry.state == "present" for entry in found)
     console.print(f"{present} of {len(found)} files present")
     return 0 if present == len(found) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main, config=(tyro.conf.PositionalRequiredArgs,)))
+    main()

@@ -178,6 +178,7 @@ class Variants:
     def _on_floats(self) -> Callable[[Tensor], Tensor]:
         """The pooled features of float images (B, 3, H, W) in 0..255 at the network's size, as clean-fid asks for."""
         if self.is_proxy:
+            assert self.extractor.path is not None
             net = proxy.load_proxy(self.extractor.path).to(self.extractor.device)
             return lambda images: net.features(images / 127.5 - 1)
         from cleanfid.inception_torchscript import InceptionV3W

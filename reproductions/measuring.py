@@ -1,4 +1,4 @@
-"""What a row's models are worth: each of its recipe's measures, in the feature spaces of its scale."""
+"""Measure a row's models: all measures of its recipe, in the feature spaces of its scale."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def measure(row: Row, models: Models) -> dict[Measure, Result]:
 
 
 def validation(row: Row) -> Callable[[nn.Module], float]:
-    """What the best tokenizer is chosen by during training: rFID on the test images, as published."""
+    """The criterion for the best tokenizer during training: rFID on the test images, as published."""
     extractor = main_extractor(None if row.scale.published else row.extractor)
 
     def rfid(tokenizer: nn.Module) -> float:

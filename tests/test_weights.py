@@ -1,4 +1,4 @@
-"""The list of files of other projects, and the command that checks them."""
+"""Published weights of other projects, and the command that checks them."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from safetensors.torch import save_file
 from imagefolder import InputError, files, weights
 from imagefolder.config import TokenizerConfig
 from imagefolder.progress import Event, display, send_to
-from imagefolder.weights import DINO, FILES, VGG16_FILE, Found, WeightsAbsent, check, main, require
+from imagefolder.weights import DINO, FILES, VGG16_FILE, Found, WeightsAbsent, check, report, require
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only place where files are looked for."""
+    """The only folder that is searched."""
     monkeypatch.setenv("IMAGEFOLDER_WEIGHTS", str(tmp_path))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setattr(weights, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
     return tmp_path
 
 
 @pytest.fixture
 def put(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bytes], Path]:
-    """Write a file with the content that is accepted from now on."""
+    """Write a file whose content is accepted from now on."""
 
     def write(name: str, content: bytes) -> Path:
         (folder / name).write_bytes(content)
@@ -44,7 +44,7 @@ def states() -> dict[str, Found]:
     return {found.name.split(" (")[0]: found for found in check()}
 
 
-def test_hashes_are_those_stated_by_their_publishers() -> None:
+def test_hashes_equal_the_published_ones() -> None:
     known = {name: (file.sha256 or "")[:8] for name, file in FILES.items()}
     assert known == {
         weights.INCEPTION: "6726825d",  # also part of its name
@@ -60,7 +60,7 @@ def test_backbones_are_those_the_models_ask_for() -> None:
     assert set(weights.BACKBONES) == {DINO, TokenizerConfig().backbone}
 
 
-def test_files_are_given_only_with_the_right_content(folder: Path, put: Callable[[str, bytes], Path]) -> None:
+def test_only_files_with_the_right_hash_are_used(folder: Path, put: Callable[[str, bytes], Path]) -> None:
     path = put(weights.CLEAN_INCEPTION, b"published")
     assert require(weights.CLEAN_INCEPTION) == path
     path.write_bytes(b"tampered with")
@@ -72,7 +72,7 @@ def test_files_are_given_only_with_the_right_content(folder: Path, put: Callable
         require(weights.CLEAN_INCEPTION)
 
 
-def test_check_tells_present_absent_and_wrong_files_apart(
+def test_check_distinguishes_present_absent_and_wrong_files(
     folder: Path, put: Callable[[str, bytes], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     put(weights.INCEPTION, b"published")
@@ -83,7 +83,7 @@ def test_check_tells_present_absent_and_wrong_files_apart(
     assert found[VGG16_FILE].state == "wrong content"
     assert hashlib.sha256(b"cut short").hexdigest() in found[VGG16_FILE].detail
     assert {f.state for name, f in found.items() if name not in (weights.INCEPTION, VGG16_FILE)} == {"absent"}
-    assert main("check") == 1
+    assert report("check") == 1
     out = capsys.readouterr().out
     assert f"{weights.INCEPTION}: present ({folder / weights.INCEPTION})" in out
     assert f"{VGG16_FILE}: wrong content" in out
@@ -93,7 +93,7 @@ def test_check_tells_present_absent_and_wrong_files_apart(
     assert "1 of 7 files present" in out
 
 
-def test_files_without_a_published_hash_are_looked_into(folder: Path) -> None:
+def test_files_without_a_published_hash_are_inspected(folder: Path) -> None:
     statistics = folder / weights.ADM_STATISTICS
     for arrays in ({"mu": np.zeros(64), "sigma": np.eye(64)}, {"mean": np.zeros(2048)}):
         np.savez(statistics, **arrays)
@@ -127,21 +127,21 @@ def test_backbones_are_also_found_in_the_hubs_cache(folder: Path, monkeypatch: p
     def look_up(repository: str, file: str) -> str | None:
         return str(cached) if (repository, file) == (f"timm/{DINO}", "model.safetensors") else None
 
-    monkeypatch.setattr(weights, "try_to_load_from_cache", look_up)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", look_up)
     found = states()
     assert found[f"{DINO}.safetensors"].state == "present"
     assert str(cached) in found[f"{DINO}.safetensors"].detail
     assert found[f"{TokenizerConfig().backbone}.safetensors"].state == "absent"
 
 
-def test_exit_code_is_0_when_all_files_are_there(folder: Path, put: Callable[[str, bytes], Path]) -> None:
+def test_exit_code_is_0_when_all_files_are_present(folder: Path, put: Callable[[str, bytes], Path]) -> None:
     for name, file in FILES.items():
         if file.sha256:
             put(name, name.encode())
     np.savez(folder / weights.ADM_STATISTICS, mu=np.zeros(2048), sigma=np.eye(2048))
     for name in weights.BACKBONES:
         save_file({"x": torch.zeros(1)}, folder / f"{name}.safetensors")
-    assert main("check") == 0
+    assert report("check") == 0
 
 
 def test_big_files_are_hashed_with_progress_and_once(

@@ -3,46 +3,47 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
-import tyro
-from rich.table import Table
+from tyro.conf import Positional
 
-from imagefolder.distributed import is_main, join_processes
-from imagefolder.environment import keep_freed_memory
-from imagefolder.errors import InputError, one_line
-from imagefolder.evaluation.extractor import inception_extractor, proxy_extractor
-from imagefolder.evaluation.protocols import evaluate_files
-from imagefolder.evaluation.results import Result
-from imagefolder.progress import console, display
+from imagefolder.cli import command_line
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from imagefolder.evaluation.results import Result
 
 
-def main(samples: Annotated[Path, tyro.conf.Positional], reference: Path, extractor: str = "inception") -> int:
-    """FID, sFID, IS, precision and recall of samples in files, as a table and as JSON (last on the output).
+def main() -> NoReturn:
+    """Entry point."""
+    command_line(evaluate, prog="python -m imagefolder.evaluation")
+
+
+def evaluate(samples: Annotated[Path, Positional], *, reference: Path, extractor: str = "inception") -> None:
+    """FID, sFID, IS, precision and recall of sample files, printed as a table and then as JSON.
 
     Args:
-        samples: folder of PNG files, or npz with arr_0 uint8 (N, H, W, 3).
-        reference: what they are compared with: the same, or an npz of statistics (VIRTUAL_imagenet256_labeled.npz).
-        extractor: inception (published metrics; needs its weight file), or a proxy extractor's .safetensors.
+        samples: folder of PNG files, or npz with arr_0 uint8 (N, H, W, 3)
+        reference: real images to compare with, in the same formats, or an npz of statistics
+            (VIRTUAL_imagenet256_labeled.npz)
+        extractor: inception (published metrics; needs its weight file), or a proxy extractor's .safetensors
     """
+    from imagefolder.distributed import is_main, join_processes
+    from imagefolder.environment import keep_freed_memory
+    from imagefolder.evaluation.inception import inception_extractor
+    from imagefolder.evaluation.protocols import evaluate_files
+    from imagefolder.evaluation.proxy import proxy_extractor
+    from imagefolder.progress import console
+
     keep_freed_memory()
-    try:
-        join_processes()
-        chosen = inception_extractor() if extractor == "inception" else proxy_extractor(Path(extractor))
-        result, sha256 = evaluate_files(samples, reference, chosen)
-    except (InputError, OSError) as error:
-        display.close()
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        display.close()
-        print("interrupted", file=sys.stderr)
-        return 130
+    join_processes()
+    chosen = inception_extractor() if extractor == "inception" else proxy_extractor(Path(extractor))
+    result, sha256 = evaluate_files(samples, reference, [chosen])
     if not is_main():
-        return 0
+        return
     console.print(f"samples {samples}, pixels sha256 {sha256}")
     console.print(f"extractor {chosen.name}, sha256 {chosen.sha256}, {chosen.evaluator}")
     console.print(_table(result))
@@ -55,10 +56,11 @@ def main(samples: Annotated[Path, tyro.conf.Positional], reference: Path, extrac
         "notes": result.notes,
     }
     print(json.dumps(document, indent=1))
-    return 0
 
 
 def _table(result: Result) -> Table:
+    from rich.table import Table
+
     table = Table("metric", "value", "spread", "n", "n real", "reference")
     for m in result.measurements:
         spread = "" if m.spread is None else f"{m.spread:.3g}"
@@ -68,4 +70,4 @@ def _table(result: Result) -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main, prog="python -m imagefolder.evaluation"))
+    main()

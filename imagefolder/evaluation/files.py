@@ -1,6 +1,6 @@
 """Images in files, as other tools write them: a folder of PNGs, or an npz with `arr_0` uint8 (N, H, W, 3).
 
-They are read in batches: sets larger than the memory are no problem.
+They are read batch by batch; a set may be larger than memory.
 """
 
 from __future__ import annotations
@@ -9,17 +9,16 @@ import hashlib
 import io
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 import numpy as np
 import torch
 from numpy.lib import format as npy
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from imagefolder.data.disk import File, Walk, read_unchanged, say, stamp
+from imagefolder.data.disk import IMAGE_SUFFIXES, File, Walk, read_unchanged, say, stamp
 from imagefolder.data.transforms import MOST_PIXELS, is_16_bit_png, open_bounded
 from imagefolder.distributed import gather_objects, my_part
 from imagefolder.errors import InputError, reason
@@ -28,31 +27,14 @@ from imagefolder.evaluation.statistics import Statistics, measure
 from imagefolder.files import reading
 
 BATCH = 50
-MOST_IMAGES = 2**24  # of an npz, which may say any number; statistics need some bytes for each
-IMAGES = (*IMG_EXTENSIONS, ".jfif")
+MOST_IMAGES = 2**24  # in an npz; its header may claim any number, and statistics need a few bytes per image
+IMAGES = (*IMAGE_SUFFIXES, ".jfif")
 DAMAGED = "; it is damaged, copy it again"
-
-_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"  # how files begin
-
-
-class FileImages(Protocol):
-    """A set of images in files, all of one size (height, width), in a fixed order."""
-
-    path: Path
-    size: tuple[int, int]
-
-    def __len__(self) -> int: ...
-    def batches(self, part: range) -> Iterator[Tensor]:
-        """The images of a contiguous range of indices: uint8 (B, 3, H, W); fewer at a time if they are very large.
-
-        Raises:
-            InputError: a file is damaged, or has changed since it was opened.
-        """
-        ...
+JPEG_MAGIC = b"\xff\xd8\xff"
 
 
-def open_images(path: Path) -> FileImages:
-    """The images of a folder or npz; `InputError` naming the file where they cannot be measured as they are."""
+def open_images(path: Path) -> PngFolder | NpzImages:
+    """The images of a folder or npz; an `InputError` names the file that cannot be measured as it is."""
     if path.is_dir():
         return PngFolder(path)
     if path.is_file():
@@ -62,7 +44,10 @@ def open_images(path: Path) -> FileImages:
 
 
 class PngFolder:
-    """All PNG files below a folder, ordered by path. Links to folders are followed, hidden files left out."""
+    """All PNG files below a folder, ordered by path. Links to folders are followed; hidden files are skipped.
+
+    `size` (height, width) is that of all images.
+    """
 
     def __init__(self, path: Path) -> None:
         walk = Walk(path)
@@ -71,7 +56,7 @@ class PngFolder:
             if not name.lower().endswith(b".png"):
                 file = path / os.fsdecode(name)
                 what = "not a PNG file; lossy formats such as JPEG change the numbers, so save images as PNG"
-                raise InputError(f"{file}: {what if file.exists() else 'a link to nowhere'}")
+                raise InputError(f"{file}: {what if file.exists() else 'broken link'}")
         if not files:
             raise InputError(f"{path} holds no PNG files")
         left_out = [f"{number:,} {kind}" for kind, number in walk.left_out.items() if number]
@@ -84,6 +69,11 @@ class PngFolder:
         return len(self.files)
 
     def batches(self, part: range) -> Iterator[Tensor]:
+        """Images of a contiguous range of indices: uint8 (B, 3, H, W); B is smaller for very large images.
+
+        Raises:
+            InputError: a file is damaged, or changed after it was opened.
+        """
         step = _batch(self.size)
         for start in range(part.start, part.stop, step):
             files = self.files[start : min(start + step, part.stop)]
@@ -99,10 +89,9 @@ class PngFolder:
 
     def _load(self, file: File) -> np.ndarray:
         """uint8 (H, W, 3)."""
-        name, size, *times, _ = file
-        path = self.path / os.fsdecode(name)
-        data = read_unchanged(path, (size, *times), 0, size, str(path))
-        if data.startswith(_JPEG):
+        path, known = self.path / os.fsdecode(file.name), (file.size, file.mtime, file.ctime)
+        data = read_unchanged(path, known, offset=0, size=file.size, origin=str(path))
+        if data.startswith(JPEG_MAGIC):
             raise InputError(f"{path}: JPEG data in a file named PNG; save images as PNG")
         try:
             with open_bounded(io.BytesIO(data), ("PNG",)) as image:
@@ -115,12 +104,12 @@ class PngFolder:
                 return np.asarray(image.convert("RGB"))
         except (InputError, MemoryError):
             raise
-        except Exception as error:  # damaged files make decoders raise almost anything
+        except Exception as error:  # decoders raise almost anything on damaged files
             raise InputError(f"{path}: not a readable image ({reason(error)})") from None
 
 
 class NpzImages:
-    """The array `arr_0` of an npz, read from inside the archive as it is needed."""
+    """The array `arr_0` of an npz, read from the archive batch by batch; the interface is that of `PngFolder`."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._stamp = path, stamp(path.stat())
@@ -165,35 +154,37 @@ class NpzImages:
 
     def _require_unchanged(self) -> None:
         if not self.path.exists() or stamp(self.path.stat()) != self._stamp:
-            raise InputError(f"{self.path}: has changed since it was opened; start again")
+            raise InputError(f"{self.path}: changed since it was opened; start again")
 
 
-def measure_files(images: FileImages, extractor: Extractor, title: str, keep: bool) -> tuple[Statistics, str]:
-    """Statistics of images in files, and the sha256 over their pixels, which knows no file format."""
+def measure_files(
+    images: PngFolder | NpzImages, extractors: Sequence[Extractor], title: str, keep: bool
+) -> tuple[list[Statistics], str]:
+    """Statistics of images in files, one per extractor, and the sha256 over their pixels, whatever their format."""
     digests: list[bytes] = []
 
     def batches() -> Iterator[Tensor]:
         for batch in images.batches(my_part(len(images))):
-            digests.extend(hashlib.sha256(image.numpy()).digest() for image in batch)
+            digests.extend(hashlib.sha256(image.numpy().data).digest() for image in batch)
             yield batch
 
-    statistics = measure(batches(), extractor, len(images), title, keep)
+    statistics = measure(batches(), extractors, len(images), title, keep)
     whole = b"".join(digest for part in gather_objects(digests) for digest in part)
     return statistics, hashlib.sha256(whole).hexdigest()
 
 
 def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether in Fortran's order, and type of the array in an opened `.npy`; ValueError if it is none."""
+    """Shape, Fortran order and dtype of the array in an opened `.npy`; ValueError if it is not one."""
     version = npy.read_magic(file)
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     try:
         return read(file)
-    except Exception as error:  # Python's parser, over a header that is none: MemoryError too, of nested brackets
+    except Exception as error:  # Python's parser on a broken header; nested brackets raise MemoryError
         raise ValueError(f"its header is not readable ({reason(error)})") from None
 
 
 def _batch(size: tuple[int, int]) -> int:
-    """How many images of a size are read at a time."""
+    """Number of images of a size that are read at once."""
     return max(1, min(BATCH, MOST_PIXELS // (size[0] * size[1])))
 
 

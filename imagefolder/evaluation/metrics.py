@@ -1,37 +1,47 @@
-"""Metrics: torch-fidelity's formulas on statistics of image sets, and on pairs of images; all images 8-bit."""
+"""Metrics of a set of images against a reference: torch-fidelity's formulas on statistics of features.
+
+A new metric is one function of `Sets`, and one entry in `SET_METRICS`. Metrics of pairs are in
+`imagefolder.evaluation.pairs`.
+"""
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-import torch_fidelity
-from skimage.metrics import structural_similarity
-from torch import Tensor
-from torch.utils.data import Dataset
-from torch_fidelity.metric_fid import fid_statistics_to_metric
-from torch_fidelity.metric_kid import kid_features_to_metric
-from torch_fidelity.metric_prc import prc_features_to_metric
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
-from imagefolder.data.images import to_float
-from imagefolder.distributed import sum_over_processes
-from imagefolder.evaluation.extractor import Extractor, default_device
-from imagefolder.evaluation.statistics import IS_SPLITS, MeanCovariance
-from imagefolder.files import find_weights
-from imagefolder.tokenizer.losses import Perceptual
-from imagefolder.weights import VGG16_FILE
+from torch import Tensor
+
+from imagefolder.evaluation.extractor import Extractor
+from imagefolder.evaluation.reference import Reference
+from imagefolder.evaluation.results import Measurement, Result, feature_protocol
+from imagefolder.evaluation.statistics import MeanCovariance, Statistics
 
 NEIGHBOURS = 3
 KID_SUBSET = 1000
-DISTANCES = 5 * 10**7  # in a matrix of precision and recall: 200 MB, of which a few are held at a time
+DISTANCES = 5 * 10**7  # in one matrix for precision and recall: 200 MB, a few of which are in memory at a time
+FEW = 10_000  # images; with fewer, FID is dominated by its bias, and KID is measured as well
+
+Kind = Literal["r", "g", ""]
+"""Reconstructions, generated samples, or any images in files: the letter in the names rFID, gFID and FID."""
+Need = Literal["pooled", "spatial", "logits", "features", "labels"]
+"""Mean and covariance of pooled or spatial features, logits, the features of all images, or logits and labels."""
+Value = float | tuple[float, float]
+"""A value, or a mean and its standard deviation, e.g. over splits."""
 
 
 def frechet(first: MeanCovariance, second: MeanCovariance) -> float:
     """Frechet distance (FID, sFID)."""
+    from torch_fidelity.metric_fid import fid_statistics_to_metric
+
     return fid_statistics_to_metric(first, second, verbose=False)["frechet_inception_distance"]
 
 
 def precision_recall(generated: Tensor, real: Tensor) -> tuple[float, float]:
     """Improved precision and recall (k = 3) of features (N, D) and (M, D), in bounded memory."""
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
     rows = max(1, min(1000, DISTANCES // max(len(generated), len(real))))
     values = prc_features_to_metric(
         generated, real, prc_neighborhood=NEIGHBOURS, prc_batch_size=rows, save_cpu_ram=True, verbose=False
@@ -41,86 +51,149 @@ def precision_recall(generated: Tensor, real: Tensor) -> tuple[float, float]:
 
 def kernel_distance(generated: Tensor, real: Tensor) -> tuple[float, float]:
     """KID of features (N, D) and (M, D), unbiased: mean and standard deviation over 100 subsets of at most 1000."""
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
     subset = min(KID_SUBSET, len(generated), len(real))
     values = kid_features_to_metric(generated, real, kid_subset_size=subset, verbose=False)
     return values["kernel_inception_distance_mean"], values["kernel_inception_distance_std"]
 
 
-class _Tensors(Dataset):
-    """torch-fidelity takes data sets of uint8 tensors."""
+@dataclass(frozen=True)
+class Sets:
+    """Images and what they are compared with, through one extractor; `labels` int64 (N,) are those of the images."""
 
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
+    generated: Statistics
+    reference: Reference
+    labels: Tensor | None = None
 
-    def __len__(self) -> int:
-        return len(self.images)
+    @cached_property
+    def features(self) -> tuple[Tensor, Tensor]:
+        """Of the images, float32 (N, D), and of those of the reference, (M, D)."""
+        assert self.reference.features is not None
+        return self.generated.features, self.reference.features
 
-    def __getitem__(self, index: int) -> Tensor:
-        return self.images[index]
+    @cached_property
+    def precision_recall(self) -> tuple[float, float]:
+        """Both come from the same distances."""
+        return precision_recall(*self.features)
+
+    def n_real(self, need: Need) -> int | None:
+        """Number of real images behind a metric with this need; None if it cannot be measured."""
+        if need == "features":
+            return None if self.reference.features is None else len(self.reference.features)
+        if (need == "spatial" and self.reference.spatial is None) or (need == "labels" and self.labels is None):
+            return None
+        return 0 if need in ("logits", "labels") else self.reference.number
 
 
-def fidelity(
-    generated: Tensor | str, real: Tensor | str, extractor: Extractor, metrics: tuple[str, ...]
-) -> dict[str, float]:
-    """torch-fidelity's own program on whole sets of images: what the streamed values can be checked against.
+@dataclass(frozen=True)
+class SetMetric:
+    """A metric of a set of images.
+
+    Attributes:
+        name: with `{prefix}` for the extractor's and `{kind}` for "r", "g" or nothing.
+        text: one sentence; `{sets}` are the images and what they are compared with, `{classes}` whose the logits are.
+        value: computes it.
+        higher: whether a higher value is better.
+        reconstructions: whether it is measured for reconstructions as well as for samples.
+        below: it is measured only for fewer images than this.
+    """
+
+    name: str
+    text: str
+    needs: Need
+    value: Callable[[Sets], Value]
+    higher: bool
+    version: int = 1
+    reconstructions: bool = False
+    below: int | None = None
+
+
+def _fid(sets: Sets) -> float:
+    return frechet(sets.generated.pooled.statistics(), sets.reference.pooled)
+
+
+def _sfid(sets: Sets) -> float:
+    assert sets.reference.spatial is not None
+    return frechet(sets.generated.spatial.statistics(), sets.reference.spatial)
+
+
+def _class_accuracy(sets: Sets) -> float:
+    return float((sets.generated.classes == sets.labels).float().mean())
+
+
+_IS = "Inception score formula on {classes} classes, 10 splits of the shuffled samples"
+_NEAR = f"k = {NEIGHBOURS}, {{sets}}"
+_RIGHT = "share of samples the extractor assigns to their class"
+SET_METRICS = [
+    SetMetric("{prefix}{kind}FID", "Frechet distance of {sets}", "pooled", _fid, higher=False, reconstructions=True),
+    SetMetric("{prefix}sFID", "Frechet distance in spatial features of {sets}", "spatial", _sfid, higher=False),
+    SetMetric("{prefix}IS", _IS, "logits", lambda sets: sets.generated.score.value(), higher=True),
+    SetMetric("{prefix}precision", _NEAR, "features", lambda sets: sets.precision_recall[0], higher=True),
+    SetMetric("{prefix}recall", _NEAR, "features", lambda sets: sets.precision_recall[1], higher=True),
+    SetMetric(
+        "{prefix}{kind}KID", "kernel distance of {sets}", "features", lambda sets: kernel_distance(*sets.features),
+        higher=False, reconstructions=True, below=FEW,
+    ),
+    SetMetric("class accuracy", _RIGHT, "labels", _class_accuracy, higher=True),
+]  # fmt: skip
+"""In the order in which they are recorded."""
+
+
+def metrics_of(extractor: Extractor, kind: Kind, number: int) -> list[SetMetric]:
+    """The metrics that are measured with an extractor for a number of images of a kind."""
+    outputs = {"spatial": extractor.widths.spatial, "logits": extractor.widths.logits, "labels": extractor.of_data}
+    return [
+        metric
+        for metric in SET_METRICS
+        if (metric.reconstructions or kind != "r")
+        and (metric.below is None or number < metric.below)
+        and extractor.measures(metric.name.format(prefix="", kind=kind))
+        and outputs.get(metric.needs, True)
+    ]
+
+
+def needs_features(extractors: Sequence[Extractor], kind: Kind, number: int) -> bool:
+    """Whether one of these metrics of one of the extractors needs the features of all images."""
+    return any(metric.needs == "features" for e in extractors for metric in metrics_of(e, kind, number))
+
+
+def measure_all(
+    images: str,
+    measured: Sequence[Statistics],
+    references: Sequence[Reference],
+    kind: Kind,
+    labels: Tensor | None = None,
+    conditions: str = "both 8-bit",
+) -> Result:
+    """All metrics that extractors, references and the number of images allow, and notes on those they do not.
 
     Args:
-        generated: uint8 (N, 3, H, W), or a folder of images.
-        real: the same.
-        extractor: one of torch-fidelity's kind.
-        metrics: of "fid", "isc", "prc", "kid".
-
-    Returns:
-        torch-fidelity's dictionary (frechet_inception_distance, inception_score_mean, precision, ...).
+        images: what the images are, in words.
+        measured: their statistics, one per extractor.
+        references: what they are compared with, one per extractor.
+        labels: int64 (N,), the classes that the images should show.
+        conditions: how both sides are stored and cropped, in words.
     """
-    return torch_fidelity.calculate_metrics(
-        input1=_Tensors(generated) if isinstance(generated, Tensor) else generated,
-        input2=_Tensors(real) if isinstance(real, Tensor) else real,
-        samples_find_deep=True,
-        cuda=torch.cuda.is_available(),
-        feature_extractor=extractor.name,
-        feature_extractor_weights_path=str(extractor.path),
-        cache=False,  # its cache knows extractors by name, not by weights
-        verbose=False,
-        save_cpu_ram=True,
-        isc_splits=IS_SPLITS,
-        **{metric: True for metric in metrics},
-    )
-
-
-class Pairs:
-    """PSNR, SSIM and, where VGG16 is at hand, LPIPS of pairs of images, averaged over the pairs of all processes."""
-
-    def __init__(self) -> None:
-        self.lpips = None if find_weights(VGG16_FILE) is None else Perceptual().to(default_device())
-        self.sums = dict.fromkeys(("PSNR", "SSIM") if self.lpips is None else ("PSNR", "SSIM", "LPIPS"), 0.0)
-        self.count = 0
-
-    @torch.no_grad()
-    def add(self, images: Tensor, originals: Tensor) -> None:
-        """Further pairs, uint8 (B, 3, H, W) both."""
-        self.sums["PSNR"] += psnr(images, originals) * len(images)
-        self.sums["SSIM"] += ssim(images, originals) * len(images)
-        if self.lpips is not None:
-            device = default_device()
-            value = self.lpips(to_float(images.to(device)), to_float(originals.to(device)))
-            self.sums["LPIPS"] += float(value) * len(images)
-        self.count += len(images)
-
-    def over_processes(self) -> dict[str, float]:
-        """The means, in all processes."""
-        numbers = torch.tensor([*self.sums.values(), self.count], dtype=torch.float64, device=default_device())
-        *sums, count = sum_over_processes(numbers).tolist()
-        return {name: value / count for name, value in zip(self.sums, sums, strict=True)}
-
-
-def psnr(images: Tensor, originals: Tensor) -> float:
-    """Mean over images of the peak signal-to-noise ratio in dB, uint8 (N, 3, H, W) both."""
-    error = (images.double() - originals.double()).square().mean((1, 2, 3)).clamp(min=1e-10)
-    return float((10 * torch.log10(255**2 / error)).mean())
-
-
-def ssim(images: Tensor, originals: Tensor) -> float:
-    """Mean over images of the structural similarity (7x7 windows, channels averaged), uint8 (N, 3, H, W) both."""
-    pairs = zip(images.numpy(), originals.numpy(), strict=True)
-    return float(np.mean([structural_similarity(a, b, channel_axis=0, data_range=255) for a, b in pairs]))
+    result = Result([])
+    for generated, reference in zip(measured, references, strict=True):
+        extractor, number, sets = generated.extractor, generated.number, Sets(generated, reference, labels)
+        without_images = []
+        for metric in metrics_of(extractor, kind, number):
+            name, n_real = metric.name.format(prefix=extractor.prefix, kind=kind), sets.n_real(metric.needs)
+            if n_real is None:
+                without_images += [name] * (metric.needs == "features")
+                continue
+            if metric.needs == "labels" and extractor.widths.logits < 2:
+                result.notes.append(f"{name} not measured: with one class, every sample is right")
+                continue
+            part = metric.needs == "features" and n_real != reference.number
+            real = f"the {n_real:,} images of {reference.name}" if part else reference.what
+            text = metric.text.format(sets=f"{images} against {real}, {conditions}", classes=extractor.classes)
+            protocol = feature_protocol(name, text, reference.name, extractor, metric.higher, metric.version)
+            found = metric.value(sets)
+            value, spread = found if isinstance(found, tuple) else (found, None)
+            result.measurements.append(Measurement(protocol, value, n_real, number, spread, extractor.floors.get(name)))
+        if without_images:
+            result.notes.append(f"{', '.join(without_images)} not measured: {reference.name} holds no images")
+    return result

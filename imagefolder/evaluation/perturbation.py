@@ -1,8 +1,9 @@
-"""pFID (arXiv 2503.08354): how much reconstructions suffer when codes are drawn anew from near ones."""
+"""pFID (arXiv 2503.08354): how much reconstructions suffer when codes are replaced by near ones."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from imagefolder.data.order import ordered_batches
 from imagefolder.distributed import my_part
 from imagefolder.evaluation.extractor import Extractor
 from imagefolder.evaluation.metrics import frechet
-from imagefolder.evaluation.results import Measurement, feature_protocol
+from imagefolder.evaluation.results import Measurement, Result, feature_protocol
 from imagefolder.evaluation.statistics import Moments
 from imagefolder.generator.sampling import uniforms
 from imagefolder.progress import Phase
@@ -26,12 +27,12 @@ BATCH = 50
 
 
 def depths_for(codebook_size: int) -> tuple[int, ...]:
-    """The published numbers of near codes, scaled to a codebook; at least 2, as the nearest code is one of them."""
+    """The published numbers of near codes, scaled to a codebook; at least 2, since the nearest code is one of them."""
     return tuple(max(2, round(depth * codebook_size / PUBLISHED_SIZE)) for depth in DEPTHS)
 
 
 def perturb_tokens(near: Tensor, alpha: float, delta: int, seed: int, indices: list[int]) -> Tensor:
-    """Tokens with a share alpha of every branch's codes drawn anew; a function of each image, its index and the seed.
+    """Tokens with a share alpha of every branch's codes redrawn; a function of image, index and seed.
 
     Args:
         near: int64 (B, P, L, at least `delta`), the codes nearest to what each token stands for, nearest first.
@@ -46,33 +47,45 @@ def perturb_tokens(near: Tensor, alpha: float, delta: int, seed: int, indices: l
 
 
 def evaluate_perturbation(
-    tokenizer: Tokenizer, splits: DataSplits, extractor: Extractor, seed: int, title: str
-) -> Measurement:
+    tokenizer: Tokenizer, splits: DataSplits, extractors: Sequence[Extractor], *, seed: int, title: str
+) -> Result:
     """Mean over all shares and depths of the Frechet distance of test images against perturbed reconstructions.
 
-    The spread is the standard deviation over the 15 settings: they are meant to differ.
+    The spread is the standard deviation over the 15 settings, which are meant to differ.
     """
     test = splits.test.plain()
-    n, part = len(test), my_part(len(test))
+    n, part, done = len(test), my_part(len(test)), 0
     depths = depths_for(tokenizer.config.codebook_size)
     settings = list(itertools.product(SHARES, depths))
-    real, *generated = (Moments(extractor.widths[0], extractor.device) for _ in range(1 + len(settings)))
+    extractors = [extractor for extractor in extractors if extractor.measures("pFID")]
+    real, *generated = (
+        [Moments(extractor.widths.pooled, extractor.device) for extractor in extractors]
+        for _ in range(1 + len(settings))
+    )
+
+    def add(side: list[Moments], images: Tensor) -> None:
+        for moments, extractor in zip(side, extractors, strict=True):
+            moments.add(extractor(images).pooled)
+
     with Phase(title, len(part)) as phase:
         for originals, _ in ordered_batches(test, BATCH, part):
-            indices = list(range(part.start + real.count, part.start + real.count + len(originals)))
+            indices = list(range(part.start + done, part.start + done + len(originals)))
             near = tokenizer.neighbours(to_float(originals), max(depths))
-            for moments, (share, depth) in zip(generated, settings, strict=True):
-                images = tokenizer.decode(perturb_tokens(near, share, depth, seed, indices))
-                moments.add(extractor(to_uint8(images)).pooled)
-            real.add(extractor(originals).pooled)
-            phase.update(real.count)
-    for moments in (real, *generated):
+            for side, (share, depth) in zip(generated, settings, strict=True):
+                add(side, to_uint8(tokenizer.decode(perturb_tokens(near, share, depth, seed, indices))))
+            add(real, originals)
+            done += len(originals)
+            phase.update(done)
+    for moments in (moments for side in (real, *generated) for moments in side):
         moments.over_processes()
-    distances = torch.tensor([frechet(moments.statistics(), real.statistics()) for moments in generated])
     text = (
         f"mean Frechet distance of test images against reconstructions with a share of codes ({SHARES}) drawn from the "
         f"nearest to the encoder's output ({DEPTHS} of {PUBLISHED_SIZE}, in proportion to the codebook, the nearest "
         "of all included), both 8-bit, same crop"
     )
-    protocol = feature_protocol(f"{extractor.prefix}pFID", text, f"{splits.name}/test", extractor, False, version=2)
-    return Measurement(protocol, float(distances.mean()), n, n, float(distances.std()))
+    result = Result([])
+    for extractor, originals, *perturbed in zip(extractors, real, *generated, strict=True):
+        distances = torch.tensor([frechet(moments.statistics(), originals.statistics()) for moments in perturbed])
+        protocol = feature_protocol(f"{extractor.prefix}pFID", text, f"{splits.name}/test", extractor, False, version=2)
+        result.measurements.append(Measurement(protocol, float(distances.mean()), n, n, float(distances.std())))
+    return result

@@ -1,7 +1,7 @@
 """Linear probing: how well a linear classifier reads the class from a tokenizer's features.
 
 The published script takes the features before quantization (after the 1x1 projection), averaged over positions; the
-table speaks of the semantic branch. Both are offered, since the source of the printed accuracies is not known.
+paper's table names the semantic branch. Both are measured, since the source of the printed accuracies is unknown.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def branch_features(tokenizer: Tokenizer, images: Tensor, where: Where, branch: 
 
     Args:
         where: "continuous", before quantization; "quantized", the quantized map.
-        branch: the last one is the semantic one.
+        branch: the last is the semantic one.
     """
     latents = tokenizer.latents(images.to(tokenizer.device, tokenizer.quant_conv.weight.dtype)).float()
     if where == "quantized":
@@ -57,7 +57,7 @@ def branch_features(tokenizer: Tokenizer, images: Tensor, where: Where, branch: 
 def extract_features(
     tokenizer: Tokenizer, images: Images, where: Where, title: str, branch: int = -1
 ) -> tuple[Tensor, Tensor]:
-    """Features (N, C) and labels (N,) of a split, without augmentation; over processes each does its part."""
+    """Features (N, C) and labels (N,) of a split, without augmentation; each process extracts its part."""
     plain, parts, done = images.plain(), [], 0
     part = my_part(len(plain))
     with Phase(title, len(part)) as phase:
@@ -69,7 +69,7 @@ def extract_features(
 
 
 def train_probe(
-    features: Tensor, labels: Tensor, classes: int, seed: int, epochs: int = EPOCHS, batch_size: int = 256
+    features: Tensor, labels: Tensor, classes: int, *, seed: int, epochs: int = EPOCHS, batch_size: int = 256
 ) -> LinearProbe:
     """Fit a probe by the published recipe: AdamW 1e-4, weight decay 1e-4.
 
@@ -96,13 +96,14 @@ def train_probe(
 
 @torch.no_grad()
 def probe_accuracy(probe: LinearProbe, features: Tensor, labels: Tensor) -> float:
-    """Share of features (N, C) classified right, 0..1."""
+    """Share of features (N, C) classified correctly, 0..1."""
     return float((probe(features).argmax(-1) == labels).float().mean())
 
 
 def evaluate_probe(
     tokenizer: Tokenizer,
     splits: DataSplits,
+    *,
     seed: int,
     title: str,
     epochs: int = EPOCHS,
@@ -116,7 +117,7 @@ def evaluate_probe(
             extract_features(tokenizer, images, where, f"{title}, {where} {name} features")
             for images, name in ((splits.train, "training"), (splits.test, "test"))
         )
-        probe = train_probe(*train, len(splits.classes), seed, epochs, batch_size)
+        probe = train_probe(*train, len(splits.classes), seed=seed, epochs=epochs, batch_size=batch_size)
         text = (
             f"share of test images whose class a linear classifier reads from the {where} features of the last branch "
             f"(mean over positions), trained for {epochs} epochs"

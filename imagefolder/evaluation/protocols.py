@@ -1,13 +1,13 @@
-"""Protocols: which images are compared with which, in which order and format. A value belongs to its protocol.
+"""Protocols: which images are compared with which, in which order and format.
 
-All functions may run in several processes: each does its part of the images, and all get the results.
+All functions may run in several processes: each measures its part of the images, and all get the results.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from importlib import metadata
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,136 +18,135 @@ from imagefolder.data.images import DataSplits, Images, samples_to_uint8, to_flo
 from imagefolder.data.order import ordered_batches
 from imagefolder.distributed import gather_objects, my_part, sum_over_processes
 from imagefolder.errors import InputError
-from imagefolder.evaluation.extractor import Extractor, clean_extractor, default_device, proxy_extractor
+from imagefolder.evaluation.extractor import Extractor, default_device
 from imagefolder.evaluation.files import measure_files, open_images
-from imagefolder.evaluation.generation import FEW, generation_metrics
-from imagefolder.evaluation.metrics import Pairs, frechet, kernel_distance
-from imagefolder.evaluation.reference import Reference, published_reference, read_reference, reference_of
-from imagefolder.evaluation.results import Measurement, Protocol, Result, Usage, feature_protocol
+from imagefolder.evaluation.metrics import frechet, measure_all, metrics_of, needs_features
+from imagefolder.evaluation.pairs import Pairs
+from imagefolder.evaluation.reference import Reference, published_reference, read_references, reference_of
+from imagefolder.evaluation.results import Result, Usage
 from imagefolder.evaluation.statistics import Statistics, measure
 from imagefolder.generator.model import Generator
 from imagefolder.progress import Phase
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.tokenizer.quantizers import usage_and_perplexity
-from imagefolder.weights import FILES, VGG16_FILE, WeightsAbsent
 
 BATCH = 50
 RECONSTRUCTIONS_SHOWN, SAMPLES_SHOWN = 40, 100
 IMAGENET_CLASSES = 1000
 
 
-def real_floors(splits: DataSplits, path: Path) -> dict[str, float]:
+def real_floors(splits: DataSplits, extractors: Sequence[Extractor]) -> dict[str, float]:
     """Generation metrics of the real test images against the real training images: what no model should beat.
 
-    `path`: weight file of the data set's proxy extractor.
+    Returns:
+        Values by full name, for `imagefolder.evaluation.spaces.extractors_for`.
     """
-    extractor = proxy_extractor(path)
-    statistics = split_statistics(splits.test, extractor, "real test images: features")
-    reference = _training_reference(splits, extractor)
-    result = generation_metrics(statistics, reference, "gFID", "test images", splits.test.labels)
+    measured = split_statistics(splits.test, extractors, "real test images: features")
+    references = _training_references(splits, extractors)
+    result = measure_all("test images", measured, references, "g", splits.test.labels)
     return {m.protocol.name: m.value for m in result.measurements}
 
 
 def reconstruction_distance(tokenizer: Tokenizer, splits: DataSplits, extractor: Extractor, title: str) -> float:
-    """rFID alone, as in `evaluate_reconstruction`: what the best tokenizer is chosen by while it trains."""
+    """Only the rFID of `evaluate_reconstruction`, by which the best tokenizer is chosen during training."""
     test = splits.test.plain()
-    n, part = len(test), my_part(len(test))
-    generated, real = (Statistics(extractor, n, part.start) for _ in range(2))
-    with Phase(title, len(part)) as phase:
-        for originals, _ in ordered_batches(test, BATCH, part):
-            generated.add(to_uint8(tokenizer.reconstruct(to_float(originals))).cpu())
-            real.add(originals)
-            phase.update(real.pooled.count)
+    generated, real = (Statistics(extractor, len(test), my_part(len(test)).start) for _ in range(2))
+    for originals, images, _ in _reconstructions(tokenizer, test, title):
+        generated.add(images)
+        real.add(originals)
     return frechet(*(side.over_processes().pooled.statistics() for side in (generated, real)))
 
 
-def evaluate_reconstruction(tokenizer: Tokenizer, splits: DataSplits, extractor: Extractor, title: str) -> Result:
-    """Test originals against their reconstructions, both 8-bit and cropped alike.
+def evaluate_reconstruction(
+    tokenizer: Tokenizer, splits: DataSplits, extractors: Sequence[Extractor], title: str
+) -> Result:
+    """Test images against their reconstructions, both 8-bit and with the same crop.
 
-    The reference of rFID is these originals, never the training images. With the published Inception, clean-fid's
-    value is measured beside it if its weights are there; LPIPS if VGG16's are.
+    The reference of rFID is the test images, never the training images.
     """
-    test, (extractors, notes) = splits.test.plain(), _with_clean(extractor)
-    n, part = len(test), my_part(len(test))
-    sides = [[Statistics(e, n, part.start, keep=n < FEW and e is extractor) for _ in range(2)] for e in extractors]
+    test, name = splits.test.plain(), f"{splits.name}/test"
+    n, start = len(test), my_part(len(test)).start
+    extractors = [extractor for extractor in extractors if metrics_of(extractor, "r", n)]
+    keep = needs_features(extractors, "r", n)
+    sides = [[Statistics(extractor, n, start, keep) for _ in range(2)] for extractor in extractors]
     pairs, tokens, shown, done = Pairs(), [], [], 0
-    with Phase(title, len(part)) as phase:
-        for originals, _ in ordered_batches(test, BATCH, part):
-            codes = tokenizer.encode(to_float(originals))
-            images = to_uint8(tokenizer.decode(codes)).cpu()
-            for generated, real in sides:
-                generated.add(images)
-                real.add(originals)
-            pairs.add(images, originals)
-            tokens.append(codes.int().cpu())
-            if (missing := RECONSTRUCTIONS_SHOWN - part.start - done) > 0:
-                shown.append(torch.stack([originals[:missing], images[:missing]], dim=1).flatten(0, 1))
-            done += len(images)
-            phase.update(done)
-    reference, what = f"{splits.name}/test", "test images against their reconstructions, both 8-bit, same crop"
-    measured = []
-    for e, (generated, real) in zip(extractors, sides, strict=True):
-        protocol = feature_protocol(f"{e.prefix}rFID", f"Frechet distance of {what}", reference, e, False)
-        distance = frechet(*(side.over_processes().pooled.statistics() for side in (generated, real)))
-        measured.append(Measurement(protocol, distance, n, n))
-        if generated.keep:
-            protocol = feature_protocol(f"{e.prefix}rKID", f"kernel distance of {what}", reference, e, False)
-            mean, spread = kernel_distance(generated.features, real.features)
-            measured.append(Measurement(protocol, mean, n, n, spread))
-    values = pairs.over_processes()
-    measured += [Measurement(_pixel_protocol(name, what, reference), value, n, n) for name, value in values.items()]
-    if "LPIPS" not in values:
-        notes.append(f"LPIPS not measured: {WeightsAbsent(VGG16_FILE)}")
-    return Result(measured, _gathered(shown), codebook_usage(_gathered(tokens), tokenizer), notes=notes)
+    for originals, images, codes in _reconstructions(tokenizer, test, title):
+        for generated, real in sides:
+            generated.add(images)
+            real.add(originals)
+        pairs.add(images, originals)
+        tokens.append(codes.int().cpu())
+        if (missing := RECONSTRUCTIONS_SHOWN - start - done) > 0:
+            shown.append(torch.stack([originals[:missing], images[:missing]], dim=1).flatten(0, 1))
+        done += len(images)
+    conditions, measured = "both 8-bit, same crop", [generated.over_processes() for generated, _ in sides]
+    references = [reference_of(name, "their reconstructions", real.over_processes()) for _, real in sides]
+    result = measure_all("test images", measured, references, "r", conditions=conditions)
+    result += pairs.result(f"test images against their reconstructions, {conditions}", name)
+    return replace(result, picture=_gathered(shown), usage=codebook_usage(_gathered(tokens), tokenizer))
 
 
 def evaluate_generation(
     generator: Generator,
     splits: DataSplits,
+    extractors: Sequence[Extractor],
+    *,
     sampling: SamplingConfig,
     samples: int,
     seed: int,
-    extractor: Extractor,
     title: str,
 ) -> Result:
-    """Class-balanced samples, classes in turns, so that any number of them is as balanced as it can be.
+    """Samples of all classes in turn, so that any number of them is as balanced as possible.
 
-    They are compared with all training images through a proxy extractor; through the published Inception with ADM's
-    reference of ImageNet.
+    Each extractor compares them with its reference: all training images, or ADM's reference of ImageNet.
     """
-    reference = _training_reference(splits, extractor) if extractor.is_proxy else _imagenet_reference(splits, extractor)
+    extractors = [extractor for extractor in extractors if metrics_of(extractor, "g", samples)]
+    references = _sample_references(splits, extractors)
     side = generator.tokenizer.config.image_size
-    reference.check_size((side, side), "samples")
+    for reference in references:
+        reference.check_size((side, side), "samples")
     classes = torch.arange(samples) % len(splits.classes)
     sampler = _Sampler(generator, _labels(classes, splits, generator), sampling, seed)
-    statistics = measure(sampler.batches(my_part(samples)), extractor, samples, title, keep=True)
-    result = generation_metrics(statistics, reference, "gFID", "class-balanced samples", classes)
-    result.picture, result.samples_per_second = _gathered(sampler.shown), sampler.over_processes()
-    return result
+    measured = measure(sampler.batches(my_part(samples)), extractors, samples, title, keep=True)
+    result = measure_all("class-balanced samples", measured, references, "g", classes)
+    return replace(result, picture=_gathered(sampler.shown), samples_per_second=sampler.over_processes())
 
 
-def evaluate_files(samples: Path, reference: Path, extractor: Extractor) -> tuple[Result, str]:
-    """Samples of any tool, in files, against a reference in files; also the sha256 over the samples' pixels.
+def evaluate_files(samples: Path, reference: Path, extractors: Sequence[Extractor]) -> tuple[Result, str]:
+    """Sample files of any tool against reference files, and the sha256 over the samples' pixels.
 
     Args:
         samples: a folder of PNGs, or an npz with `arr_0` uint8 (N, H, W, 3).
         reference: the same, or an npz of statistics such as ADM's.
 
     Raises:
-        InputError: files that are no lossless 8-bit images of one size, or of another size than the reference.
+        InputError: files are not lossless 8-bit images of one size, or differ in size from the reference.
     """
     images = open_images(samples)
-    real = read_reference(reference, extractor)
-    real.check_size(images.size, f"{samples}: samples")
-    statistics, sha256 = measure_files(images, extractor, f"{samples.name}: samples", keep=True)
-    return generation_metrics(statistics, real, "gFID" if real.published else "FID", "samples in files"), sha256
+    references = read_references(reference, extractors)
+    for real in references:
+        real.check_size(images.size, f"{samples}: samples")
+    measured, sha256 = measure_files(images, extractors, f"{samples.name}: samples", keep=True)
+    kind = "g" if any(real.published for real in references) else ""
+    return measure_all("samples in files", measured, references, kind), sha256
 
 
-def split_statistics(images: Images, extractor: Extractor, title: str) -> Statistics:
+def _reconstructions(tokenizer: Tokenizer, images: Images, title: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """This process's part of some images, batch by batch: originals and reconstructions uint8 (B, 3, H, W), tokens."""
+    part, done = my_part(len(images)), 0
+    with Phase(title, len(part)) as phase:
+        for originals, _ in ordered_batches(images, BATCH, part):
+            tokens = tokenizer.encode(to_float(originals))
+            yield originals, to_uint8(tokenizer.decode(tokens)).cpu(), tokens
+            done += len(originals)
+            phase.update(done)
+
+
+def split_statistics(images: Images, extractors: Sequence[Extractor], title: str) -> list[Statistics]:
     """Statistics of a split without augmentation, features kept."""
     plain = images.plain()
     batches = (batch for batch, _ in ordered_batches(plain, BATCH, my_part(len(plain))))
-    return measure(batches, extractor, len(plain), title, keep=True)
+    return measure(batches, extractors, len(plain), title, keep=True)
 
 
 def codebook_usage(tokens: Tensor, tokenizer: Tokenizer) -> list[Usage]:
@@ -162,18 +161,8 @@ def codebook_usage(tokens: Tensor, tokenizer: Tokenizer) -> list[Usage]:
     return rows
 
 
-def _with_clean(extractor: Extractor) -> tuple[list[Extractor], list[str]]:
-    """The extractors of reconstructions, clean-fid's beside the published one, and a note where that is absent."""
-    if extractor.is_proxy:
-        return [extractor], []
-    try:
-        return [extractor, clean_extractor()], []
-    except WeightsAbsent as error:
-        return [extractor], [f"clean-rFID not measured: {error}"]
-
-
 class _Sampler:
-    """Samples of this process, batch by batch; keeps the first ones to show, and the time sampling took."""
+    """Draws the samples of this process batch by batch; keeps the first ones to show, and the sampling time."""
 
     def __init__(self, generator: Generator, labels: Tensor, sampling: SamplingConfig, seed: int) -> None:
         self.generator, self.labels, self.sampling, self.seed = generator, labels, sampling, seed
@@ -187,10 +176,15 @@ class _Sampler:
             indices = list(range(start, min(start + step, part.stop)))
             clock = time.monotonic()
             out = self.generator.sample(
-                self.labels[indices], settings.guidance, settings.top_k, settings.top_p, self.seed, indices
+                self.labels[indices],
+                guidance=settings.guidance,
+                top_k=settings.top_k,
+                top_p=settings.top_p,
+                seed=self.seed,
+                indices=indices,
             )
-            images = samples_to_uint8(out.images).cpu()  # the copy waits for the device, so the time is whole
-            if start > part.start or len(part) <= step:  # the first batch also pays for warming up
+            images = samples_to_uint8(out.images).cpu()  # the copy waits for the device, so all its work is timed
+            if start > part.start or len(part) <= step:  # the first batch includes the warm-up
                 self.seconds += time.monotonic() - clock
                 self.timed += len(indices)
             if start < SAMPLES_SHOWN:
@@ -204,16 +198,23 @@ class _Sampler:
 
 
 def _labels(classes: Tensor, splits: DataSplits, generator: Generator) -> Tensor:
-    """The generator's numbers of a data set's classes: those of ImageNet for a generator of all of it."""
+    """The labels of a data set's classes in the generator: ImageNet's if it was trained on all of ImageNet."""
     if splits.imagenet_labels is None or generator.config.num_classes != IMAGENET_CLASSES:
         return classes
     return torch.tensor(splits.imagenet_labels)[classes]
 
 
-def _training_reference(splits: DataSplits, extractor: Extractor) -> Reference:
-    statistics = split_statistics(splits.train, extractor, "real training images: features")
+def _sample_references(splits: DataSplits, extractors: Sequence[Extractor]) -> list[Reference]:
+    """The reference of each extractor; the training images are read once for all of them."""
+    training = [extractor for extractor in extractors if extractor.reference == "training"]
+    measured = iter(_training_references(splits, training) if training else [])
+    return [next(measured) if e.reference == "training" else _imagenet_reference(splits, e) for e in extractors]
+
+
+def _training_references(splits: DataSplits, extractors: Sequence[Extractor]) -> list[Reference]:
+    measured = split_statistics(splits.train, extractors, "real training images: features")
     size = (splits.image_size, splits.image_size)
-    return reference_of(f"{splits.name}/train", "all training images", statistics, size)
+    return [reference_of(f"{splits.name}/train", "all training images", statistics, size) for statistics in measured]
 
 
 def _imagenet_reference(splits: DataSplits, extractor: Extractor) -> Reference:
@@ -225,15 +226,6 @@ def _imagenet_reference(splits: DataSplits, extractor: Extractor) -> Reference:
     return published_reference(extractor)
 
 
-def _pixel_protocol(name: str, what: str, reference: str) -> Protocol:
-    if name == "PSNR":
-        return Protocol(name, 1, f"dB, mean over {what}", reference, "imagefolder", None, None, True)
-    if name == "SSIM":
-        return Protocol(name, 1, f"mean over {what}; 7x7 windows", reference, "scikit-image", None, None, True)
-    evaluator = f"lpips {metadata.version('lpips')}"
-    return Protocol(name, 1, f"mean over {what}", reference, evaluator, "vgg16", FILES[VGG16_FILE].sha256, False)
-
-
 def _gathered(parts: list[Tensor]) -> Tensor:
-    """The tensors of all processes, in their order, as one."""
+    """The tensors of all processes concatenated in rank order."""
     return torch.cat([part for each in gather_objects(parts) for part in each])

@@ -1,9 +1,10 @@
-"""What samples are compared with: images, or statistics stored by others, such as ADM's reference batch of ImageNet."""
+"""What samples are compared with: images, or stored statistics such as ADM's reference batch of ImageNet."""
 
 from __future__ import annotations
 
 import math
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from imagefolder.errors import InputError
 from imagefolder.evaluation.extractor import Extractor
 from imagefolder.evaluation.files import NpzImages, measure_files, npy_header, open_images
 from imagefolder.evaluation.statistics import MeanCovariance, Statistics
-from imagefolder.files import checked_sha256, find_weights, reading
-from imagefolder.weights import ADM_REFERENCE, ADM_STATISTICS, require, verify
+from imagefolder.files import checked_sha256, reading
+from imagefolder.weights import ADM_REFERENCE, ADM_STATISTICS, find_weights, require, verify
 
 IMAGENET_IMAGES = 1_281_167
 MOST_STATISTICS = 2**25  # values of one stored array; Inception's covariance has 2**22
@@ -24,11 +25,15 @@ MOST_STATISTICS = 2**25  # values of one stored array; Inception's covariance ha
 
 @dataclass(frozen=True)
 class Reference:
-    """One real side.
+    """The real side of a comparison, as one extractor sees it.
 
-    Of `number` images (0: not known), in words `what`, the mean and covariance are `pooled`, and `spatial` where known.
-    `features` float32 (M, D), where there are images, are for precision, recall and KID. `size`: height and width of
-    the images, where known. `published`: whether this is what published numbers of samples are against.
+    Attributes:
+        what: the real images, in words.
+        number: how many they are; 0: not known.
+        pooled: mean and covariance of their pooled features; `spatial` likewise.
+        features: float32 (M, D), for precision, recall and KID; None for stored statistics.
+        size: height and width of the images, if known.
+        published: whether published numbers of samples are measured against it.
     """
 
     name: str
@@ -41,44 +46,48 @@ class Reference:
     published: bool = False
 
     def check_size(self, size: tuple[int, int], what: str) -> None:
-        """`InputError` if images of another size are to be compared with it: cropping differs, so would the value."""
-        if self.size not in (None, size):
+        """`InputError` for images of another size, which were cropped differently."""
+        if self.size is not None and self.size != size:
             raise InputError(
                 f"{what} have {size[1]} x {size[0]} pixels, the reference {self.name} {self.size[1]} x {self.size[0]}; "
-                "crop and resize both alike first"
+                "crop and resize both the same way first"
             )
 
 
-def reference_of(name: str, what: str, statistics: Statistics, size: tuple[int, int]) -> Reference:
-    """A reference of images measured here, their features kept."""
-    spatial = statistics.spatial.statistics() if statistics.extractor.widths[2] else None
-    pooled, features = statistics.pooled.statistics(), statistics.features
-    return Reference(name, what, statistics.number, pooled, spatial, features, size)
+def reference_of(name: str, what: str, statistics: Statistics, size: tuple[int, int] | None = None) -> Reference:
+    """A reference of images measured here."""
+    spatial = statistics.spatial.statistics() if statistics.extractor.widths.spatial else None
+    features = statistics.features if statistics.keep else None
+    return Reference(name, what, statistics.number, statistics.pooled.statistics(), spatial, features, size)
+
+
+def adm_file() -> str:
+    """The file of ADM's evaluation suite to use: its reference batch, or mean and covariance if only they are here."""
+    return ADM_STATISTICS if find_weights(ADM_REFERENCE) is None and find_weights(ADM_STATISTICS) else ADM_REFERENCE
 
 
 def published_reference(extractor: Extractor) -> Reference:
-    """ImageNet at 256 pixels as ADM's evaluation suite has it; mean and covariance alone where that is all there is.
+    """ImageNet at 256 pixels from ADM's evaluation suite; only mean and covariance if that is all this machine has.
 
     Raises:
-        WeightsAbsent: neither file is there.
+        WeightsAbsent: neither file is on this machine.
         InputError: its content is wrong.
     """
-    if find_weights(ADM_REFERENCE) is None and (path := find_weights(ADM_STATISTICS)) is not None:
-        return _stored(path, extractor)
-    return _stored(require(ADM_REFERENCE), extractor)
+    return _stored(require(adm_file()), extractor)
 
 
-def read_reference(path: Path, extractor: Extractor) -> Reference:
-    """The reference a path leads to: a folder of PNGs, an npz of images, or an npz of statistics.
+def read_references(path: Path, extractors: Sequence[Extractor]) -> list[Reference]:
+    """The reference at a path, for each extractor: a folder of PNGs, an npz of images, or an npz of statistics.
 
     Raises:
-        InputError: it is none of these, or its statistics are another extractor's.
+        InputError: it is none of these, or the statistics are not of an extractor's features.
     """
     if path.is_file() and _has_statistics(path):
-        return _stored(path, extractor)
+        return [_stored(path, extractor) for extractor in extractors]
     images = open_images(path)
-    statistics, sha256 = measure_files(images, extractor, f"{path.name}: reference", keep=True)
-    return reference_of(f"{path.name}:{sha256[:8]}", f"the images of {path.name}", statistics, images.size)
+    measured, sha256 = measure_files(images, extractors, f"{path.name}: reference", keep=True)
+    name, what = f"{path.name}:{sha256[:8]}", f"the images of {path.name}"
+    return [reference_of(name, what, statistics, images.size) for statistics in measured]
 
 
 def _has_statistics(path: Path) -> bool:
@@ -87,10 +96,10 @@ def _has_statistics(path: Path) -> bool:
 
 
 def _stored(path: Path, extractor: Extractor) -> Reference:
-    """A reference with stored statistics, which rest on the published Inception."""
-    if extractor.is_proxy:
+    """A reference of stored statistics, which are of the published Inception's features."""
+    if extractor.reference != "published":
         raise InputError(
-            f"{path} holds statistics of Inception features; a proxy extractor needs images to compare with"
+            f"{path} holds statistics of Inception features; {extractor.name} needs images to compare with"
         )
     if path.name == ADM_REFERENCE:
         verify(path)
@@ -99,12 +108,12 @@ def _stored(path: Path, extractor: Extractor) -> Reference:
         stored = {name: _read_array(archive, name) for name in ("mu", "sigma", "mu_s", "sigma_s") if name in names}
         with_images = "arr_0" in names
     features, size, spatial = None, None, None
-    pooled = _pair(path, stored, "mu", "sigma", extractor.widths[0])
+    pooled = _pair(path, stored, "mu", "sigma", extractor.widths.pooled)
     if "mu_s" in stored:
-        spatial = _pair(path, stored, "mu_s", "sigma_s", extractor.widths[2])
+        spatial = _pair(path, stored, "mu_s", "sigma_s", extractor.widths.spatial)
     if with_images:
         images = NpzImages(path)
-        statistics, _ = measure_files(images, extractor, f"{path.name}: reference images", keep=True)
+        (statistics,), _ = measure_files(images, [extractor], f"{path.name}: reference images", keep=True)
         features, size = statistics.features, images.size
     published = path.name in (ADM_REFERENCE, ADM_STATISTICS)
     name = path.name if path.name == ADM_REFERENCE else f"{path.name}:{checked_sha256(path)[:8]}"
@@ -115,7 +124,7 @@ def _stored(path: Path, extractor: Extractor) -> Reference:
 
 
 def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """A float64 array of statistics; its size is looked at before it is read. ValueError if it is none."""
+    """A float64 array of statistics; ValueError if it is not one. Its size is checked before it is read."""
     with archive.open(f"{name}.npy") as file:
         shape, _, dtype = npy_header(file)
     if dtype.kind not in "fiu" or min(shape, default=0) < 0 or math.prod(shape) > MOST_STATISTICS:

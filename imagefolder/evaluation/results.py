@@ -1,17 +1,26 @@
-"""What an evaluation gives: values, each under its protocol."""
+"""Results of an evaluation: values, each with its protocol."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from imagefolder.evaluation.extractor import Extractor
+    from imagefolder.evaluation.extractor import Extractor
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """See `leaderboard.record.Protocol`, which has the same fields."""
+    """What a metric's name stands for; values are comparable only if their protocols are equal.
+
+    Attributes:
+        description: which images against which, in which order and format.
+        reference: the real images.
+        evaluator: program and version that computed the value.
+        extractor: name of the feature extractor; None for pixel metrics.
+    """
 
     name: str
     version: int
@@ -27,7 +36,10 @@ class Protocol:
 class Measurement:
     """One value under one protocol, with the number of images on both sides.
 
-    `n_real`: images behind the reference, 0 where none are used (Inception score) or their number is not known.
+    Attributes:
+        n_real: images behind the reference; 0 if there are none (Inception score) or their number is unknown.
+        spread: standard deviation within the value, e.g. over splits.
+        floor: the same metric between two sets of real images.
     """
 
     protocol: Protocol
@@ -52,9 +64,11 @@ class Usage:
 
 @dataclass
 class Result:
-    """What an evaluation measured.
+    """Everything measured by an evaluation.
 
-    `picture` uint8 (N, 3, H, W), the images to show; `notes` say what was not measured and why.
+    Attributes:
+        picture: uint8 (N, 3, H, W), images to show.
+        notes: what was not measured, and why.
     """
 
     measurements: list[Measurement]
@@ -62,6 +76,10 @@ class Result:
     usage: list[Usage] = field(default_factory=list)
     samples_per_second: float = 0.0
     notes: list[str] = field(default_factory=list)
+
+    def __add__(self, other: Result) -> Result:
+        """This one with another's measurements and notes."""
+        return replace(self, measurements=self.measurements + other.measurements, notes=self.notes + other.notes)
 
 
 def feature_protocol(

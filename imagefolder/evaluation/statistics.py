@@ -1,11 +1,11 @@
-"""What metrics need of a set of images, gathered batch by batch so that no set is ever held in memory.
+"""Statistics of a set of images that metrics need, accumulated batch by batch so that the set never is in memory.
 
-All sums are float64. They merge exactly: over batches, over objects that each saw a part, and over processes.
+All sums are float64 and merge exactly, over batches and over processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -31,18 +31,13 @@ class Moments:
         self.scatter = torch.zeros(width, width, dtype=torch.float64, device=device)
 
     def add(self, features: Tensor) -> None:
-        """Features (B, D) of further images."""
+        """Add features (B, D)."""
         if not len(features):
             return
         features = features.to(torch.float64)
         mean = features.mean(0)
         centred = features - mean
         self._join(len(features), mean, centred.T @ centred)
-
-    def merge(self, other: Moments) -> None:
-        """What another object saw."""
-        if other.count:
-            self._join(other.count, other.mean, other.scatter)
 
     def _join(self, count: int, mean: Tensor, scatter: Tensor) -> None:
         total, shift = self.count + count, mean - self.mean
@@ -51,7 +46,7 @@ class Moments:
         self.count = total
 
     def over_processes(self) -> None:
-        """Merge what all processes saw, in all of them."""
+        """Merge the parts of all processes, in all of them."""
         total = sum_over_processes(torch.tensor(float(self.count), dtype=torch.float64, device=self.mean.device))
         mean = sum_over_processes(self.mean * self.count) / total
         shift = self.mean - mean
@@ -67,8 +62,11 @@ class Moments:
 
 
 class InceptionScore:
-    """Sums of the Inception score per split. Which split an image belongs to depends on its index and the number of
-    images alone, by torch-fidelity's shuffle: images sorted by class score the same as images in turns."""
+    """Sums of the Inception score per split.
+
+    The split of an image depends only on its index and the number of images, by torch-fidelity's shuffle: images sorted
+    by class score the same as shuffled ones.
+    """
 
     def __init__(self, number: int, classes: int, device: torch.device) -> None:
         order = np.random.RandomState(IS_SEED).permutation(number)
@@ -81,20 +79,15 @@ class InceptionScore:
         self.negative_entropy = torch.zeros(IS_SPLITS, dtype=torch.float64, device=device)
 
     def add(self, logits: Tensor, first: int) -> None:
-        """Logits (B, C) of the images first, first + 1, ..."""
+        """Add the logits (B, C) of the images first, first + 1, ..."""
         logits = logits.to(torch.float64)
         splits = self.splits[first : first + len(logits)]
         p = logits.softmax(-1)
         self.probabilities.index_add_(0, splits, p)
         self.negative_entropy.index_add_(0, splits, (p * logits.log_softmax(-1)).sum(-1))
 
-    def merge(self, other: InceptionScore) -> None:
-        """What another object saw of the same set."""
-        self.probabilities += other.probabilities
-        self.negative_entropy += other.negative_entropy
-
     def over_processes(self) -> None:
-        """Merge what all processes saw, in all of them."""
+        """Merge the parts of all processes, in all of them."""
         sum_over_processes(self.probabilities)
         sum_over_processes(self.negative_entropy)
 
@@ -107,11 +100,11 @@ class InceptionScore:
 
 
 class Statistics:
-    """What an extractor saw of a set of images, or of the part of it from index `first` on.
+    """Statistics of a set of images through one extractor, or of the part of the set that starts at index `first`.
 
     Args:
-        number: images of the whole set, at least 10 (the splits of the Inception score).
-        keep: also keep the features themselves, for precision, recall and KID: 4 D bytes per image.
+        number: size of the whole set, at least 10 (the splits of the Inception score).
+        keep: keep the features themselves as well, for precision, recall and KID: 4 D bytes per image.
     """
 
     def __init__(self, extractor: Extractor, number: int, first: int = 0, keep: bool = False) -> None:
@@ -126,11 +119,11 @@ class Statistics:
         self._classes: list[Tensor] = []
 
     def add(self, images: Tensor) -> None:
-        """The next images, uint8 (B, 3, H, W)."""
+        """Add the next images, uint8 (B, 3, H, W)."""
         seen = self.extractor(images)
         at = self.first + self.pooled.count
         if at + len(images) > self.number:
-            raise InputError(f"more images than the {self.number} announced")
+            raise InputError(f"more images than the {self.number} expected")
         self.score.add(seen.logits, at)
         self.pooled.add(seen.pooled)
         self.spatial.add(seen.spatial)
@@ -139,40 +132,42 @@ class Statistics:
         if seen.logits.shape[1]:
             self._classes.append(seen.logits.argmax(-1).cpu())
 
-    def merge(self, other: Statistics) -> None:
-        """What another object saw of the part that follows this one's."""
-        for name in ("pooled", "spatial", "score"):
-            getattr(self, name).merge(getattr(other, name))
-        self._features += other._features
-        self._classes += other._classes
-
     def over_processes(self) -> Statistics:
-        """Merge what all processes saw of their parts, in all of them; the set must be complete then."""
+        """Merge the parts of all processes, in all of them; `InputError` if images of the set are missing."""
         for part in (self.pooled, self.spatial, self.score):
             part.over_processes()
         for name in ("_features", "_classes"):
             setattr(self, name, [part for parts in gather_objects(getattr(self, name)) for part in parts])
         if self.pooled.count != self.number:
-            raise InputError(f"{self.pooled.count} images came where {self.number} were announced")
+            raise InputError(f"{self.pooled.count} images were measured, not the {self.number} expected")
         return self
 
     @property
     def features(self) -> Tensor:
-        """Kept features in the order of the images, float32 (N, D)."""
+        """The features kept, in the order of the images: float32 (N, D)."""
         return torch.cat(self._features)
 
     @property
     def classes(self) -> Tensor:
-        """The class each image looks most like, int64 (N,)."""
+        """The most likely class of each image, int64 (N,)."""
         return torch.cat(self._classes)
 
 
-def measure(batches: Iterable[Tensor], extractor: Extractor, number: int, title: str, keep: bool = False) -> Statistics:
-    """Statistics of a set of `number` images over all processes; `batches` holds this process's part of it."""
-    part = my_part(number)
-    statistics = Statistics(extractor, number, part.start, keep)
+def measure(
+    batches: Iterable[Tensor], extractors: Sequence[Extractor], number: int, title: str, keep: bool = False
+) -> list[Statistics]:
+    """Statistics of a set of `number` images over all processes, one per extractor, in one pass over the images.
+
+    Args:
+        batches: this process's part of the set.
+        keep: also keep the features themselves (see `Statistics`).
+    """
+    part, done = my_part(number), 0
+    seen = [Statistics(extractor, number, part.start, keep) for extractor in extractors]
     with Phase(title, len(part)) as phase:
         for images in batches:
-            statistics.add(images)
-            phase.update(statistics.pooled.count)
-    return statistics.over_processes()
+            for statistics in seen:
+                statistics.add(images)
+            done += len(images)
+            phase.update(done)
+    return [statistics.over_processes() for statistics in seen]

@@ -12,10 +12,10 @@ from PIL import Image
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from imagefolder.data.digits import digits
-from imagefolder.data.folder import image_folder
+from imagefolder.data.folder import read_data
 from imagefolder.data.images import to_float
 from imagefolder.data.order import ordered_batches
-from imagefolder.evaluation.extractor import ProxyNet
+from imagefolder.evaluation.proxy import ProxyNet
 from imagefolder.training.token_cache import build_token_cache
 
 
@@ -33,7 +33,7 @@ def photographs(tmp_path_factory):
 
 
 def test_load_images(measure, photographs):
-    splits = image_folder(photographs, 256)
+    splits = read_data(photographs, 256)
     seen = measure(lambda: [len(labels) for _, labels in ordered_batches(splits.train, 10)], "load images", 20)
     assert sum(seen) == 20
 
@@ -42,7 +42,9 @@ def test_tokenize_a_data_set(measure, tmp_path):
     images, tokenizer = digits(32).train, tokenizer_of("mini-MSVR3P2-256", "cpu", "float32")
     folders = (tmp_path / str(number) for number in itertools.count())  # a cache is made once
     out = measure(
-        lambda: build_token_cache(tokenizer, "0" * 64, images, 1, next(folders), "encoding"),
+        lambda: build_token_cache(
+            tokenizer, images, next(folders), tokenizer_sha256="0" * 64, views=1, title="encoding"
+        ),
         "tokenize data set", len(images),
         model="mini-MSVR3P2-256", tokens=len(images) * 28,
     )  # fmt: skip

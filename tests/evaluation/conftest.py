@@ -12,10 +12,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from imagefolder import weights
+from imagefolder.config import GeneratorConfig, TokenizerConfig
 from imagefolder.data.digits import digits
 from imagefolder.data.images import ArrayImages, DataSplits, to_float
-from imagefolder.evaluation.extractor import Extractor, ProxyNet, proxy_extractor
+from imagefolder.evaluation.extractor import Extractor
+from imagefolder.evaluation.proxy import ProxyNet, proxy_extractor
 from imagefolder.files import file_sha256
+from imagefolder.generator.model import Generator
+from imagefolder.tokenizer.model import Tokenizer
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,7 +32,7 @@ def one_thread() -> Iterator[None]:
 
 
 def write_extractor(path: Path, seed: int, splits: DataSplits) -> Path:
-    """Random convolutions, and on top the least-squares classifier of the digits: good enough to measure with."""
+    """Random convolutions and a least-squares classifier of the digits on top: good enough to measure with."""
     images, labels = splits.train.__getitems__([(0, i) for i in range(600)])
     torch.manual_seed(seed)
     net = ProxyNet(10).train()
@@ -76,6 +80,19 @@ def few(splits: DataSplits) -> DataSplits:
 
 
 @pytest.fixture(scope="session")
+def generator() -> Generator:
+    """Untrained, with an untrained tokenizer of 2 x 5 tokens."""
+    torch.manual_seed(0)
+    tokens = {"branches": 2, "scales": (1, 2), "codebook_size": 16, "code_dim": 4}
+    config = TokenizerConfig(
+        image_size=32, patch_size=8, backbone="vit_tiny_patch16_224", width=32, depth=1, heads=2, dropout_start=1,
+        **tokens,
+    )  # fmt: skip
+    tokenizer = Tokenizer(config)
+    return Generator(GeneratorConfig(depth=1, width=32, heads=2, num_classes=10, **tokens), tokenizer).eval()
+
+
+@pytest.fixture(scope="session")
 def two_sets(splits: DataSplits) -> tuple[Tensor, Tensor]:
     """250 digits with noise, and 200 other digits."""
     images, _ = splits.train.__getitems__([(0, i) for i in range(450)])
@@ -85,7 +102,7 @@ def two_sets(splits: DataSplits) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(scope="session")
 def random_inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file like the published Inception's, with random weights that let signals through."""
+    """A file like the published Inception's, with random weights that keep activations at unit scale."""
     from torch_fidelity import feature_extractor_inceptionv3 as published
 
     class Blank(published.FeatureExtractorInceptionV3):
@@ -106,7 +123,7 @@ def random_inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def accept(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
-    """Put a file's folder where weights are looked for, and its hash into the table of accepted contents."""
+    """Search for weights in a file's folder, and accept its hash."""
 
     def put(path: Path) -> None:
         monkeypatch.setenv("IMAGEFOLDER_WEIGHTS", str(path.parent))

@@ -1,4 +1,4 @@
-"""Numbers on sets of images against independent computations on the extractor's own features."""
+"""Metrics of sets of images against independent computations on the extractor's features."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from imagefolder.data.images import DataSplits, to_float
-from imagefolder.evaluation.extractor import Extractor, load_proxy, proxy_extractor
-from imagefolder.evaluation.metrics import fidelity
+from imagefolder.evaluation.extractor import Extractor
+from imagefolder.evaluation.fidelity import fidelity
+from imagefolder.evaluation.proxy import load_proxy, proxy_extractor
 
 
 def statistics(images: Tensor, extractor: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -64,7 +65,7 @@ def manifolds(features: np.ndarray, others: np.ndarray, k: int = 3) -> float:
     return float((np.linalg.norm(others[:, None] - features[None], axis=-1) <= radii).any(1).mean())
 
 
-def test_precision_is_about_samples_and_recall_about_real_images(splits: DataSplits, proxy: Extractor) -> None:
+def test_precision_counts_samples_and_recall_counts_real_images(splits: DataSplits, proxy: Extractor) -> None:
     images, labels = splits.train.__getitems__([(0, i) for i in range(400)])
     real, narrow = images, images[labels < 3]  # what is generated is real, but covers a part of it
     values = fidelity(narrow, real, proxy, ("prc",))
@@ -108,7 +109,7 @@ def test_other_weights_give_other_numbers_in_the_same_process(
     assert fidelity(*two_sets, proxy_extractor(tmp_path / "a.safetensors"), metrics) == second
 
 
-def test_real_side_is_measured_anew_for_every_call(two_sets: tuple[Tensor, Tensor], proxy: Extractor) -> None:
+def test_real_side_is_measured_again_in_every_call(two_sets: tuple[Tensor, Tensor], proxy: Extractor) -> None:
     generated, real = two_sets
     whole, half = (fidelity(generated, x, proxy, ("fid",)) for x in (real, real[:100]))
     assert whole != half

@@ -21,12 +21,14 @@ from torch import Tensor
 from imagefolder import InputError
 from imagefolder.evaluation import files
 from imagefolder.evaluation.__main__ import main
-from imagefolder.evaluation.extractor import Extractor
+from imagefolder.evaluation.extractor import Extractor, Widths
+from imagefolder.evaluation.fidelity import fidelity
 from imagefolder.evaluation.files import BATCH, open_images
-from imagefolder.evaluation.metrics import fidelity
 from imagefolder.evaluation.protocols import evaluate_files
-from imagefolder.evaluation.reference import read_reference
+from imagefolder.evaluation.reference import read_references
 from imagefolder.evaluation.results import Result
+
+Sets = tuple[Tensor, Tensor]
 
 
 def write_pngs(folder: Path, images: Tensor) -> Path:
@@ -46,9 +48,7 @@ def values(result: Result) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_any_part_of_an_npz_is_read_in_batches(
-    tmp_path: Path, two_sets: tuple[Tensor, Tensor], save: Callable[..., None]
-) -> None:
+def test_any_part_of_an_npz_is_read_in_batches(tmp_path: Path, two_sets: Sets, save: Callable[..., None]) -> None:
     images = two_sets[0]
     files = open_images(write_npz(tmp_path / "samples.npz", images, save))
     assert (len(files), files.size) == (250, (32, 32))
@@ -58,7 +58,7 @@ def test_any_part_of_an_npz_is_read_in_batches(
         assert torch.equal(torch.cat([*batches, images[:0]]), images[part.start : part.stop])
 
 
-def test_pngs_come_in_the_order_of_their_paths(tmp_path: Path, two_sets: tuple[Tensor, Tensor]) -> None:
+def test_pngs_are_read_in_the_order_of_their_paths(tmp_path: Path, two_sets: Sets) -> None:
     images = two_sets[0][:60]
     write_pngs(tmp_path / "b", images[:10])
     write_pngs(tmp_path / "a" / "deep", images[10:])
@@ -67,7 +67,7 @@ def test_pngs_come_in_the_order_of_their_paths(tmp_path: Path, two_sets: tuple[T
     assert torch.equal(torch.cat(list(files.batches(range(45, 55)))), torch.cat([images[55:], images[:5]]))
 
 
-def test_grey_and_palette_images_are_taken_without_loss(tmp_path: Path) -> None:
+def test_grey_and_palette_images_are_read_without_loss(tmp_path: Path) -> None:
     grey = np.random.default_rng(0).integers(0, 256, (9, 7), np.uint8)
     Image.fromarray(grey).save(tmp_path / "0.png")
     Image.fromarray(grey // 2).convert("P").save(tmp_path / "1.png")
@@ -78,13 +78,11 @@ def test_grey_and_palette_images_are_taken_without_loss(tmp_path: Path) -> None:
     assert np.array_equal(batch[1].numpy(), np.stack([grey // 2] * 3))
 
 
-def test_files_of_both_kinds_give_torch_fidelitys_numbers(
-    tmp_path: Path, two_sets: tuple[Tensor, Tensor], proxy: Extractor
-) -> None:
+def test_files_of_both_kinds_give_torch_fidelitys_numbers(tmp_path: Path, two_sets: Sets, proxy: Extractor) -> None:
     generated, real = two_sets
     folder, npz = write_pngs(tmp_path / "samples", generated), write_npz(tmp_path / "samples.npz", generated)
     reference = write_npz(tmp_path / "real.npz", real)
-    (first, first_hash), (second, second_hash) = (evaluate_files(path, reference, proxy) for path in (folder, npz))
+    (first, first_hash), (second, second_hash) = (evaluate_files(path, reference, [proxy]) for path in (folder, npz))
     assert values(first) == values(second)
     assert first_hash == second_hash
     expected = fidelity(generated, real, proxy, ("fid", "isc", "prc"))
@@ -96,13 +94,11 @@ def test_files_of_both_kinds_give_torch_fidelitys_numbers(
     assert {m.protocol.name: m.n_real for m in first.measurements}["proxy-FID"] == 200
     changed = generated.clone()
     changed[249, 2, 31, 31] ^= 1
-    _, other = evaluate_files(write_npz(tmp_path / "changed.npz", changed), reference, proxy)
+    _, other = evaluate_files(write_npz(tmp_path / "changed.npz", changed), reference, [proxy])
     assert other != first_hash
 
 
-def test_jpeg_files_are_refused_with_the_reason_whatever_their_name(
-    tmp_path: Path, two_sets: tuple[Tensor, Tensor]
-) -> None:
+def test_jpeg_files_are_rejected_with_the_reason_whatever_their_name(tmp_path: Path, two_sets: Sets) -> None:
     folder = write_pngs(tmp_path / "samples", two_sets[0][:3])
     image = Image.open(folder / "0000.png")
     image.save(folder / "0001.jpg")
@@ -113,8 +109,8 @@ def test_jpeg_files_are_refused_with_the_reason_whatever_their_name(
         list(open_images(folder).batches(range(3)))
 
 
-def test_images_that_cannot_be_measured_as_they_are_are_refused(
-    tmp_path: Path, two_sets: tuple[Tensor, Tensor], proxy: Extractor
+def test_images_that_cannot_be_measured_as_they_are_are_rejected(
+    tmp_path: Path, two_sets: Sets, proxy: Extractor
 ) -> None:
     folder = write_pngs(tmp_path / "samples", two_sets[0][:12])
 
@@ -135,7 +131,7 @@ def test_images_that_cannot_be_measured_as_they_are_are_refused(
             open_images(path)
 
 
-def test_npz_files_without_8_bit_images_are_refused(tmp_path: Path, two_sets: tuple[Tensor, Tensor]) -> None:
+def test_npz_files_without_8_bit_images_are_rejected(tmp_path: Path, two_sets: Sets) -> None:
     path = tmp_path / "x.npz"
     images = two_sets[0][:20]
 
@@ -158,23 +154,35 @@ def test_npz_files_without_8_bit_images_are_refused(tmp_path: Path, two_sets: tu
     refused("damaged")
 
 
-def test_images_of_another_size_than_the_reference_are_refused(
-    tmp_path: Path, two_sets: tuple[Tensor, Tensor], proxy: Extractor
+def test_images_that_differ_in_size_from_the_reference_are_rejected(
+    tmp_path: Path, two_sets: Sets, proxy: Extractor
 ) -> None:
     samples = write_npz(tmp_path / "samples.npz", two_sets[0])
     larger = write_npz(tmp_path / "real.npz", two_sets[1].repeat_interleave(2, 2).repeat_interleave(2, 3))
     with pytest.raises(InputError, match=r"have 32 x 32 pixels, the reference real.npz:\w+ 64 x 64"):
-        evaluate_files(samples, larger, proxy)
+        evaluate_files(samples, larger, [proxy])
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Exit code of `python -m imagefolder.evaluation ARGUMENTS`, in this process."""
+    monkeypatch.setattr("sys.argv", ["evaluation", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return end.value.code
 
 
 def test_command_prints_a_table_and_json(
-    tmp_path: Path, two_sets: tuple[Tensor, Tensor], proxy: Extractor, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    two_sets: Sets,
+    proxy: Extractor,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     samples, real = write_npz(tmp_path / "samples.npz", two_sets[0]), write_pngs(tmp_path / "real", two_sets[1])
-    assert main(samples, real, str(proxy.path)) == 0
+    assert run(monkeypatch, samples, "--reference", real, "--extractor", proxy.path) == 0
     out = capsys.readouterr().out
     document = json.loads(out[out.index("\n{") :])
-    result, sha256 = evaluate_files(samples, real, proxy)
+    result, sha256 = evaluate_files(samples, real, [proxy])
     assert document["samples_sha256"] == sha256
     assert {m["protocol"]["name"]: m["value"] for m in document["metrics"]} == values(result)
     assert {m["protocol"]["extractor_sha256"] for m in document["metrics"]} == {proxy.sha256}
@@ -182,8 +190,8 @@ def test_command_prints_a_table_and_json(
         assert text in out[: out.index("\n{")]
 
 
-def test_command_says_in_one_line_what_is_wrong(
-    tmp_path: Path, two_sets: tuple[Tensor, Tensor], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_command_reports_an_error_in_one_line(
+    tmp_path: Path, two_sets: Sets, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("IMAGEFOLDER_WEIGHTS", str(tmp_path))
     samples = write_npz(tmp_path / "samples.npz", two_sets[0])
@@ -192,22 +200,16 @@ def test_command_says_in_one_line_what_is_wrong(
         (str(tmp_path / "none.safetensors"), "none.safetensors does not exist"),
         (str(samples), "samples.npz: not readable as safetensors"),
     ):
-        assert main(samples, samples, extractor) == 2
+        assert run(monkeypatch, samples, "--reference", samples, "--extractor", extractor) == 2
         error = capsys.readouterr().err
         assert reason in error
-        assert error.startswith("error: ")
-        assert error.count("\n") == 1
+        assert (error[:7], error.count("\n")) == ("error: ", 1)
 
 
-def test_statistics_of_inception_features_are_no_reference_for_a_proxy(
-    tmp_path: Path, two_sets: tuple[Tensor, Tensor], proxy: Extractor
-) -> None:
+def test_a_proxy_cannot_use_statistics_of_inception_features(tmp_path: Path, two_sets: Sets, proxy: Extractor) -> None:
     np.savez(tmp_path / "stats.npz", mu=np.zeros(64), sigma=np.eye(64))
-    with pytest.raises(InputError, match="a proxy extractor needs images"):
-        evaluate_files(write_npz(tmp_path / "samples.npz", two_sets[0]), tmp_path / "stats.npz", proxy)
-
-
-# --- files as they come ---
+    with pytest.raises(InputError, match="proxy-cnn needs images"):
+        evaluate_files(write_npz(tmp_path / "samples.npz", two_sets[0]), tmp_path / "stats.npz", [proxy])
 
 
 def headed(path: Path, width: int = 32, height: int = 32, depth: int = 8, color: int = 0) -> None:
@@ -220,7 +222,7 @@ def headed(path: Path, width: int = 32, height: int = 32, depth: int = 8, color:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, two_sets: tuple[Tensor, Tensor]) -> Path:
+def folder(tmp_path: Path, two_sets: Sets) -> Path:
     return write_pngs(tmp_path / "samples", two_sets[0][:3])
 
 
@@ -229,8 +231,8 @@ def read_all(path: Path) -> Tensor:
     return torch.cat(list(images.batches(range(len(images)))))
 
 
-def test_hidden_files_never_count_and_links_to_folders_do(
-    tmp_path: Path, folder: Path, two_sets: tuple[Tensor, Tensor], capsys: pytest.CaptureFixture[str]
+def test_hidden_files_are_skipped_and_links_to_folders_followed(
+    tmp_path: Path, folder: Path, two_sets: Sets, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_pngs(folder / ".ipynb_checkpoints", two_sets[0][:2])
     write_pngs(folder / "__MACOSX", two_sets[0][:1])
@@ -260,12 +262,12 @@ def test_hidden_files_never_count_and_links_to_folders_do(
         (lambda path: path.write_bytes(b""), "its content is not PNG"),
         (os.mkfifo, "it is a pipe"),
         (lambda path: path.symlink_to("/dev/zero"), "it is a device"),
-        (lambda path: path.symlink_to("gone"), "a link to nowhere"),
-        (lambda path: path.with_name("dangling").symlink_to("gone"), "a link to nowhere"),
+        (lambda path: path.symlink_to("gone"), "broken link"),
+        (lambda path: path.with_name("dangling").symlink_to("gone"), "broken link"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_png_files_that_are_none_are_named_with_the_reason(
+def test_files_that_are_not_png_are_named_with_the_reason(
     folder: Path, make: Callable[[Path], object], reason: str
 ) -> None:
     path = folder / "0001.png"
@@ -275,7 +277,7 @@ def test_png_files_that_are_none_are_named_with_the_reason(
         read_all(folder)
 
 
-def test_damage_anywhere_in_a_png_is_one_line_or_harmless(folder: Path) -> None:
+def test_damage_anywhere_in_a_png_gives_one_line_or_is_harmless(folder: Path) -> None:
     path = folder / "0001.png"
     content, said = path.read_bytes(), []
     for offset in range(0, len(content), 13):
@@ -340,24 +342,22 @@ def test_damaged_npz_files_are_named_in_one_line(tmp_path: Path, content: bytes)
     assert str(caught.value).isprintable()
 
 
-def test_files_replaced_after_opening_are_noticed(
-    tmp_path: Path, folder: Path, two_sets: tuple[Tensor, Tensor]
-) -> None:
+def test_files_replaced_after_opening_are_detected(tmp_path: Path, folder: Path, two_sets: Sets) -> None:
     images = open_images(folder)
     Image.new("RGB", (32, 32)).save(folder / "0002.png")
-    with pytest.raises(InputError, match=r"0002\.png: has changed since"):
+    with pytest.raises(InputError, match=r"0002\.png: changed since"):
         list(images.batches(range(3)))
     archive = open_images(write_npz(tmp_path / "x.npz", two_sets[0][:5]))
     batches = archive.batches(range(5))
     write_npz(tmp_path / "x.npz", two_sets[0][5:10])
-    with pytest.raises(InputError, match=r"x\.npz: has changed since it was opened"):
+    with pytest.raises(InputError, match=r"x\.npz: changed since it was opened"):
         next(batches)
     (tmp_path / "x.npz").unlink()
-    with pytest.raises(InputError, match=r"x\.npz: has changed since it was opened"):
+    with pytest.raises(InputError, match=r"x\.npz: changed since it was opened"):
         list(archive.batches(range(5)))
 
 
-def test_a_pipe_is_no_set_of_images(tmp_path: Path) -> None:
+def test_a_pipe_is_not_a_set_of_images(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.npz")
     with pytest.raises(InputError, match=r"x\.npz is neither a folder nor a file"):
         open_images(tmp_path / "x.npz")
@@ -369,10 +369,10 @@ def test_very_large_images_are_read_one_at_a_time(tmp_path: Path, monkeypatch: p
     assert [len(batch) for batch in open_images(path).batches(range(5))] == [2, 2, 1]
 
 
-class Published:
-    """What is asked of an extractor before anything is measured with it."""
-
-    is_proxy, widths = False, (3, 0, 2)
+PUBLISHED = Extractor(
+    name="published", network=lambda images: (images,), widths=Widths(3, 0, 2), device=torch.device("cpu"), prefix="",
+    reference="published",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -389,7 +389,7 @@ class Published:
 def test_stored_statistics_must_be_finite_numbers(tmp_path: Path, arrays: dict[str, np.ndarray], reason: str) -> None:
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(InputError, match=rf"x\.npz: .*{reason}"):
-        read_reference(tmp_path / "x.npz", Published())
+        read_references(tmp_path / "x.npz", [PUBLISHED])
 
 
 @pytest.mark.parametrize("header", ["(" * 900, "(100000, 100000)", "(-1, 2)", "(3,)"])
@@ -397,4 +397,4 @@ def test_damaged_statistics_are_named_in_one_line(tmp_path: Path, header: str) -
     text = header if header.startswith("((") else f"{{'descr': '<f8', 'fortran_order': False, 'shape': {header}}}"
     (tmp_path / "x.npz").write_bytes(npz(text, 8, "mu"))
     with pytest.raises(InputError, match=r"^\S+/x\.npz: not readable as reference statistics"):
-        read_reference(tmp_path / "x.npz", Published())
+        read_references(tmp_path / "x.npz", [PUBLISHED])

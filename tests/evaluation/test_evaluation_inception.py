@@ -16,12 +16,14 @@ from torch_fidelity.utils import create_feature_extractor
 from imagefolder import InputError, weights
 from imagefolder.config import GeneratorConfig, SamplingConfig, TokenizerConfig
 from imagefolder.data.images import ArrayImages, DataSplits
-from imagefolder.evaluation import protocols
-from imagefolder.evaluation.extractor import Extractor, clean_extractor, inception_extractor
-from imagefolder.evaluation.metrics import precision_recall
+from imagefolder.evaluation.clean import clean_extractor
+from imagefolder.evaluation.extractor import Extractor
+from imagefolder.evaluation.inception import inception_extractor
+from imagefolder.evaluation.metrics import metrics_of, precision_recall
 from imagefolder.evaluation.protocols import evaluate_generation, evaluate_reconstruction
-from imagefolder.evaluation.reference import published_reference, read_reference
+from imagefolder.evaluation.reference import published_reference, read_references
 from imagefolder.evaluation.results import Result
+from imagefolder.evaluation.spaces import extractors_for, main_extractor, required_weights
 from imagefolder.evaluation.statistics import Statistics
 from imagefolder.generator.model import Generator
 from imagefolder.tokenizer.model import Tokenizer
@@ -53,7 +55,9 @@ def seen(inception: Extractor, images: Tensor) -> Statistics:
     return statistics
 
 
-def test_absent_weights_say_what_is_needed_and_where_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_message_about_absent_weights_names_the_file_and_where_to_put_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("IMAGEFOLDER_WEIGHTS", str(tmp_path))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     with pytest.raises(WeightsAbsent) as error:
@@ -67,7 +71,7 @@ def test_absent_weights_say_what_is_needed_and_where_it_goes(tmp_path: Path, mon
             load()
 
 
-def test_other_content_is_refused_before_anything_of_it_is_executed(
+def test_files_with_another_hash_are_rejected_before_their_code_is_executed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Trap:
@@ -84,7 +88,7 @@ def test_other_content_is_refused_before_anything_of_it_is_executed(
     assert (tmp_path / "executed").exists()  # so that it would have been
 
 
-def test_all_three_outputs_are_torch_fidelitys(seen: Statistics, inception: Extractor, images: Tensor) -> None:
+def test_all_three_outputs_equal_torch_fidelitys(seen: Statistics, inception: Extractor, images: Tensor) -> None:
     assert (inception.name, inception.prefix, inception.widths) == ("inception-v3-compat", "", (2048, 1008, 2023))
     assert inception.evaluator == f"torch-fidelity {torch_fidelity.__version__}"
     network = create_feature_extractor(
@@ -121,7 +125,7 @@ def adm(tmp_path: Path, accept: Accept, images: Tensor, seen: Statistics) -> Pat
     return path
 
 
-def test_adms_reference_gives_stored_statistics_and_features_of_its_images(
+def test_adms_reference_has_stored_statistics_and_features_of_its_images(
     adm: Path, inception: Extractor, seen: Statistics
 ) -> None:
     reference = published_reference(inception)
@@ -133,7 +137,7 @@ def test_adms_reference_gives_stored_statistics_and_features_of_its_images(
     np.testing.assert_array_equal(reference.spatial["mu"], seen.spatial.statistics()["mu"])
 
 
-def test_statistics_without_images_give_the_distance_alone(
+def test_statistics_without_images_give_only_the_distance(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inception: Extractor, seen: Statistics
 ) -> None:
     monkeypatch.setenv("IMAGEFOLDER_WEIGHTS", str(tmp_path))
@@ -143,17 +147,17 @@ def test_statistics_without_images_give_the_distance_alone(
     assert reference.number == 1_281_167
     assert reference.features is reference.spatial is reference.size is None
     np.savez(tmp_path / "own.npz", **seen.pooled.statistics())
-    assert read_reference(tmp_path / "own.npz", inception).number == 0
+    assert read_references(tmp_path / "own.npz", [inception])[0].number == 0
     np.savez(tmp_path / "own.npz", mu=np.zeros(64), sigma=np.eye(64))
     with pytest.raises(InputError, match="2048 features"):
-        read_reference(tmp_path / "own.npz", inception)
+        read_references(tmp_path / "own.npz", [inception])
 
 
-def test_a_reference_of_adms_name_and_other_content_is_refused(
+def test_a_file_with_the_name_of_adms_reference_and_another_hash_is_rejected(
     adm: Path, inception: Extractor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(weights.FILES, adm.name, replace(weights.FILES[adm.name], sha256="0" * 64))
-    for read in (lambda: published_reference(inception), lambda: read_reference(adm, inception)):
+    for read in (lambda: published_reference(inception), lambda: read_references(adm, [inception])):
         with pytest.raises(InputError, match="replace it by the published file"):
             read()
 
@@ -189,8 +193,9 @@ def test_published_metrics_of_samples(
 ) -> None:
     """The real network and distances of its 2048 and 2023 features: seconds."""
     sampling = SamplingConfig(guidance=1.0, top_k=0, top_p=0.9, batch_size=10)
+    settings = {"sampling": sampling, "samples": 10, "seed": 3, "title": "sampling"}
     imagenet = replace(splits, classes=[str(i) for i in range(1000)])
-    result = evaluate_generation(generator, imagenet, sampling, 10, 3, inception, "sampling")
+    result = evaluate_generation(generator, imagenet, [inception], **settings)
     measured = values(result)
     assert {name: numbers[1:] for name, numbers in measured.items()} == {
         "gFID": (1_281_167, 10), "sFID": (1_281_167, 10), "IS": (0, 10), "precision": (10, 10), "recall": (10, 10),
@@ -205,7 +210,7 @@ def test_published_metrics_of_samples(
         assert m.protocol.reference == weights.ADM_REFERENCE
         assert m.protocol.extractor_sha256 == inception.sha256
     with pytest.raises(InputError, match="10 classes"):
-        evaluate_generation(generator, splits, sampling, 10, 3, inception, "sampling")
+        evaluate_generation(generator, splits, [inception], **settings)
 
 
 def write_clean_inception(path: Path) -> None:
@@ -246,7 +251,7 @@ def test_reconstruction_with_inception_and_clean_fid(
     monkeypatch.setenv("IMAGEFOLDER_WEIGHTS", str(tmp_path))
     write_clean_inception(tmp_path / weights.CLEAN_INCEPTION)
     accept(tmp_path / weights.CLEAN_INCEPTION)
-    result = evaluate_reconstruction(generator.tokenizer, few, inception, "reconstructing")
+    result = evaluate_reconstruction(generator.tokenizer, few, [inception, clean_extractor()], "reconstructing")
     measured = values(result)
     assert set(measured) == {"rFID", "rKID", "clean-rFID", "PSNR", "SSIM"}
     assert {numbers[1:] for numbers in measured.values()} == {(10, 10)}
@@ -261,14 +266,34 @@ def test_reconstruction_with_inception_and_clean_fid(
     assert [note.split(":")[0] for note in result.notes] == ["LPIPS not measured"]
 
 
-def test_without_clean_fids_weights_its_metric_is_absent_with_a_note(
-    inception: Extractor, proxy: Extractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_clean_fid_is_skipped_with_a_note_if_its_weights_are_absent(
+    random_inception: Path, accept: Accept, extractor: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    accept(random_inception)
+    assert [found.path for found in extractors_for(None)] == [random_inception]
+    assert capsys.readouterr().out.startswith("clean-fid not measured: inception-2015-12-05.pt (95,607,719 bytes")
+    assert main_extractor(None).path == random_inception
+    assert [found.path for found in extractors_for(extractor)] == [extractor] == [main_extractor(extractor).path]
+    assert capsys.readouterr().out == ""
+
+
+def test_clean_fid_is_for_reconstructions_only(tmp_path: Path, accept: Accept) -> None:
+    write_clean_inception(tmp_path / weights.CLEAN_INCEPTION)
+    accept(tmp_path / weights.CLEAN_INCEPTION)
+    clean = clean_extractor()
+    assert [metric.name for metric in metrics_of(clean, "r", 100)] == ["{prefix}{kind}FID"]
+    assert metrics_of(clean, "g", 100) == metrics_of(clean, "", 100) == []
+    assert not clean.measures("pFID")
+
+
+def test_required_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGEFOLDER_WEIGHTS", str(tmp_path))
-    extractors, (note,) = protocols._with_clean(inception)
-    assert extractors == [inception]
-    assert note.startswith("clean-rFID not measured: inception-2015-12-05.pt (95,607,719 bytes")
-    assert protocols._with_clean(proxy) == ([proxy], [])
+    assert required_weights(samples=False) == [weights.INCEPTION]
+    assert required_weights(samples=True) == [weights.INCEPTION, weights.ADM_REFERENCE]
+    (tmp_path / weights.ADM_STATISTICS).touch()
+    assert required_weights(samples=True) == [weights.INCEPTION, weights.ADM_STATISTICS]
+    (tmp_path / weights.ADM_REFERENCE).touch()
+    assert required_weights(samples=True) == [weights.INCEPTION, weights.ADM_REFERENCE]
 
 
 def clean_features(folder: Path, images: Tensor) -> Tensor:

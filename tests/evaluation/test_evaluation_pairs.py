@@ -1,4 +1,4 @@
-"""Numbers on pairs of images, and codebook statistics, against values worked out by hand."""
+"""Metrics of pairs of images, and codebook statistics, against values worked out by hand."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from torchvision.models import vgg
 
 from imagefolder import InputError, weights
 from imagefolder.config import TokenizerConfig
-from imagefolder.data.images import to_float
-from imagefolder.evaluation.metrics import Pairs, psnr, ssim
+from imagefolder.evaluation.pairs import Pairs, lpips, psnr, ssim
 from imagefolder.evaluation.protocols import codebook_usage
 from imagefolder.files import file_sha256
 from imagefolder.tokenizer.model import Tokenizer
@@ -39,7 +38,7 @@ def test_psnr_of_a_constant_difference() -> None:
     assert psnr(images, originals) == pytest.approx((48.1308 + 28.1308) / 2, abs=1e-4)
 
 
-def test_psnr_is_the_mean_over_images_of_skimages(pair: tuple[Tensor, Tensor]) -> None:
+def test_psnr_is_the_mean_of_scikit_images_over_images(pair: tuple[Tensor, Tensor]) -> None:
     values = [peak_signal_noise_ratio(b.numpy(), a.numpy(), data_range=255) for a, b in zip(*pair, strict=True)]
     assert np.ptp(values) > 5
     assert psnr(*pair) == pytest.approx(np.mean(values), rel=1e-9)
@@ -67,7 +66,7 @@ def test_ssim_is_the_mean_over_images_and_channels(pair: tuple[Tensor, Tensor]) 
     assert ssim(*pair) == pytest.approx(np.mean(by_channel), rel=1e-6)
 
 
-def test_sets_of_different_length_are_refused(pair: tuple[Tensor, Tensor]) -> None:
+def test_sets_of_different_length_are_rejected(pair: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(ValueError, match="zip"):
         ssim(pair[0], pair[1][:2])
     with pytest.raises(RuntimeError):
@@ -97,11 +96,15 @@ def test_pairs_are_averaged_over_batches_of_any_size(pair: tuple[Tensor, Tensor]
     pairs = Pairs()
     for images, originals in zip(*(x.split([1, 3]) for x in pair), strict=True):
         pairs.add(images, originals)
-    values = pairs.over_processes()
-    assert values == pytest.approx({"PSNR": psnr(*pair), "SSIM": ssim(*pair)}, rel=1e-12)
+    result = pairs.result("pairs", "originals")
+    assert {m.protocol.name: m.value for m in result.measurements} == pytest.approx(
+        {"PSNR": psnr(*pair), "SSIM": ssim(*pair)}, rel=1e-12
+    )
+    assert {(m.n_real, m.n_generated) for m in result.measurements} == {(4, 4)}
+    assert [note.split(":")[0] for note in result.notes] == ["LPIPS not measured"]
 
 
-def test_lpips_joins_where_vgg16_is_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lpips_is_measured_if_vgg16_is_present(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     layers = vgg.make_layers(vgg.cfgs["D"])
     path = tmp_path / weights.VGG16_FILE
@@ -116,6 +119,8 @@ def test_lpips_joins_where_vgg16_is_at_hand(tmp_path: Path, monkeypatch: pytest.
     pairs = Pairs()
     for part in (slice(0, 2), slice(2, 5)):
         pairs.add(images[part], originals[part])
-    expected = pairs.lpips(to_float(images), to_float(originals))  # all at once
-    assert pairs.over_processes()["LPIPS"] == pytest.approx(float(expected), rel=1e-4)
-    assert float(expected) > 1e-4
+    expected = lpips()(images, originals)  # all at once
+    measured = {m.protocol.name: m for m in pairs.result("pairs", "originals").measurements}["LPIPS"]
+    assert measured.value == pytest.approx(expected, rel=1e-4)
+    assert (measured.protocol.extractor, measured.protocol.extractor_sha256) == ("vgg16", file_sha256(path))
+    assert expected > 1e-4

@@ -1,4 +1,4 @@
-"""pFID and linear probing on tokenizers small enough to know what must come out."""
+"""pFID and linear probing on tokenizers small enough to compute the expected values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import imagefolder
 from imagefolder.data.images import ArrayImages, DataSplits, to_float, to_uint8
 from imagefolder.evaluation.extractor import Extractor
-from imagefolder.evaluation.metrics import fidelity
+from imagefolder.evaluation.fidelity import fidelity
 from imagefolder.evaluation.perturbation import depths_for, evaluate_perturbation, perturb_tokens
 from imagefolder.evaluation.probe import (
     branch_features,
@@ -32,7 +32,7 @@ def test_depths_are_scaled_with_the_codebook():
     assert depths_for(16) == (2, 2, 2)
 
 
-def test_an_image_is_perturbed_alike_in_any_batch(tokenizer):
+def test_perturbation_of_an_image_does_not_depend_on_its_batch(tokenizer):
     images = torch.rand(6, 3, 32, 32) * 2 - 1
     near = tokenizer.neighbours(images, 10)
     tokens = tokenizer.encode(images)
@@ -50,12 +50,13 @@ def test_an_image_is_perturbed_alike_in_any_batch(tokenizer):
 def test_pfid_is_the_mean_over_fifteen_settings(tokenizer, splits: DataSplits, proxy: Extractor):
     test = ArrayImages(splits.test.images[:80], splits.test.labels[:80])
     few = replace(splits, test=test)
-    measured = evaluate_perturbation(tokenizer, few, proxy, 0, "perturbing")
+    (measured,) = evaluate_perturbation(tokenizer, few, [proxy], seed=0, title="perturbing").measurements
     assert (measured.protocol.name, measured.protocol.version) == ("proxy-pFID", 2)
     assert (measured.n_real, measured.n_generated) == (80, 80)
     larger = imagefolder.load_tokenizer("mini-MSVR3P2-256", codebook_size=512)
     # In proportion to the codebook, so that tokenizers with others share a column
-    assert evaluate_perturbation(larger, few, proxy, 0, "perturbing").protocol == measured.protocol
+    other = evaluate_perturbation(larger, few, [proxy], seed=0, title="perturbing")
+    assert other.measurements[0].protocol == measured.protocol
     near = tokenizer.neighbours(to_float(test.images), 6)
     distances = []
     for share in (0.5, 0.6, 0.7, 0.8, 0.9):
@@ -80,14 +81,14 @@ def test_features_are_averages_of_the_chosen_branch_before_or_after_quantization
         branch_features(tokenizer, images, "middle")
 
 
-def test_features_come_in_order_and_without_augmentation(tokenizer, splits: DataSplits):
+def test_features_are_in_order_and_without_augmentation(tokenizer, splits: DataSplits):
     few = ArrayImages(splits.test.images[:130], splits.test.labels[:130])
     features, labels = extract_features(tokenizer, few, "quantized", "extracting")
     assert torch.equal(labels, few.labels)
     torch.testing.assert_close(features[100:], branch_features(tokenizer, to_float(few.images[100:]), "quantized"))
 
 
-def test_a_probe_separates_what_is_separable_and_nothing_else():
+def test_a_probe_separates_only_what_is_separable():
     torch.manual_seed(0)
     labels = torch.randint(4, (4000,))
     centres = 3 * torch.randn(4, 16)

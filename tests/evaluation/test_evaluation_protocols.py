@@ -1,4 +1,4 @@
-"""Protocols: what is compared with what, and that every value says so."""
+"""Protocols: what is compared with what, and that every value carries its protocol."""
 
 from __future__ import annotations
 
@@ -10,58 +10,41 @@ import torch
 import torch_fidelity
 
 import leaderboard.record as record
-from imagefolder.config import GeneratorConfig, SamplingConfig, TokenizerConfig
+from imagefolder.config import SamplingConfig
 from imagefolder.data.images import DataSplits, to_float, to_uint8
-from imagefolder.evaluation.extractor import Extractor, proxy_extractor
-from imagefolder.evaluation.metrics import fidelity, psnr
-from imagefolder.evaluation.protocols import (
-    Measurement,
-    Protocol,
-    Result,
-    evaluate_generation,
-    evaluate_reconstruction,
-    real_floors,
-)
+from imagefolder.evaluation.extractor import Extractor
+from imagefolder.evaluation.fidelity import fidelity
+from imagefolder.evaluation.pairs import psnr
+from imagefolder.evaluation.protocols import evaluate_generation, evaluate_reconstruction, real_floors
+from imagefolder.evaluation.results import Measurement, Protocol, Result
+from imagefolder.evaluation.spaces import extractors_for
 from imagefolder.files import file_sha256
 from imagefolder.generator.model import Generator
-from imagefolder.tokenizer.model import Tokenizer
 from leaderboard.record import Metric
 
 SAMPLING = SamplingConfig(guidance=1.0, top_k=0, top_p=0.9, batch_size=25)
 
 
 @pytest.fixture(scope="module")
-def generator() -> Generator:
-    torch.manual_seed(0)
-    tokens = {"branches": 2, "scales": (1, 2), "codebook_size": 16, "code_dim": 4}
-    config = TokenizerConfig(
-        image_size=32, patch_size=8, backbone="vit_tiny_patch16_224", width=32, depth=1, heads=2, dropout_start=1,
-        **tokens,
-    )  # fmt: skip
-    tokenizer = Tokenizer(config)
-    return Generator(GeneratorConfig(depth=1, width=32, heads=2, num_classes=10, **tokens), tokenizer).eval()
+def with_floors(extractor: Path, few: DataSplits) -> list[Extractor]:
+    return extractors_for(extractor, real_floors(few, extractors_for(extractor)))
 
 
 @pytest.fixture(scope="module")
-def with_floors(extractor: Path, few: DataSplits) -> Extractor:
-    return proxy_extractor(extractor, real_floors(few, extractor))
-
-
-@pytest.fixture(scope="module")
-def reconstruction(generator: Generator, few: DataSplits, with_floors: Extractor) -> Result:
+def reconstruction(generator: Generator, few: DataSplits, with_floors: list[Extractor]) -> Result:
     return evaluate_reconstruction(generator.tokenizer, few, with_floors, "reconstructing")
 
 
 @pytest.fixture(scope="module")
-def generation(generator: Generator, few: DataSplits, with_floors: Extractor) -> Result:
-    return evaluate_generation(generator, few, SAMPLING, 60, 4, with_floors, "sampling")
+def generation(generator: Generator, few: DataSplits, with_floors: list[Extractor]) -> Result:
+    return evaluate_generation(generator, few, with_floors, sampling=SAMPLING, samples=60, seed=4, title="sampling")
 
 
 def by_name(result: Result) -> dict[str, Measurement]:
     return {m.protocol.name: m for m in result.measurements}
 
 
-def test_protocol_and_measurement_are_what_the_record_holds(reconstruction: Result, generation: Result) -> None:
+def test_protocol_and_measurement_have_the_fields_of_the_record(reconstruction: Result, generation: Result) -> None:
     assert {f.name for f in fields(Protocol)} == set(record.Protocol.model_fields)
     for measurement in reconstruction.measurements + generation.measurements:
         assert Metric.model_validate(asdict(measurement)).value == measurement.value
@@ -86,7 +69,7 @@ def test_proxy_values_carry_the_extractors_hash_and_the_evaluators_version(
     assert measured["proxy-gFID"].protocol.evaluator == f"torch-fidelity {torch_fidelity.__version__}"
 
 
-def test_every_value_says_how_many_images_it_is_about(reconstruction: Result, generation: Result) -> None:
+def test_every_value_carries_its_numbers_of_images(reconstruction: Result, generation: Result) -> None:
     assert {(m.protocol.reference, m.n_real, m.n_generated) for m in reconstruction.measurements} == {
         ("digits/test", 120, 120)
     }
@@ -97,7 +80,7 @@ def test_every_value_says_how_many_images_it_is_about(reconstruction: Result, ge
     }
 
 
-def test_floors_stand_beside_the_generation_metrics(generation: Result, few: DataSplits, proxy: Extractor) -> None:
+def test_generation_metrics_have_floors(generation: Result, few: DataSplits, proxy: Extractor) -> None:
     expected = fidelity(few.test.images, few.train.images, proxy, ("fid", "prc"))
     measured = by_name(generation)
     assert all(m.floor is not None for m in measured.values())
@@ -124,7 +107,7 @@ def test_reconstruction_compares_8_bit_test_images_with_their_originals(
 def test_generation_compares_class_balanced_samples_with_the_training_images(
     generation: Result, generator: Generator, few: DataSplits, proxy: Extractor
 ) -> None:
-    out = generator.sample(torch.arange(60) % 10, 1.0, 0, 0.9, seed=4)
+    out = generator.sample(torch.arange(60) % 10, guidance=1.0, top_k=0, top_p=0.9, seed=4)
     images = (255 * out.images).to(torch.uint8)
     assert (generation.picture.int() - images.int()).abs().max() <= 1
     fid = fidelity(images, few.train.images, proxy, ("fid",))["frechet_inception_distance"]
@@ -134,9 +117,10 @@ def test_generation_compares_class_balanced_samples_with_the_training_images(
 
 @pytest.mark.parametrize("batch_size", [60, 7])
 def test_generation_does_not_depend_on_the_batch_size(
-    generation: Result, generator: Generator, few: DataSplits, with_floors: Extractor, batch_size: int
+    generation: Result, generator: Generator, few: DataSplits, with_floors: list[Extractor], batch_size: int
 ) -> None:
-    other = evaluate_generation(generator, few, replace(SAMPLING, batch_size=batch_size), 60, 4, with_floors, "again")
+    sampling = replace(SAMPLING, batch_size=batch_size)
+    other = evaluate_generation(generator, few, with_floors, sampling=sampling, samples=60, seed=4, title="again")
     assert (other.picture.int() - generation.picture.int()).abs().max() <= 1
     for name, measurement in by_name(other).items():
         assert measurement.value == pytest.approx(by_name(generation)[name].value, rel=1e-3), name

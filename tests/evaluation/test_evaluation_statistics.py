@@ -1,4 +1,4 @@
-"""Streamed and sharded statistics give what torch-fidelity gives on the same features, held whole."""
+"""Streamed and sharded statistics give torch-fidelity's values on the same features in memory."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ from imagefolder import InputError
 from imagefolder.config import GeneratorConfig, SamplingConfig, TokenizerConfig
 from imagefolder.data.images import ArrayImages, DataSplits
 from imagefolder.evaluation import metrics
-from imagefolder.evaluation.extractor import Extractor, proxy_extractor
-from imagefolder.evaluation.metrics import fidelity, frechet, kernel_distance, precision_recall
+from imagefolder.evaluation.extractor import Extractor
+from imagefolder.evaluation.fidelity import fidelity
+from imagefolder.evaluation.metrics import frechet, kernel_distance, precision_recall
 from imagefolder.evaluation.perturbation import evaluate_perturbation
 from imagefolder.evaluation.protocols import evaluate_generation, evaluate_reconstruction, split_statistics
+from imagefolder.evaluation.proxy import proxy_extractor
 from imagefolder.evaluation.statistics import InceptionScore, Moments, Statistics
 from imagefolder.generator.model import Generator
 from imagefolder.tokenizer.model import Tokenizer
@@ -41,19 +43,32 @@ def features(number: int, seed: int, offset: float = 0.0, scale: float = 1.0) ->
     return offset + scale * (torch.randn(number, 48, generator=generator) @ mixing).relu()
 
 
+def merge(whole: Moments | InceptionScore | Statistics, part: Moments | InceptionScore | Statistics) -> None:
+    """Add what another object has seen, as the sums over processes do."""
+    if isinstance(whole, Moments) and part.count:
+        whole._join(part.count, part.mean, part.scatter)
+    elif isinstance(whole, InceptionScore):
+        whole.probabilities += part.probabilities
+        whole.negative_entropy += part.negative_entropy
+    elif isinstance(whole, Statistics):
+        for name in ("pooled", "spatial", "score"):
+            merge(getattr(whole, name), getattr(part, name))
+        whole._features += part._features
+
+
 def moments_of(parts: list[Tensor], batch: int) -> Moments:
-    """As processes do it: an object for each part, which sees it batch by batch; then merged."""
+    """As processes do it: one object per part, filled batch by batch, then merged."""
     whole = Moments(48, CPU)
     for part in parts:
         own = Moments(48, CPU)
         for piece in part.split(batch):
             own.add(piece)
-        whole.merge(own)
+        merge(whole, own)
     return whole
 
 
 @pytest.mark.parametrize("shards", [1, 3, 7])
-def test_fid_from_streamed_shards_is_torch_fidelitys_on_the_same_features(shards: int) -> None:
+def test_fid_from_streamed_shards_equals_torch_fidelitys(shards: int) -> None:
     first, second = features(1000, 0), 1.1 * features(800, 1)
     expected = fid_statistics_to_metric(
         fid_features_to_statistics(first), fid_features_to_statistics(second), verbose=False
@@ -63,7 +78,7 @@ def test_fid_from_streamed_shards_is_torch_fidelitys_on_the_same_features(shards
     assert frechet(*streamed) == pytest.approx(expected, rel=1e-6)
 
 
-def test_parts_of_any_size_even_empty_ones_merge_to_the_whole() -> None:
+def test_parts_of_any_size_even_empty_merge_to_the_whole() -> None:
     x = features(100, 0)
     whole = moments_of([x], 100).statistics()
     for sizes in ([0, 1, 99], [50, 0, 50], [1, 98, 1]):
@@ -83,7 +98,7 @@ def test_covariance_survives_a_mean_far_larger_than_the_spread() -> None:
 
 
 @pytest.mark.parametrize("number", [10, 103, 1000])
-def test_inception_score_is_torch_fidelitys_in_any_number_of_parts(number: int) -> None:
+def test_inception_score_equals_torch_fidelitys_in_any_number_of_parts(number: int) -> None:
     logits = 3 * torch.randn(number, 17, generator=torch.Generator().manual_seed(1))
     expected = isc_features_to_metric(logits)
     whole = InceptionScore(number, 17, CPU)
@@ -91,13 +106,13 @@ def test_inception_score_is_torch_fidelitys_in_any_number_of_parts(number: int) 
         part = InceptionScore(number, 17, CPU)
         for at in range(start, min(start + number // 3, number), 8):
             part.add(logits[at : min(at + 8, start + number // 3)], at)
-        whole.merge(part)
+        merge(whole, part)
     mean, spread = whole.value()
     assert mean == pytest.approx(expected["inception_score_mean"], rel=1e-10)
     assert spread == pytest.approx(expected["inception_score_std"], rel=1e-8)
 
 
-def test_precision_and_recall_are_torch_fidelitys_however_few_distances_are_held(
+def test_precision_and_recall_equal_torch_fidelitys_with_any_memory_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     generated, real = features(300, 0), 1.05 * features(250, 1)
@@ -108,7 +123,7 @@ def test_precision_and_recall_are_torch_fidelitys_however_few_distances_are_held
         assert precision_recall(generated, real) == (expected["precision"], expected["recall"])
 
 
-def test_precision_and_recall_hold_no_matrix_of_all_distances(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precision_and_recall_never_hold_all_distances(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = []
     real_cdist = torch.cdist
     monkeypatch.setattr(metrics, "DISTANCES", 30_000)
@@ -118,7 +133,7 @@ def test_precision_and_recall_hold_no_matrix_of_all_distances(monkeypatch: pytes
     assert max(columns for _, columns in shapes) <= 100
 
 
-def test_kid_is_torch_fidelitys_and_its_subsets_fit_few_images() -> None:
+def test_kid_equals_torch_fidelitys_with_subsets_that_fit_few_images() -> None:
     generated, real = features(300, 0), 1.1 * features(200, 1)
     expected = kid_features_to_metric(generated, real, kid_subset_size=200, verbose=False)
     mean, spread = kernel_distance(generated, real)
@@ -126,7 +141,7 @@ def test_kid_is_torch_fidelitys_and_its_subsets_fit_few_images() -> None:
     assert spread == expected["kernel_inception_distance_std"]
 
 
-def test_sharded_images_give_what_torch_fidelity_gives(two_sets: tuple[Tensor, Tensor], proxy: Extractor) -> None:
+def test_sharded_images_give_torch_fidelitys_values(two_sets: tuple[Tensor, Tensor], proxy: Extractor) -> None:
     generated, real = two_sets
     expected = fidelity(generated, real, proxy, ("fid", "isc", "prc"))
     sides = []
@@ -138,8 +153,8 @@ def test_sharded_images_give_what_torch_fidelity_gives(two_sets: tuple[Tensor, T
             parts.append(Statistics(proxy, n, part.start, keep=True))
             for batch in images[part.start : part.stop].split(32):
                 parts[-1].add(batch)
-        parts[0].merge(parts[1])
-        parts[0].merge(parts[2])
+        merge(parts[0], parts[1])
+        merge(parts[0], parts[2])
         sides.append(parts[0].over_processes())
     first, second = sides
     distance = frechet(first.pooled.statistics(), second.pooled.statistics())
@@ -148,11 +163,11 @@ def test_sharded_images_give_what_torch_fidelity_gives(two_sets: tuple[Tensor, T
     assert precision_recall(first.features, second.features) == (expected["precision"], expected["recall"])
 
 
-def test_missing_superfluous_and_too_few_images_are_errors(proxy: Extractor) -> None:
+def test_missing_surplus_and_too_few_images_are_errors(proxy: Extractor) -> None:
     images = torch.zeros(12, 3, 32, 32, dtype=torch.uint8)
     statistics = Statistics(proxy, 20)
     statistics.add(images)
-    with pytest.raises(InputError, match="12 images came where 20 were announced"):
+    with pytest.raises(InputError, match="12 images were measured, not the 20 expected"):
         statistics.over_processes()
     with pytest.raises(InputError, match="more images than the 20"):
         statistics.add(images)
@@ -162,7 +177,7 @@ def test_missing_superfluous_and_too_few_images_are_errors(proxy: Extractor) -> 
         proxy(images.float())
 
 
-def test_broken_weights_are_an_error_and_no_number() -> None:
+def test_broken_weights_give_an_error_instead_of_a_number() -> None:
     broken = Moments(2, CPU)
     broken.add(torch.tensor([[1.0, float("nan")], [0.0, 1.0]]))
     with pytest.raises(InputError, match="not finite"):
@@ -170,8 +185,8 @@ def test_broken_weights_are_an_error_and_no_number() -> None:
 
 
 def test_no_images_are_kept(splits: DataSplits, proxy: Extractor) -> None:
-    """What is left of a set is a few numbers per image, far fewer than its pixels."""
-    statistics = split_statistics(splits.test, proxy, "measuring")
+    """Only a few numbers per image remain, far fewer than its pixels."""
+    (statistics,) = split_statistics(splits.test, [proxy], "measuring")
     held = [statistics.features, statistics.classes, statistics.pooled.scatter, statistics.score.splits]
     per_image = sum(x.numel() * x.element_size() for x in held) / len(splits.test)
     assert per_image < splits.test.images[0].numel() / 3
@@ -189,13 +204,15 @@ def _everything(path: Path, train: ArrayImages, test: ArrayImages) -> dict[str, 
     shape = {"image_size": 32, "patch_size": 8, "backbone": "vit_tiny_patch16_224", "width": 32, "depth": 1, "heads": 2}
     tokenizer = Tokenizer(TokenizerConfig(dropout_start=1, **shape, **tokens)).eval()
     config = GeneratorConfig(depth=1, width=32, heads=2, num_classes=10, **tokens)
-    generator, extractor = Generator(config, tokenizer).eval(), proxy_extractor(path)
+    generator, extractors = Generator(config, tokenizer).eval(), [proxy_extractor(path)]
     splits = DataSplits("digits", train, test, [str(digit) for digit in range(10)], 32)
     sampling = SamplingConfig(guidance=1.0, top_k=0, top_p=0.9, batch_size=20)
-    reconstruction = evaluate_reconstruction(tokenizer, splits, extractor, "reconstructing")
-    generation = evaluate_generation(generator, splits, sampling, 130, 4, extractor, "sampling")
-    perturbation = evaluate_perturbation(tokenizer, splits, extractor, 0, "perturbing")
-    measured = [*reconstruction.measurements, *generation.measurements, perturbation]
+    reconstruction = evaluate_reconstruction(tokenizer, splits, extractors, "reconstructing")
+    generation = evaluate_generation(
+        generator, splits, extractors, sampling=sampling, samples=130, seed=4, title="sampling"
+    )
+    perturbation = evaluate_perturbation(tokenizer, splits, extractors, seed=0, title="perturbing")
+    measured = (reconstruction + generation + perturbation).measurements
     return {
         **{f"{m.protocol.name} {m.protocol.reference}": m.value for m in measured},
         **{f"used {row.branch} {row.position}": row.used for row in reconstruction.usage},
@@ -213,7 +230,9 @@ def _other_process(folder: Path, path: Path, train: ArrayImages, test: ArrayImag
 
 
 @pytest.mark.slow
-def test_two_processes_measure_as_one(tmp_path: Path, few: DataSplits, extractor: Path, proxy: Extractor) -> None:
+def test_two_processes_measure_the_same_as_one(
+    tmp_path: Path, few: DataSplits, extractor: Path, proxy: Extractor
+) -> None:
     """All protocols, in this process and another one; starting it takes seconds."""
     if not (dist.is_available() and dist.is_gloo_available()):
         pytest.skip("this torch has no Gloo")
@@ -242,11 +261,12 @@ def test_two_processes_measure_as_one(tmp_path: Path, few: DataSplits, extractor
                 assert together[name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
 
 
-def test_the_real_side_of_another_set_is_another(
+def test_statistics_depend_on_the_set_and_the_extractor(
     few: DataSplits, proxy: Extractor, extractor_at: Callable[[Path, int], Path], tmp_path: Path
 ) -> None:
     half = replace(few, train=ArrayImages(few.train.images[:100], few.train.labels[:100]))
-    whole, part = (split_statistics(s.train, proxy, "measuring").pooled.statistics() for s in (few, half))
+    whole, part = (split_statistics(s.train, [proxy], "measuring")[0].pooled.statistics() for s in (few, half))
     assert frechet(whole, part) > 1e-4
-    other = split_statistics(few.train, proxy_extractor(extractor_at(tmp_path / "x.safetensors", 5)), "measuring")
+    others = [proxy_extractor(extractor_at(tmp_path / "x.safetensors", 5))]
+    (other,) = split_statistics(few.train, others, "measuring")
     assert frechet(whole, other.pooled.statistics()) > 1e-3

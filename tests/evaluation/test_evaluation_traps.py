@@ -1,4 +1,4 @@
-"""Mistakes that give plausible wrong numbers: each has an effect, and the protocols cannot make it."""
+"""Mistakes that give plausible but wrong numbers: each has an effect, and the protocols do not make it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from torch import Tensor
 from torch_fidelity.metric_isc import isc_features_to_metric
 
 import imagefolder
-from imagefolder.data.folder import image_folder
+from imagefolder.data.folder import read_data
 from imagefolder.data.images import ArrayImages, DataSplits, samples_to_uint8, to_float, to_uint8
-from imagefolder.evaluation.extractor import Extractor, inception_extractor
-from imagefolder.evaluation.metrics import fidelity
+from imagefolder.evaluation.extractor import Extractor
+from imagefolder.evaluation.fidelity import fidelity
+from imagefolder.evaluation.inception import inception_extractor
 from imagefolder.evaluation.protocols import evaluate_files, evaluate_reconstruction
 from imagefolder.evaluation.results import Result
 from imagefolder.tokenizer.model import Tokenizer
@@ -37,10 +38,10 @@ def fid(images: Tensor, real: Tensor, proxy: Extractor) -> float:
     return fidelity(images, real, proxy, ("fid",))["frechet_inception_distance"]
 
 
-def test_rfid_does_not_know_the_training_images(tokenizer: Tokenizer, few: DataSplits, proxy: Extractor) -> None:
-    result = evaluate_reconstruction(tokenizer, few, proxy, "reconstructing")
+def test_rfid_does_not_depend_on_the_training_images(tokenizer: Tokenizer, few: DataSplits, proxy: Extractor) -> None:
+    result = evaluate_reconstruction(tokenizer, few, [proxy], "reconstructing")
     other = replace(few, train=ArrayImages(255 - few.train.images, few.train.labels))
-    again = evaluate_reconstruction(tokenizer, other, proxy, "reconstructing")
+    again = evaluate_reconstruction(tokenizer, other, [proxy], "reconstructing")
     assert values(again) == values(result)
     assert {m.protocol.reference for m in result.measurements} == {"digits/test"}
     images = to_uint8(tokenizer.reconstruct(to_float(few.test.images)))
@@ -50,7 +51,7 @@ def test_rfid_does_not_know_the_training_images(tokenizer: Tokenizer, few: DataS
 
 
 def test_originals_are_cropped_like_the_input(tmp_path: Path, tokenizer: Tokenizer, proxy: Extractor) -> None:
-    """A test split that would augment still has its centre crops on both sides."""
+    """With a test split that augments, both sides are still its centre crops."""
     random = np.random.default_rng(0)
     for split, name in ((s, n) for s in ("train", "val") for n in "ab"):
         folder = tmp_path / split / name
@@ -58,11 +59,11 @@ def test_originals_are_cropped_like_the_input(tmp_path: Path, tokenizer: Tokeniz
         for index in range(12):
             smooth = random.integers(0, 255, (5, 4, 3), np.uint8)
             Image.fromarray(smooth).resize((50, 60)).save(folder / f"{index}.png")
-    splits = image_folder(tmp_path, 32)
+    splits = read_data(tmp_path, 32)
     plain, _ = splits.test.plain().__getitems__([(0, i) for i in range(24)])
     augmented = splits.test.augmented("generator", 0)
     other, _ = augmented.__getitems__([(0, i) for i in range(24)])
-    result = evaluate_reconstruction(tokenizer, replace(splits, test=augmented), proxy, "reconstructing")
+    result = evaluate_reconstruction(tokenizer, replace(splits, test=augmented), [proxy], "reconstructing")
     assert torch.equal(result.picture[0::2], plain)
     assert not torch.equal(other, plain)
     images = to_uint8(tokenizer.reconstruct(to_float(plain)))
@@ -79,7 +80,7 @@ def test_class_sorted_samples_have_the_inception_score_of_shuffled_ones(
     np.savez(tmp_path / "turns.npz", arr_0=images.permute(0, 2, 3, 1).numpy())
     np.savez(tmp_path / "sorted.npz", arr_0=by_class.permute(0, 2, 3, 1).numpy())
     turns, ordered = (
-        values(evaluate_files(tmp_path / name, tmp_path / "turns.npz", proxy)[0])
+        values(evaluate_files(tmp_path / name, tmp_path / "turns.npz", [proxy])[0])
         for name in ("turns.npz", "sorted.npz")
     )
     assert ordered["proxy-IS"] == pytest.approx(turns["proxy-IS"], rel=0.1)
@@ -87,7 +88,9 @@ def test_class_sorted_samples_have_the_inception_score_of_shuffled_ones(
     assert naive < 0.5 * turns["proxy-IS"]
 
 
-def test_samples_are_truncated_as_published_and_rounding_would_show(splits: DataSplits, proxy: Extractor) -> None:
+def test_samples_are_truncated_as_published_and_rounding_would_change_the_values(
+    splits: DataSplits, proxy: Extractor
+) -> None:
     noise = torch.rand(200, 3, 32, 32, generator=torch.Generator().manual_seed(0)) / 255
     images = (splits.test.images[:200].float() / 255 + noise).clamp(0, 1)  # fractions, as samples have them
     truncated = samples_to_uint8(images)
@@ -108,7 +111,7 @@ def test_reconstructions_are_rounded_by_adding_a_half_and_truncating() -> None:
     assert torch.equal(to_uint8(to_float(grey)), grey)  # an 8-bit image survives the way there and back
 
 
-def test_inception_resizes_by_itself_and_another_filter_would_show(
+def test_inception_resizes_its_input_and_another_filter_would_change_the_values(
     random_inception: Path, accept: Callable[[Path], None], splits: DataSplits
 ) -> None:
     accept(random_inception)

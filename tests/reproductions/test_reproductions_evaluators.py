@@ -1,4 +1,4 @@
-"""The comparison of evaluators: what agrees, what does not, and by how much each mistake moves the numbers."""
+"""The comparison of evaluators: which agree, and how much each mistake moves the numbers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Variants = dict[str, dict[str, dict]]
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Output of the script on a few digits, with a proxy extractor trained for a moment."""
+    """Output of the script on a few digits, with a briefly trained proxy extractor."""
     whole = digits(32)
 
     def few(image_size: int = 32) -> DataSplits:
@@ -57,7 +57,7 @@ def values(group: dict[str, dict]) -> list[float]:
     return [row["value"] for row in group.values()]
 
 
-def test_everything_is_there_with_n_and_hashes(output: Path, rows: Variants) -> None:
+def test_the_document_is_complete_with_n_and_hashes(output: Path, rows: Variants) -> None:
     assert {group: len(variants) for group, variants in rows.items()} == {
         "program": 3, "resize filter": 3, "reference": 3, "format": 4, "IS splits": 4,
     }  # fmt: skip
@@ -81,7 +81,7 @@ def test_programs_agree_on_the_same_images(rows: Variants) -> None:
     assert others == pytest.approx([ours, ours], rel=1e-5)
 
 
-def test_resize_filters_do_not(rows: Variants) -> None:
+def test_resize_filters_disagree(rows: Variants) -> None:
     tensorflow, clean, pytorch = values(rows["resize filter"])
     assert abs(clean / tensorflow - 1) > 1e-3
     assert abs(pytorch / tensorflow - 1) > 1e-3
@@ -99,7 +99,7 @@ def test_lossy_files_and_rounding_change_the_number(rows: Variants) -> None:
     assert len({lossless, fine, coarse, rounded}) == 4
 
 
-def test_class_sorted_images_collapse_ordered_splits_alone(rows: Variants) -> None:
+def test_class_sorted_images_lower_the_score_of_ordered_splits(rows: Variants) -> None:
     ours, torch_fidelity, ordered, class_sorted = values(rows["IS splits"])
     assert torch_fidelity == pytest.approx(ours, rel=1e-9)
     assert ordered != ours
@@ -123,7 +123,7 @@ def write(folder: Path, images: Tensor) -> Path:
     return folder
 
 
-def test_images_of_ones_own(output: Path, tmp_path: Path) -> None:
+def test_your_own_images(output: Path, tmp_path: Path) -> None:
     images = digits(32).test.images
     samples, reference = write(tmp_path / "samples", images[:20]), write(tmp_path / "reference", images[20:45])
     extractor = output / "evaluators-extractor.safetensors"
@@ -142,14 +142,14 @@ def test_images_of_ones_own(output: Path, tmp_path: Path) -> None:
         compare(images=samples, reference=other, extractor=str(extractor), output=runs)
 
 
-def test_incomplete_options_are_refused(tmp_path: Path) -> None:
+def test_incomplete_options_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--images and --reference go together"):
         compare(images=tmp_path)
     with pytest.raises(InputError, match="choose with --extractor"):
         compare(images=tmp_path, reference=tmp_path)
 
 
-def test_the_transforms_do_what_they_say() -> None:
+def test_transforms() -> None:
     images = digits(32).test.images[:8]
     assert cropped(images).shape == images.shape
     moved = (cropped(images).int() - images.int()).abs().float().mean()
