@@ -1,7 +1,8 @@
-"""Floating-point operations really needed, by formula: matrix products, convolutions, attention; a multiply-add is two.
+"""Floating-point operations needed, by formula: matrix products, convolutions, attention; a multiply-add is two.
 
-Needed means: outputs nobody reads are not counted (the last layer of encoder and decoder at positions that are not
-used), and a sample counts its key-value cache. The formulas are held to torch's own counter in tests.
+Needed means that unused outputs are not counted (the last layer of encoder and decoder at positions that are not used),
+and that sampling uses the key-value cache. Searches for the nearest code count their elementwise operations where they
+are no products. Tests compare the formulas with torch's own counter.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Size, nn
+from torch import Size
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
@@ -19,17 +20,18 @@ from imagefolder.generator.model import Generator
 from imagefolder.generator.sequence import Block
 from imagefolder.generator.transformer import Transformer
 from imagefolder.tokenizer.model import Tokenizer
+from imagefolder.tokenizer.vit import ViT
 
 BACKWARD = 2  # a backward pass is two products where the forward pass is one
 
-# Names of operators that multiply matrices, without those that only sound so (lgamma, cummax, upsample_linear1d)
+# Names of operators that multiply matrices, without names that only look like it (lgamma, cummax, upsample_linear1d)
 _PRODUCT = re.compile(
     r"^(?!.*(?:gamma|cumm|hamming|dummy|convert|upsample))"
     r".*(?:mm|mv|dot|conv|attention|cdist|gemm|rnn|lstm|gru|einsum|linear)"
 )
 
 
-def vit_flops(vit: nn.Module, tokens: int, kept: int) -> float:
+def vit_flops(vit: ViT, tokens: int, kept: int) -> float:
     """Blocks of a timm vision transformer on `tokens` positions, of which `kept` are read at the end."""
     width, depth = vit.embed_dim, len(vit.blocks)
     hidden = vit.blocks[0].mlp.fc1.out_features
@@ -41,18 +43,18 @@ def vit_flops(vit: nn.Module, tokens: int, kept: int) -> float:
     return (depth - 1) * block(tokens) + block(kept)
 
 
-def features_flops(vit: nn.Module) -> float:
+def features_flops(vit: ViT) -> float:
     """Class feature of one image from a timm vision transformer."""
     grid, patch = vit.patch_embed.num_patches, vit.patch_embed.patch_size[0]
     return 2 * grid * 3 * patch**2 * vit.embed_dim + vit_flops(vit, vit.num_prefix_tokens + grid, 1)
 
 
 def counted_flops(run: Callable[[], object]) -> float:
-    """Operations of whatever `run` computes, by torch's counter.
+    """Operations that `run` computes, by torch's counter.
 
     Raises:
-        NotImplementedError: `run` multiplies matrices by an operator that this version of torch's counter has no
-            formula for, and would count as nothing.
+        NotImplementedError: `run` multiplies matrices with an operator for which this version of torch's counter has no
+            formula; it would count as zero.
     """
     counter = FlopCounterMode(display=False, custom_mapping=_formulas())
     with _KnownProducts(counter), counter, torch.no_grad():
@@ -71,7 +73,7 @@ def _attention_flops(query: Size, key: Size, value: Size, *_: Any, **__: Any) ->
 
 
 class _KnownProducts(TorchDispatchMode):
-    """Refuses matrix products that `counter` has no formula for; entered before it, so that it sees what it runs."""
+    """Refuses matrix products that `counter` has no formula for; entered before it, to see the operators it runs."""
 
     def __init__(self, counter: FlopCounterMode) -> None:
         super().__init__()
@@ -87,7 +89,7 @@ class _KnownProducts(TorchDispatchMode):
 
 
 def encode_flops(tokenizer: Tokenizer) -> float:
-    """Tokens of one image."""
+    """Encoding one image to tokens."""
     config, vit = tokenizer.config, tokenizer.encoder.vit
     width, grid = vit.embed_dim, (config.image_size // config.patch_size) ** 2
     latents = config.branches * config.latent_side**2
@@ -101,8 +103,8 @@ def encode_flops(tokenizer: Tokenizer) -> float:
 def search_flops(tokenizer: Tokenizer) -> float:
     """Quantizing one image's latents."""
     config = tokenizer.config
-    search = 2 * config.length * config.codebook_size * config.code_dim if config.quantizer == "vq" else 0.0
-    return config.branches * (search + _phi_flops(tokenizer, len(config.scales) - 1))
+    searches = sum(branch.codebook.search_flops for branch in tokenizer.quantizer.branches)
+    return config.length * searches + config.branches * _phi_flops(tokenizer, len(config.scales) - 1)
 
 
 def lookup_flops(tokenizer: Tokenizer) -> float:
@@ -111,12 +113,12 @@ def lookup_flops(tokenizer: Tokenizer) -> float:
 
 
 def decode_flops(tokenizer: Tokenizer) -> float:
-    """One image of its tokens."""
+    """Decoding one image from its tokens."""
     return lookup_flops(tokenizer) + pixels_flops(tokenizer)
 
 
 def pixels_flops(tokenizer: Tokenizer) -> float:
-    """One image of its quantized map."""
+    """Decoding one image from its quantized map."""
     config, vit = tokenizer.config, tokenizer.decoder.vit
     width, grid, latents = vit.embed_dim, (config.image_size // config.patch_size) ** 2, config.latent_side**2
     projection = 2 * latents * config.branches * config.code_dim * width
@@ -125,20 +127,19 @@ def pixels_flops(tokenizer: Tokenizer) -> float:
 
 
 def transformer_flops(transformer: Transformer) -> float:
-    """One pass over the sequence of one image and one class; attention as the mask allows it."""
-    config, blocks = transformer.config, transformer.sequence.blocks
-    width, length = config.width, transformer.sequence.length
+    """One pass over the sequence of one image and one class; attention only where the mask allows it."""
+    config, sequence, width = transformer.config, transformer.sequence, transformer.config.width
     hidden = int(width * config.mlp_ratio)
-    linear = config.depth * 2 * length * (4 * width**2 + 2 * width * hidden)
-    attention = config.depth * 4 * width * sum((block.stop - block.start) * block.stop for block in blocks)
-    head = sum(_head_flops(transformer, block) for block in blocks)
-    inputs = 2 * (length - transformer.first) * config.branches * config.code_dim * width
+    linear = config.depth * 2 * sequence.length * (4 * width**2 + 2 * width * hidden)
+    attention = config.depth * 4 * width * sequence.attended
+    head = sum(_head_flops(transformer, block) for block in sequence.blocks)
+    inputs = 2 * (sequence.length - transformer.first) * config.branches * config.code_dim * width
     condition = config.depth * 2 * width * 6 * width + 2 * width * 2 * width
     return linear + attention + head + inputs + condition
 
 
 def sample_flops(generator: Generator, guided: bool = True) -> float:
-    """One image: every position twice under guidance (logits once where guidance is zero), quantized maps, decoder."""
+    """Sampling one image: every position twice under guidance (logits once where it is zero), and the decoder."""
     transformer, tokenizer = generator.transformer, generator.tokenizer
     total = transformer_flops(transformer) + decode_flops(tokenizer)
     if guided:
@@ -151,7 +152,7 @@ def sample_flops(generator: Generator, guided: bool = True) -> float:
 
 def _head_flops(transformer: Transformer, block: Block) -> float:
     config = transformer.config
-    return 2 * (block.stop - block.start) * config.width * len(block.branches) * config.codebook_size
+    return 2 * block.size * config.width * len(block.branches) * config.codebook_size
 
 
 def _phi_flops(tokenizer: Tokenizer, scales: int) -> float:

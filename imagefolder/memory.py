@@ -1,4 +1,4 @@
-"""How many images fit: free memory of a device, and what sampling needs per image."""
+"""How many images fit in memory: the free memory of a device, and what sampling needs per image."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 
 from imagefolder.generator.model import Generator
 
-SHARE = 0.6  # of the free memory that a batch may take
+SHARE = 0.6  # of the free memory that a batch may use
 MOST = 256  # beyond, a larger batch is no faster
 
 
 def free_memory(device: torch.device | str) -> int:
-    """Bytes that can still be allocated: of the GPU, or of the machine or its control group, whichever is less."""
+    """Bytes that can still be allocated on the GPU, or in the machine or its control group, whichever is less."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -26,12 +26,13 @@ def free_memory(device: torch.device | str) -> int:
 
 
 def sample_bytes(generator: Generator, top_k: int = 750) -> int:
-    """Upper estimate of what one image takes while sampling with guidance: cache, logits, activations, decoder."""
+    """Upper estimate of the memory that one image needs while sampling with guidance: cache, logits, activations,
+    decoder."""
     config, sequence, decoder = generator.config, generator.transformer.sequence, generator.tokenizer.decoder.vit
     itemsize = generator.transformer.head.weight.element_size()
-    largest = max(block.stop - block.start for block in sequence.blocks)
+    largest = sequence.largest_block
     cache = 2 * 2 * config.depth * sequence.length * config.width * itemsize
-    # Both passes, their combination, and what top-k and top-p hold in float64
+    # Both passes, their combination, and the float64 tensors of top-k and top-p
     logits = largest * config.branches * (4 * config.codebook_size * 4 + 6 * 8 * (top_k or config.codebook_size))
     layer = 2 * largest * config.width * int(8 + 2 * config.mlp_ratio) * itemsize
     tokenizer = generator.tokenizer.config
@@ -42,6 +43,6 @@ def sample_bytes(generator: Generator, top_k: int = 750) -> int:
 
 
 def fitting_batch(generator: Generator, top_k: int = 750) -> int:
-    """Images to sample at a time in the memory there is: 1..256."""
+    """Batch size for sampling that fits in the free memory: 1..256."""
     free = free_memory(generator.transformer.head.weight.device)
     return max(1, min(MOST, int(SHARE * free / sample_bytes(generator, top_k))))

@@ -1,4 +1,4 @@
-"""The formulas of operations against torch's counter on the running models."""
+"""The formulas for operations against torch's counter on running models."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def generator_of(name: str) -> Generator:
 def test_sampling(name, guidance):
     generator = generator_of(name)
     needed = sample_flops(generator, guided=guidance > 0)
-    # State adds the map of every scale, the last one as well
+    # Sampling adds the map of every scale, including the last one
     assert counted_flops(lambda: generator.sample(torch.tensor([3]), guidance=guidance)) == pytest.approx(
         needed, rel=1e-9
     )
 
 
-def test_teacher_forcing_counts_the_masked_half_of_attention_which_is_not_needed():
+def test_teacher_forcing_also_computes_the_masked_part_of_attention():
     generator = generator_of("VAR-mini-MSVR3P2-256")
     transformer, config = generator.transformer, generator.config
     inputs = torch.zeros(1, 13, 32)
@@ -90,12 +90,12 @@ def test_attention_is_counted_on_every_version_of_torch():
     assert counted_flops(lambda: attention(q, k, v)) == 2 * 3 * 2 * 2 * 5 * 7 * 8
 
 
-def test_a_product_without_a_formula_is_an_error_and_not_zero():
+def test_a_product_without_a_formula_is_an_error():
     with pytest.raises(NotImplementedError, match=r"aten::mv"):
         counted_flops(lambda: torch.mv(torch.zeros(3, 3), torch.zeros(3)))
 
 
-def test_what_multiplies_no_matrices_counts_nothing():
+def test_operators_that_are_no_matrix_products_count_as_zero():
     image = torch.zeros(1, 1, 4, 4)
     resized = torch.nn.functional.interpolate
     assert counted_flops(lambda: torch.lgamma(resized(image, (8, 8), mode="bilinear")).cummax(0)) == 0

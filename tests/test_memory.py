@@ -1,4 +1,4 @@
-"""Free memory, and batches that fit into it."""
+"""Free memory, and batches that fit in it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def generator():
     return imagefolder.load_generator("VAR-mini-MSVR3P2-256", tokenizer=tokenizer)
 
 
-def test_free_memory_is_what_the_system_says():
+def test_free_memory_is_that_of_the_system():
     assert 0 < memory.free_memory("cpu") <= psutil.virtual_memory().total
 
 
@@ -44,19 +44,19 @@ print(peak_memory_mib() - before)
 """
 
 
-def test_the_estimate_covers_what_sampling_really_takes(generator):
-    # In a process of its own: memory that others have freed would be used again without being seen
+def test_the_estimate_covers_the_memory_that_sampling_uses(generator):
+    # In a separate process: here, sampling would reuse freed memory, which the measurement cannot see
     result = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, check=True, timeout=120)
     used, estimate = float(result.stdout), 256 * memory.sample_bytes(generator) / 2**20
-    assert 10 < used < estimate < 8 * used  # an upper estimate, but no fantasy
+    assert 10 < used < estimate < 8 * used  # an upper estimate, but not far off
 
 
-def test_peak_is_a_rate_a_machine_can_have():
+def test_the_peak_is_a_plausible_rate():
     peak = matmul_peak("cpu", torch.float32, seconds=0.05)
     assert 1e8 < peak < 1e15
 
 
-def test_automatic_dtype_is_one_of_the_two_and_wrong_ones_are_refused(generator):
+def test_the_automatic_dtype_is_supported_and_invalid_ones_are_refused(generator):
     assert fast_dtype("cpu") in (torch.float32, torch.bfloat16)
     tokenizer = imagefolder.load_tokenizer("mini-MSVR3P2-256", dtype="auto")
     assert tokenizer.quant_conv.weight.dtype == fast_dtype("cpu")

@@ -1,13 +1,13 @@
-"""Samples to disk, in bounded memory and so that an interrupted export goes on where it stopped.
+"""Export of samples to disk, in bounded memory; an interrupted export resumes where it stopped.
 
 A folder holds the samples of one run: `samples.json` (what made them), `labels.npy` (int64; num_classes: no class), and
-the images, 8-bit by truncation as published for samples:
+the images, 8-bit by truncation as for published samples:
 
     png   000000.png, 000001.png, ...: one lossless file per image
     npz   samples.npz: `arr_0` uint8 (N, H, W, 3) and `arr_1` int64 (N,) labels, the layout of ADM's evaluation suite
 
-Whatever is continued is verified first: images by the checksums in PNG, arrays by those in the JSON beside them. One
-export at a time works in a folder.
+Everything is verified before an export resumes: images by the checksums in PNG, arrays by those in the JSON next to
+them. Only one export at a time works in a folder.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ from imagefolder.progress import Phase
 
 FORMATS = ("png", "npz")
 SETTINGS, LABELS, NPZ = "samples.json", "labels.npy", "samples.npz"
-PART, PROGRESS = "samples.npy.part", "progress.json"  # of an unfinished npz
-NPZ_SHA256 = "samples_sha256"  # in the settings, once the npz is finished
+PART, PROGRESS = "samples.npy.part", "progress.json"  # while an npz is unfinished
+NPZ_SHA256 = "samples_sha256"  # added to the settings when the npz is finished
 
 
 def export_samples(
@@ -49,6 +50,7 @@ def export_samples(
     labels: Labels,
     output: str | Path,
     format: str = "png",
+    *,
     batch_size: int = 64,
     seed: int = 0,
     guidance: float = 3.25,
@@ -57,9 +59,9 @@ def export_samples(
     temperature: float | Sequence[float] = 1.0,
     joint: bool = False,
 ) -> Path:
-    """Generate one image per label into a folder; the same call continues an interrupted one.
+    """Generate one image per label into a folder; the same call resumes an interrupted export.
 
-    Images that are there are kept, damaged ones made again. An image depends on its own index, so it does not matter
+    Existing images are kept, damaged ones are made again. An image depends only on its own index, so it does not matter
     when it is made; with the same `batch_size` batches are the same too, and so is every bit. While another export
     works in the folder, this one waits.
 
@@ -67,7 +69,7 @@ def export_samples(
         generator: in evaluation mode, with its trained weights.
         labels: as for `Generator.sample`; image i has label i.
         output: folder, created if missing.
-        format: "png" or "npz" (which needs twice its size on the disk while it is finished).
+        format: "png" or "npz" (which needs twice its size on disk at the end).
         batch_size: images made at a time.
         seed, guidance, top_k, top_p, temperature, joint: as for `Generator.sample`.
 
@@ -76,14 +78,14 @@ def export_samples(
 
     Raises:
         InputError: a label or setting is out of range, the folder holds samples of other settings (naming what
-            differs), something there is damaged, or it cannot be written.
+            differs), a file in it is damaged, or it cannot be written.
     """
     if format not in FORMATS:
         raise InputError(f"format {format!r} is unknown; known: {', '.join(FORMATS)}")
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, not {batch_size}")
     known = generator.label_tensor(labels).cpu()
-    check_sampling(generator.config, guidance, top_k, top_p, temperature, joint)
+    check_sampling(generator.config, guidance=guidance, top_k=top_k, top_p=top_p, temperature=temperature, joint=joint)
     sampling = {
         "seed": check_seed(seed),
         "guidance": float(guidance),
@@ -92,7 +94,7 @@ def export_samples(
         "temperature": [float(t) for t in temperature] if isinstance(temperature, Sequence) else float(temperature),
         "joint": bool(joint),
     }
-    run = _Run(generator, known, Path(output), batch_size, sampling)
+    run = _Run(generator=generator, labels=known, output=Path(output), batch_size=batch_size, sampling=sampling)
     try:
         run.output.mkdir(parents=True, exist_ok=True)
         with building(run.output / f".{SETTINGS}.lock", str(output)):
@@ -100,7 +102,7 @@ def export_samples(
             return run.write_png() if format == "png" else run.write_npz()
     except OSError as error:
         raise InputError(
-            f"{output}: cannot be written ({error.strerror or error}); what is there is kept, the same call continues"
+            f"{output}: cannot be written ({error.strerror or error}); finished images stay, the same call continues"
         ) from error
 
 
@@ -113,18 +115,25 @@ def weights_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+@dataclass(kw_only=True)
 class _Run:
     """One export: the labels int64 (N,) on the CPU, and where and how their images are made."""
 
-    def __init__(
-        self, generator: Generator, labels: torch.Tensor, output: Path, batch_size: int, sampling: dict[str, Any]
-    ) -> None:
-        self.generator, self.labels, self.output = generator, labels, output
-        self.batch_size, self.sampling = batch_size, sampling
-        self.side = generator.tokenizer.config.image_size
+    generator: Generator
+    labels: torch.Tensor
+    output: Path
+    batch_size: int
+    sampling: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+    """what the folder's settings file holds"""
+
+    @property
+    def side(self) -> int:
+        """Of the images, in pixels."""
+        return self.generator.tokenizer.config.image_size
 
     def claim(self, format: str) -> None:
-        """Write what makes the samples, or compare with what made those that are there."""
+        """Write the settings of this export, or compare them with those of the samples in the folder."""
         settings = self._settings(format)
         path = self.output / SETTINGS
         there = path.exists()
@@ -140,14 +149,14 @@ class _Run:
                 )
             settings |= finished
         elif any(self.output.glob("*.png")) or (self.output / NPZ).exists():
-            raise InputError(f"{self.output}: holds images but no {SETTINGS} that says what made them; choose another")
+            raise InputError(f"{self.output}: holds images but no {SETTINGS}; choose another folder")
         self.settings = settings
         self._write_labels()
         if not there:
             write_json(path, settings)
 
     def write_png(self) -> Path:
-        """Every missing or damaged image as a file of its own."""
+        """Write each missing or damaged image to its own file."""
         names = [f"{index:06d}.png" for index in range(len(self.labels))]
         files = {path.name for path in self.output.glob("*.png")}
         there = {name for name in names if name in files and self._is_sample(self.output / name)}
@@ -156,7 +165,7 @@ class _Run:
         done = len(names) - len(missing)
         with Phase(self._title(), len(names), done) as phase:
             for start in starts:
-                # The whole batch, as it would be uninterrupted: arithmetic may round differently in another one
+                # The whole batch, as in an uninterrupted export: another batch may round differently
                 for index, image in enumerate(self._images(start), start):
                     if names[index] not in there:
                         _save_png(self.output / names[index], image)
@@ -165,10 +174,10 @@ class _Run:
         return self.output
 
     def write_npz(self) -> Path:
-        """All images into an array on disk, batch after batch, then stored as one npz.
+        """Write all images to an array on disk, batch by batch, then pack it as an npz.
 
-        The array is written, not memory-mapped: on a full disk a write is an error with a message, while storing to a
-        mapped page kills the process.
+        The array is not memory-mapped: on a full disk, a failed write raises an error, while storing to a mapped page
+        kills the process.
         """
         target, part, progress = (self.output / name for name in (NPZ, PART, PROGRESS))
         if target.exists():
@@ -179,7 +188,7 @@ class _Run:
             free = shutil.disk_usage(self.output).free + (part.stat().st_size if part.exists() else 0)
             if free < (needed := 2 * len(self.labels) * size):
                 raise InputError(f"{self.output}: needs {needed:,} bytes, and {free:,} are free on its disk")
-            done, checksum = self._continued(part, progress, len(header), size)
+            done, checksum = self._resumed(part, progress, len(header), size)
             with Phase(self._title(), len(self.labels), done) as phase, part.open("r+b" if done else "wb") as file:
                 file.write(header)
                 for start in range(done, len(self.labels), self.batch_size):
@@ -187,7 +196,7 @@ class _Run:
                     file.seek(len(header) + start * size)
                     file.write(images.tobytes())
                     file.flush()
-                    os.fsync(file.fileno())  # before the progress that speaks of it
+                    os.fsync(file.fileno())  # before the progress file counts it
                     count, checksum = start + len(images), zlib.crc32(images.tobytes(), checksum)
                     write_json(progress, {"done": count, "crc32": checksum})
                     phase.update(count)
@@ -199,8 +208,8 @@ class _Run:
         progress.unlink(missing_ok=True)
         return target
 
-    def _continued(self, part: Path, progress: Path, header: int, size: int) -> tuple[int, int]:
-        """How many images an unfinished array holds, and the CRC-32 of their bytes (`header` bytes before them)."""
+    def _resumed(self, part: Path, progress: Path, header: int, size: int) -> tuple[int, int]:
+        """How many images an unfinished array holds after its header, and the CRC-32 of their bytes."""
         if not (progress.exists() and part.exists()):
             return 0, 0
         remedy = f"; remove it and {part.name} to start again"
@@ -209,9 +218,9 @@ class _Run:
         stored = read_json(progress, remedy)
         done, crc32 = stored.get("done"), stored.get("crc32")
         if type(done) is not int or not 0 <= done <= len(self.labels):
-            raise DamagedFile(f"{progress}: says nothing of how many images there are{remedy}")
+            raise DamagedFile(f"{progress}: holds no valid number of finished images{remedy}")
         if part.stat().st_size < header + done * size:
-            raise DamagedFile(f"{part}: shorter than {progress.name} says; remove both to start again")
+            raise DamagedFile(f"{part}: shorter than {progress.name} claims; remove both to start again")
         found, left = 0, done * size
         with part.open("rb") as file:
             file.seek(header)
@@ -219,22 +228,22 @@ class _Run:
                 chunk = file.read(min(left, 2**20))
                 found, left = zlib.crc32(chunk, found), left - len(chunk)
         if crc32 is not None and found != crc32:
-            raise DamagedFile(f"{part}: holds other bytes than {progress.name} says; remove both to start again")
+            raise DamagedFile(f"{part}: does not match the checksum in {progress.name}; remove both to start again")
         return done, found
 
     def _verify(self, target: Path) -> None:
-        """`DamagedFile` if the finished npz is not what was written."""
+        """Raise `DamagedFile` if the finished npz is not what was written."""
         require_file(target, "samples")
-        sha256 = self.settings.get(NPZ_SHA256)  # None: interrupted before it was stored, or of an earlier version
+        sha256 = self.settings.get(NPZ_SHA256)  # None: interrupted before it was stored
         if not (_is_sound_zip(target) if sha256 is None else file_sha256(target) == sha256):
             raise DamagedFile(f"{target}: damaged, not what was written; remove it, and the same call makes it again")
 
     def _is_sample(self, path: Path) -> bool:
-        """Whether a file is a whole PNG of the right size: its checksums are verified, its pixels not decoded."""
+        """Whether a file is a complete PNG of the right size; verifies its checksums without decoding pixels."""
         try:
             require_file(path, "a sample")
             with warnings.catch_warnings(), Image.open(path, formats=["PNG"]) as image:
-                warnings.simplefilter("error")  # about sizes no sample has
+                warnings.simplefilter("error")  # about sizes that no sample has
                 fits = image.size == (self.side, self.side) and image.mode == "RGB"
                 image.verify()
         except Exception:  # damaged images make PIL raise almost anything
@@ -267,7 +276,7 @@ class _Run:
         return f"{self.generator.config.name}: {len(self.labels)} samples"
 
     def _write_labels(self) -> None:
-        """Labels are known, so a file that holds anything else is replaced."""
+        """Write the labels file unless it already holds exactly these."""
         path, content = self.output / LABELS, io.BytesIO()
         np.save(content, self.labels.numpy())
         same = path.is_file() and path.stat().st_size == len(content.getvalue())
@@ -275,7 +284,7 @@ class _Run:
             write_atomically(path, lambda temporary: temporary.write_bytes(content.getvalue()))
 
     def _pack(self, part: Path, path: Path) -> None:
-        """Store array and labels uncompressed, without the time of day: equal runs give equal files."""
+        """Store array and labels uncompressed and without timestamps, so that equal runs give equal files."""
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             with part.open("rb") as source, archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file:
                 shutil.copyfileobj(source, file, 2**20)
@@ -284,7 +293,7 @@ class _Run:
 
 
 def _npy_header(shape: tuple[int, ...]) -> bytes:
-    """First bytes of a `.npy` file of uint8."""
+    """Header of a `.npy` file of uint8."""
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return file.getvalue()
@@ -295,7 +304,7 @@ def _save_png(path: Path, image: np.ndarray) -> None:
 
 
 def _is_sound_zip(path: Path) -> bool:
-    """Whether all files of a zip have the content their checksums say."""
+    """Whether all files of a zip match their checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None

@@ -13,7 +13,6 @@ from imagefolder.checkpoints.hub import HubModel
 from imagefolder.config import TOKEN_FIELDS, GeneratorConfig
 from imagefolder.errors import InputError
 from imagefolder.generator.sampling import check_sampling, check_seed, draw, draw_joint, uniforms
-from imagefolder.generator.sequence import State
 from imagefolder.generator.transformer import Cache, Transformer
 from imagefolder.tokenizer.model import Tokenizer
 
@@ -28,9 +27,10 @@ class Samples:
     images: Tensor
 
 
-class Generator(nn.Module, HubModel):
+class Generator(HubModel):
     """Class labels to images. `tokenizer` is frozen and not part of the generator's weights."""
 
+    config: GeneratorConfig
     config_type = GeneratorConfig
 
     def __init__(self, config: GeneratorConfig, tokenizer: Tokenizer) -> None:
@@ -56,11 +56,11 @@ class Generator(nn.Module, HubModel):
             tokens: int64 (B, branches, L).
 
         Returns:
-            float32 (B, branches, L, codebook_size); logits of a token see only tokens of earlier blocks.
+            float32 (B, branches, L, codebook_size); logits of a token depend only on tokens of earlier blocks.
         """
         tokens = self.tokenizer.check_tokens(tokens)
         if labels.shape[:1] != tokens.shape[:1]:
-            raise InputError(f"{tuple(labels.shape)} labels do not belong to {len(tokens)} images' tokens")
+            raise InputError(f"{tuple(labels.shape)} labels do not fit the tokens of {len(tokens)} images")
         inputs = self.transformer.sequence.inputs(self.tokenizer.quantizer, tokens)
         return self.transformer(self._check_labels(labels), inputs.to(self.transformer.head.weight.dtype))
 
@@ -68,6 +68,7 @@ class Generator(nn.Module, HubModel):
     def sample(
         self,
         labels: Labels,
+        *,
         guidance: float = 3.25,
         top_k: int = 750,
         top_p: float = 0.95,
@@ -80,23 +81,23 @@ class Generator(nn.Module, HubModel):
         """Generate one image per label.
 
         Args:
-            labels: int64 (B,), or a list of ints; num_classes, in a list also None, stands for "no class" (there
-                guidance changes nothing).
-            guidance: classifier-free guidance reached at the last scale; 0: conditional logits alone.
-            top_k: tokens kept, 0 for all.
-            top_p: nucleus probability; 0 or 1 for all.
+            labels: int64 (B,), or a list of ints; num_classes, in a list also None, means "no class" (guidance then
+                changes nothing).
+            guidance: strength of classifier-free guidance at the last scale; 0: none.
+            top_k: number of tokens kept; 0: all.
+            top_p: nucleus probability; 0 or 1: all tokens are kept.
             seed: of the run, any integer.
-            indices: number of each image within the run (default 0..B-1). An image depends on (seed, its index, its
-                label) only, not on the batch it is made in.
-            temperature: the logits, after guidance, are divided by it; a sequence holds one value per scale.
+            indices: number of each image within the run (default 0..B-1). An image depends only on (seed, its index,
+                its label), not on the batch it is made in.
+            temperature: divides the logits after guidance; a sequence holds one value per scale.
             joint: draw the tokens of all branches of a position from the product of their distributions (see
-                `sampling.draw_joint`): other samples, distributed alike. One branch: the same as without.
-            batch_size: images made at a time (default: all at once). The outcome is the same; decoded images may differ
-                in the rounding of float32, as batches of different sizes do.
+                `sampling.draw_joint`): different samples of the same distribution. No effect with one branch.
+            batch_size: images made at a time (default: all at once). Tokens do not depend on it; images may differ by
+                float32 rounding.
 
         Raises:
-            InputError: labels or settings out of range; joint sampling of an unfolded model; logits or images that are
-                not finite.
+            InputError: labels or settings are out of range, joint sampling of an unfolded model, or logits or images
+                are not finite.
         """
         labels = self.label_tensor(labels)
         indices = list(range(len(labels))) if indices is None else list(indices)
@@ -104,18 +105,30 @@ class Generator(nn.Module, HubModel):
             raise InputError(f"{len(indices)} indices for {len(labels)} labels")
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size must be at least 1, not {batch_size}")
-        temperatures, seed = check_sampling(self.config, guidance, top_k, top_p, temperature, joint), check_seed(seed)
-        step = batch_size or len(labels)
-        parts = []
-        for at in range(0, len(labels), step):
-            part = slice(at, at + step)
-            parts.append(self._sample(labels[part], indices[part], guidance, top_k, top_p, seed, temperatures, joint))
+        temperatures = check_sampling(
+            self.config, guidance=guidance, top_k=top_k, top_p=top_p, temperature=temperature, joint=joint
+        )
+        seed, step = check_seed(seed), batch_size or len(labels)
+        parts = [
+            self._sample(
+                labels[at : at + step],
+                indices[at : at + step],
+                guidance=guidance,
+                top_k=top_k,
+                top_p=top_p,
+                seed=seed,
+                temperatures=temperatures,
+                joint=joint,
+            )
+            for at in range(0, len(labels), step)
+        ]
         return Samples(torch.cat([part.tokens for part in parts]), torch.cat([part.images for part in parts]))
 
     def _sample(
         self,
         labels: Tensor,
         indices: list[int],
+        *,
         guidance: float,
         top_k: int,
         top_p: float,
@@ -123,65 +136,70 @@ class Generator(nn.Module, HubModel):
         temperatures: list[float],
         joint: bool,
     ) -> Samples:
-        """One batch of `sample`, its arguments checked."""
+        """One batch of `sample`, after its arguments were checked."""
         transformer, config, batch = self.transformer, self.config, len(labels)
         sequence, quantizer = transformer.sequence, self.tokenizer.quantizer
         if guidance:
             labels = torch.cat([labels, torch.full_like(labels, config.num_classes)])
         embedding, layers, head = transformer.condition(labels)
-        head_dim = config.width // config.heads
-        cache = Cache(config.depth, len(labels), config.heads, sequence.length, head_dim, like=embedding)
+        cache = Cache(
+            layers=config.depth,
+            batch=len(labels),
+            heads=config.heads,
+            length=sequence.length,
+            head_dim=config.width // config.heads,
+            like=embedding,
+        )
         u = uniforms(seed, indices, config.branches, self.tokenizer.config.length).to(labels.device)
         tokens = torch.empty(u.shape, dtype=torch.int64, device=labels.device)
-        state = State(sequence, quantizer, batch)
-        finite = torch.ones((), dtype=torch.bool, device=labels.device)  # asked once, so that no block waits for it
+        maps = sequence.empty_maps(quantizer, batch)
+        finite = torch.ones((), dtype=torch.bool, device=labels.device)  # read once at the end: reading it syncs a GPU
         for i, block in enumerate(sequence.blocks):
             inputs = None
             if i > 0:
-                inputs = state.input(block).to(embedding.dtype).repeat(len(labels) // batch, 1, 1)
+                inputs = sequence.input(maps, block).to(embedding.dtype).repeat(len(labels) // batch, 1, 1)
             x = transformer.embed(inputs, embedding, block.start, block.stop)
             t = sequence.guidance(i, guidance)
-            wanted = None if t else batch  # without guidance nobody reads the unconditional logits
+            wanted = None if t else batch  # without guidance the unconditional logits are not used
             logits = transformer.run(x, layers, head, cache=cache, wanted=wanted, branches=block.branches)
             if t:
                 conditional, unconditional = logits.chunk(2)
                 logits = (1 + t) * conditional - t * unconditional
-            finite &= logits.amax(-1).isfinite().all()  # a token would be drawn from NaN as well
+            finite &= logits.amax(-1).isfinite().all()  # drawing from NaN would not fail
             if temperatures[block.scale] != 1:
                 # The largest logit becomes 0, so that a small temperature does not overflow
                 logits = (logits - logits.amax(-1, keepdim=True)) / temperatures[block.scale]
-            span = slice(block.first, block.last)
             if joint and config.branches > 1:
-                drawn = draw_joint(logits, u[:, 0, span], top_k, top_p).mT
+                drawn = draw_joint(logits, u[:, 0, block.tokens], top_k, top_p).mT
             else:
-                drawn = draw(logits.transpose(1, 2), u[:, block.branches, span], top_k, top_p)
-            tokens[:, block.branches, span] = drawn
-            state.add(block, drawn)
+                drawn = draw(logits.transpose(1, 2), u[:, block.branches, block.tokens], top_k, top_p)
+            tokens[:, block.branches, block.tokens] = drawn
+            sequence.add(maps, quantizer, block, drawn)
         if not finite:
             raise InputError(
-                f"{config.name}: its logits are not finite (guidance {guidance}); its weights are of no use"
+                f"{config.name}: its logits are not finite (guidance {guidance}); its weights cannot be used"
             )
-        pixels = self.tokenizer.pixels(state.map()).float()
+        pixels = self.tokenizer.pixels(torch.cat(maps, dim=1)).float()
         if not pixels.isfinite().all():
-            raise InputError(f"{self.tokenizer.config.name}: its images are not finite; its weights are of no use")
+            raise InputError(f"{self.tokenizer.config.name}: its images are not finite; its weights cannot be used")
         return Samples(tokens=tokens, images=(pixels.clamp(-1, 1) + 1) / 2)
 
     def label_tensor(self, labels: Labels) -> Tensor:
-        """Labels as `sample` takes them, at least one, as int64 (B,) in [0, num_classes] on the model's device."""
+        """Labels in any form that `sample` takes, at least one, as int64 (B,) on the model's device."""
         none = self.config.num_classes
         if not isinstance(labels, Tensor):
             for label in labels:
                 valid = isinstance(label, Integral) and not isinstance(label, bool) and 0 <= label <= none
                 if label is not None and not valid:
-                    raise InputError(f"labels must be integers in 0..{none} or None (both {none} and None: no class)")
+                    raise InputError(f"labels must be integers in 0..{none} or None ({none} and None: no class)")
             labels = torch.tensor([none if label is None else int(label) for label in labels], dtype=torch.int64)
         if labels.numel() == 0:
-            raise InputError("there are no labels to make images of")
+            raise InputError("there are no labels to generate images for")
         return self._check_labels(labels)
 
     def _check_labels(self, labels: Tensor) -> Tensor:
         if labels.dtype != torch.int64 or labels.ndim != 1:
             raise InputError(f"labels must be int64 of shape (B,), not {labels.dtype} {tuple(labels.shape)}")
         if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= self.config.num_classes:
-            raise InputError(f"labels must lie in 0..{self.config.num_classes} (the last one means no class)")
+            raise InputError(f"labels must lie in 0..{self.config.num_classes} ({self.config.num_classes}: no class)")
         return labels.to(self.transformer.head.weight.device)

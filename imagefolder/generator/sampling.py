@@ -13,22 +13,24 @@ from torch import Tensor
 
 from imagefolder.config import GeneratorConfig, SamplingConfig
 from imagefolder.errors import InputError
+from imagefolder.kinds import ORDERS
 from imagefolder.validation import shown
 
-TEMPERATURES = (1e-30, 1e30)  # what float32 can divide by
+TEMPERATURES = (1e-30, 1e30)  # float32 can divide by these
 SEED_BITS = 4096
 LARGEST_UNIFORM = 1 - 2**-53  # the largest float64 below 1
 
 
 def check_sampling(
     config: GeneratorConfig,
+    *,
     guidance: float,
     top_k: int,
     top_p: float,
     temperature: float | Sequence[float],
     joint: bool,
 ) -> list[float]:
-    """Temperature of every scale; `InputError` if a sampling setting is out of range or does not suit the model.
+    """Temperature of every scale; `InputError` if a sampling setting is out of range or does not fit the model.
 
     The ranges are those of `SamplingConfig`; a temperature lies in 1e-30..1e30.
     """
@@ -40,23 +42,23 @@ def check_sampling(
     lowest, highest = TEMPERATURES
     if not all(isinstance(t, Real) and not isinstance(t, bool) and lowest <= t <= highest for t in temperatures):
         raise InputError(f"temperature must be a number in {lowest}..{highest}, not {shown(temperature)}")
-    if joint and config.branches > 1 and config.order == "unfolded":
+    if joint and config.branches > 1 and not ORDERS[config.order].folded:
         raise InputError(
-            f"joint sampling needs all tokens of a position at once; {config.name} is unfolded, its branches are "
-            "predicted one from the other"
+            f"joint sampling needs all branches of a position at once; {config.name} is {config.order} and predicts "
+            "them one after the other"
         )
-    return temperatures
+    return [float(t) for t in temperatures]
 
 
 def check_seed(seed: Any) -> int:
-    """A seed, which is any integer of at most 4096 bits, of either sign; `InputError` for anything else."""
+    """A seed: any integer of at most 4096 bits, positive or negative; `InputError` for anything else."""
     if not isinstance(seed, Integral) or isinstance(seed, bool) or int(seed).bit_length() > SEED_BITS:
         raise InputError(f"a seed must be an integer of at most {SEED_BITS} bits, not {shown(seed)}")
     return int(seed)
 
 
 def image_seed(seed: int, index: int) -> int:
-    """Seed of one image, a function of the run's seed and the image's index alone (63 bits)."""
+    """Seed of one image, which depends only on the run's seed and the image's index (63 bits)."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{index}".encode()).digest()[:8], "big") >> 1
 
 
@@ -93,10 +95,10 @@ def draw(logits: Tensor, u: Tensor, top_k: int, top_p: float) -> Tensor:
 def draw_joint(logits: Tensor, u: Tensor, top_k: int, top_p: float) -> Tensor:
     """Sample the tokens of all branches of a position as one draw from the product of their distributions.
 
-    Each branch is cut by itself, as in `draw`. The product adds no dependence: pairs are distributed as with one draw
-    for each branch, and only the random numbers are used differently. The V x V pairs are never formed: sorted by the
-    first branch and then by the second, the pair at `u` has the first token at `u`, and its second one is at the
-    place of `u` within the probability of the first.
+    Top-k and top-p apply to each branch separately, as in `draw`. The product adds no dependence: pairs have the same
+    distribution as with one draw per branch, only the random numbers are used differently. The V x V pairs are never
+    formed: with pairs sorted by the first branch and then by the second, the pair at `u` has the first token at `u`,
+    and its second token is at the position of `u` within the probability of the first.
 
     Args:
         logits: float (..., branches, V).
@@ -119,7 +121,7 @@ def draw_joint(logits: Tensor, u: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 def _distribution(logits: Tensor, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
-    """The tokens kept, most likely first, and the sums of their probabilities up to each: int64, float64 (..., k)."""
+    """The tokens kept, most likely first, and their cumulative probabilities: int64, float64 (..., k)."""
     size = logits.shape[-1]
     values, tokens = logits.topk(min(top_k or size, size), dim=-1)  # sorted, so top-p needs no further sort
     probabilities = values.double().softmax(-1)
@@ -133,6 +135,6 @@ def _distribution(logits: Tensor, top_k: int, top_p: float) -> tuple[Tensor, Ten
 
 
 def _place(distribution: Tensor, u: Tensor) -> Tensor:
-    """Which of the tokens `u` (...) falls on: int64 (..., 1)."""
+    """Index of the token that `u` (...) falls on: int64 (..., 1)."""
     at = u.to(distribution)[..., None] * distribution[..., -1:]
     return torch.searchsorted(distribution, at, right=True).clamp(max=distribution.shape[-1] - 1)

@@ -1,15 +1,18 @@
-"""The order in which tokens are predicted, and what the transformer sees while doing so.
+"""The order in which tokens are predicted, and what the transformer sees while predicting them.
 
 A sequence is a list of blocks. All tokens of a block are predicted in one forward pass, each seeing its own and all
-earlier blocks. The input of a block is the quantized map built from everything predicted before it:
+earlier blocks. The input of a block comes from the quantized maps of everything predicted before it:
 
     folded    one block per scale, all branches in it: L positions, S passes
     unfolded  one block per scale and branch: P*L positions, P*S passes
     raster    one block per position of a single-scale map, all branches in it: L positions, L passes
+
+`imagefolder.kinds.ORDERS` names the class of each order.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -17,10 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from imagefolder.config import GeneratorConfig
+from imagefolder.kinds import ORDERS, imported
 from imagefolder.tokenizer.quantizers import ProductQuantizer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Block:
     """Positions `start:stop` of the sequence; they predict tokens `first:last` of every branch in `branches`."""
 
@@ -31,43 +35,88 @@ class Block:
     first: int
     last: int
 
+    @property
+    def size(self) -> int:
+        """Number of positions."""
+        return self.stop - self.start
 
-def build_blocks(config: GeneratorConfig) -> list[Block]:
-    """Blocks of a configuration in the order of prediction."""
-    blocks, start, first = [], 0, 0
-    every = tuple(range(config.branches))
-    for scale, side in enumerate(config.scales):
-        size = 1 if config.order == "raster" else side * side
-        for _ in range(side * side // size):
-            for branches in [(p,) for p in every] if config.order == "unfolded" else [every]:
-                blocks.append(Block(start, start + size, branches, scale, first, first + size))
-                start += size
-            first += size
-    return blocks
+    @property
+    def tokens(self) -> slice:
+        """Index of its tokens among the L of a branch."""
+        return slice(self.first, self.last)
 
 
-class Sequence:
-    """Blocks of one configuration with the derived tables: level per position, attention mask, logits layout."""
+class TokenSequence:
+    """Blocks of one configuration, with what follows from them: levels, attention mask, inputs, logits layout.
+
+    Maps are the quantized maps of the branches, each float32 (B, C, K, K), built from the tokens known so far.
+    Subclasses define `block_size`, `add` and `input`, and override whatever else differs.
+    """
 
     def __init__(self, config: GeneratorConfig) -> None:
         self.config = config
-        self.blocks = build_blocks(config)
+        self.folded = ORDERS[config.order].folded
+        self.blocks = self._build_blocks()
         self.length = self.blocks[-1].stop
-        self.raster = config.order == "raster"
-        # One level embedding per block of a next-scale sequence; raster positions differ by position alone.
-        self.levels = 1 if self.raster else len(self.blocks)
-        self.block_of_position = torch.tensor([i for i, b in enumerate(self.blocks) for _ in range(b.start, b.stop)])
-        self.level_of_position = torch.zeros_like(self.block_of_position) if self.raster else self.block_of_position
+        self.block_of_position = torch.tensor([i for i, b in enumerate(self.blocks) for _ in range(b.size)])
+        # One level embedding per block
+        self.levels, self.level_of_position = len(self.blocks), self.block_of_position
+
+    def _build_blocks(self) -> list[Block]:
+        blocks, start, first = [], 0, 0
+        every = tuple(range(self.config.branches))
+        for scale, side in enumerate(self.config.scales):
+            size = self.block_size(side)
+            for _ in range(side * side // size):
+                for branches in [every] if self.folded else [(p,) for p in every]:
+                    blocks.append(
+                        Block(
+                            start=start,
+                            stop=start + size,
+                            branches=branches,
+                            scale=scale,
+                            first=first,
+                            last=first + size,
+                        )
+                    )
+                    start += size
+                first += size
+        return blocks
+
+    def block_size(self, side: int) -> int:
+        """Number of tokens that one block predicts in a token map of this side."""
+        raise NotImplementedError
+
+    @property
+    def largest_block(self) -> int:
+        """Most positions that are computed in one pass while sampling."""
+        return max(block.size for block in self.blocks)
+
+    @property
+    def attended(self) -> int:
+        """Pairs of positions of which the first attends to the second."""
+        return sum(block.size * block.stop for block in self.blocks)
 
     def mask(self) -> Tensor:
         """bool (length, length): row may attend to column; a position sees its own and earlier blocks."""
         return self.block_of_position[:, None] >= self.block_of_position[None, :]
 
     def guidance(self, block: int, strength: float) -> float:
-        """Guidance of a block: grows linearly over scales from 0 to `strength`; constant in raster order."""
-        if self.raster:
-            return strength
+        """Guidance of a block: grows linearly over scales from 0 to `strength`."""
         return strength * self.blocks[block].scale / max(len(self.config.scales) - 1, 1)
+
+    def empty_maps(self, quantizer: ProductQuantizer, batch: int) -> list[Tensor]:
+        """Maps before any token is known."""
+        like, side = quantizer.branches[0].codebook.hits, quantizer.side  # float32, on the quantizer's device
+        return [like.new_zeros(batch, q.codebook.dim, side, side) for q in quantizer.branches]
+
+    def add(self, maps: list[Tensor], quantizer: ProductQuantizer, block: Block, tokens: Tensor) -> None:
+        """Replace the maps by those that include the tokens (B, branches of the block, size) of a block."""
+        raise NotImplementedError
+
+    def input(self, maps: list[Tensor], block: Block) -> Tensor:
+        """Input of a block other than the first, from the maps before it: float32 (B, size, P*C)."""
+        raise NotImplementedError
 
     def inputs(self, quantizer: ProductQuantizer, tokens: Tensor) -> Tensor:
         """Teacher-forcing inputs of all blocks but the first.
@@ -79,16 +128,16 @@ class Sequence:
         Returns:
             float32 (B, length - first block, P*C).
         """
-        state = State(self, quantizer, len(tokens))
-        parts = []
-        for i, block in enumerate(self.blocks[:-1]):
-            state.add(block, tokens[:, block.branches, block.first : block.last])
-            parts.append(state.input(self.blocks[i + 1]))
+        maps = self.empty_maps(quantizer, len(tokens))
+        parts = [torch.cat(maps, dim=1).flatten(2).mT[:, :0]]  # a sequence of one block has no inputs
+        for block, following in itertools.pairwise(self.blocks):
+            self.add(maps, quantizer, block, tokens[:, block.branches, block.tokens])
+            parts.append(self.input(maps, following))
         return torch.cat(parts, dim=1)
 
     def select_logits(self, logits: Tensor) -> Tensor:
         """Logits (B, length, P, V) of the sequence -> (B, P, L, V) of the tokens."""
-        if self.config.order != "unfolded":
+        if self.folded:
             return logits.transpose(1, 2)
         by_branch: list[list[Tensor]] = [[] for _ in range(self.config.branches)]
         for block in self.blocks:
@@ -97,39 +146,46 @@ class Sequence:
         return torch.stack([torch.cat(parts, dim=1) for parts in by_branch], dim=1)
 
 
-class State:
-    """The quantized maps (B, P, C, K, K) built from the tokens known so far."""
+class NextScale(TokenSequence):
+    """Scale after scale; within a scale all branches at once (folded) or one after the other."""
 
-    def __init__(self, sequence: Sequence, quantizer: ProductQuantizer, batch: int) -> None:
-        self.sequence = sequence
-        self.quantizer = quantizer
-        self.side = quantizer.scales[-1]
-        hits = quantizer.branches[0].codebook.hits  # float32, on the quantizer's device
-        self.f_hat = [hits.new_zeros(batch, q.codebook.dim, self.side, self.side) for q in quantizer.branches]
+    def block_size(self, side: int) -> int:
+        return side * side
 
-    def add(self, block: Block, tokens: Tensor) -> None:
-        """Add the tokens (B, branches of the block, size) of a block to the maps."""
+    def add(self, maps: list[Tensor], quantizer: ProductQuantizer, block: Block, tokens: Tensor) -> None:
         for row, p in enumerate(block.branches):
-            if self.sequence.raster:
-                codes = self.quantizer.branches[p].vectors(tokens[:, row])[:, 0]
-                # Out of place, since earlier inputs may still be views of the map
-                self.f_hat[p] = (
-                    self.f_hat[p]
-                    .flatten(2)
-                    .index_copy(2, torch.tensor([block.first], device=codes.device), codes[:, :, None])
-                    .view_as(self.f_hat[p])
-                )
-            else:
-                self.f_hat[p] = self.f_hat[p] + self.quantizer.contribution(p, block.scale, tokens[:, row])
+            maps[p] = maps[p] + quantizer.contribution(p, block.scale, tokens[:, row])
 
-    def input(self, block: Block) -> Tensor:
-        """Input of a block (not the first): float32 (B, size, P*C)."""
-        if self.sequence.raster:
-            return torch.cat([f.flatten(2)[:, :, block.first - 1] for f in self.f_hat], dim=-1)[:, None]
-        side = self.sequence.config.scales[block.scale]
-        f_hat = torch.cat(self.f_hat, dim=1)
-        return (f_hat if side == self.side else F.interpolate(f_hat, size=(side, side), mode="area")).flatten(2).mT
+    def input(self, maps: list[Tensor], block: Block) -> Tensor:
+        f_hat, side = torch.cat(maps, dim=1), self.config.scales[block.scale]
+        if side != f_hat.shape[-1]:
+            f_hat = F.interpolate(f_hat, size=(side, side), mode="area")
+        return f_hat.flatten(2).mT
 
-    def map(self) -> Tensor:
-        """All branches on channels: (B, P*C, K, K)."""
-        return torch.cat(self.f_hat, dim=1)
+
+class Raster(TokenSequence):
+    """Position after position of a single-scale map, under constant guidance; positions share one level."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__(config)
+        self.levels, self.level_of_position = 1, torch.zeros_like(self.block_of_position)
+
+    def block_size(self, side: int) -> int:
+        return 1
+
+    def guidance(self, block: int, strength: float) -> float:
+        return strength
+
+    def add(self, maps: list[Tensor], quantizer: ProductQuantizer, block: Block, tokens: Tensor) -> None:
+        for row, p in enumerate(block.branches):
+            codes, place = quantizer.vectors(p, tokens[:, row])[:, 0], tokens.new_tensor([block.first])
+            # Out of place, since earlier inputs may still be views of the map
+            maps[p] = maps[p].flatten(2).index_copy(2, place, codes[:, :, None]).view_as(maps[p])
+
+    def input(self, maps: list[Tensor], block: Block) -> Tensor:
+        return torch.cat([f_hat.flatten(2)[:, :, block.first - 1] for f_hat in maps], dim=-1)[:, None]
+
+
+def build_sequence(config: GeneratorConfig) -> TokenSequence:
+    """The sequence of a configuration."""
+    return imported(ORDERS[config.order].sequence)(config)

@@ -1,21 +1,23 @@
 """The block-causal transformer (docs/method.md, "The generator"): AdaLN blocks, cosine attention, one head chunk per
 branch.
 
-It knows positions, levels and a mask, not what the tokens mean: `sequence.py` decides what is fed in and predicted.
+It knows positions, levels and a mask, not what tokens mean: `sequence.py` decides what goes in and what is predicted.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
+from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from imagefolder.config import GeneratorConfig
-from imagefolder.generator.sequence import Sequence
+from imagefolder.generator.sequence import build_sequence
 
 MAX_LOG_SCALE = math.log(100)
 
@@ -76,10 +78,10 @@ class Layer(nn.Module):
 class Cache:
     """Keys and values of all layers, allocated once for the whole sequence."""
 
-    def __init__(self, layers: int, batch: int, heads: int, length: int, head_dim: int, like: Tensor) -> None:
+    def __init__(self, *, layers: int, batch: int, heads: int, length: int, head_dim: int, like: Tensor) -> None:
         self.keys = like.new_empty(layers, batch, heads, length, head_dim)
         self.values = torch.empty_like(self.keys)
-        self.filled = 0  # positions valid in every layer; advanced by the transformer after its last layer
+        self.filled = 0  # positions that every layer holds; the transformer advances it after its last layer
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store new keys and values (B, heads, n, d) of a layer; returns all so far."""
@@ -92,14 +94,18 @@ class Cache:
 class Transformer(nn.Module):
     """Class labels and block inputs to logits.
 
-    `condition` computes everything that depends on the class alone, once per batch; `run` processes a run of
-    positions, with all keys in sight (teacher forcing, `mask`) or with a cache (sampling).
+    `condition` computes everything that depends on the class alone, once per batch; `run` processes consecutive
+    positions, with all keys present (teacher forcing, `mask`) or with a cache (sampling).
     """
+
+    layers: Sequence[Layer]
+    mask: Tensor
+    level_of_position: Tensor
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.config = config
-        self.sequence = Sequence(config)
+        self.sequence = build_sequence(config)
         self.grad_checkpointing = False
         width, length = config.width, self.sequence.length
         self.first = self.sequence.blocks[0].stop
@@ -111,7 +117,7 @@ class Transformer(nn.Module):
         if config.token_dropout:
             self.empty_embed = nn.Parameter(torch.empty(1, 1, width))
         drop_paths = [config.drop_path * layer / max(config.depth - 1, 1) for layer in range(config.depth)]
-        self.layers = nn.ModuleList(Layer(config, drop_path) for drop_path in drop_paths)
+        self.layers = cast("Sequence[Layer]", nn.ModuleList(Layer(config, drop_path) for drop_path in drop_paths))
         self.head_ada = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, config.branches * config.codebook_size)
         self.register_buffer("mask", self.sequence.mask(), persistent=False)
@@ -123,7 +129,7 @@ class Transformer(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.trunc_normal_(module.weight, std=std)
-                if getattr(module, "bias", None) is not None:
+                if isinstance(module, nn.Linear) and module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.start_position, std=std)
         nn.init.trunc_normal_(self.position_embed, std=std)
@@ -134,10 +140,10 @@ class Transformer(nn.Module):
         width = self.config.width
         for layer in self.layers:
             layer.ada.weight.data.mul_(0.5)
-            # the gamma rows are scaled by this factor alone
+            # gamma_init is the whole factor on the gammas, not one on top of 0.5
             layer.ada.weight.data[: 2 * width].mul_(self.config.gamma_init / 0.5)
-            layer.attn.proj.weight.data.div_(math.sqrt(2 * self.config.depth))
-            layer.mlp[2].weight.data.div_(math.sqrt(2 * self.config.depth))
+            for last in (layer.attn.proj, layer.mlp[2]):
+                last.get_parameter("weight").data.div_(math.sqrt(2 * self.config.depth))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """While training, recompute the activations of the layers in the backward pass."""
@@ -172,6 +178,7 @@ class Transformer(nn.Module):
         x: Tensor,
         layers: list[Tensor],
         head: Tensor,
+        *,
         mask: Tensor | None = None,
         cache: Cache | None = None,
         wanted: int | None = None,
@@ -179,7 +186,13 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Embedded positions (B, n, D) to float32 logits (B, n, P, V).
 
-        `wanted`: of the first so many samples; `branches`: of these, neighbours in ascending order (None: all).
+        Args:
+            x: the embedded positions.
+            layers, head: modulations from `condition`.
+            mask: which positions each one attends to; None: all.
+            cache: of the earlier positions.
+            wanted: return logits of the first so many samples; None: of all.
+            branches: return logits of these, consecutive and ascending; None: of all.
         """
         recomputed = self.training and self.grad_checkpointing
         for i, layer in enumerate(self.layers):

@@ -1,11 +1,11 @@
-"""Discriminators, which give logits per patch: PatchGAN (ablation rows 1 to 6), heads on DINO (rows 7 and 8)."""
+"""Discriminators with logits per patch: PatchGAN (ablation rows 1 to 6), heads on DINO (rows 7 and 8)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,30 +16,31 @@ from imagefolder.config import LossConfig
 from imagefolder.data.order import pieces_per_process
 from imagefolder.distributed import mean_with_gradient, world_size
 from imagefolder.tokenizer.augment import DiffAugment
-from imagefolder.tokenizer.vit import with_positions
+from imagefolder.tokenizer.vit import ViT, with_positions
 from imagefolder.weights import DINO, pretrained
 
 READOUTS = 5
 VIRTUAL_BATCH = 8
 
 
-def build_discriminator(loss: LossConfig, features: nn.Module | None = None) -> nn.Module:
+def build_discriminator(loss: LossConfig, features: ViT | None = None) -> nn.Module:
     """PatchGAN, or heads on a frozen network ("dino"): `features`, or the published weights of DINO ViT-S/16."""
     if loss.discriminator == "patch":
         return PatchDiscriminator(loss.patch_width, loss.patch_layers)
     return DinoDiscriminator(dino() if features is None else features)
 
 
-def dino() -> nn.Module:
-    """DINO ViT-S/16 with its published weights; as released with the tanh form of GELU, and LayerNorm eps 1e-6."""
-    return pretrained(DINO, act_layer="gelu_tanh", norm_layer=partial(nn.LayerNorm, eps=1e-6))
+def dino() -> ViT:
+    """DINO ViT-S/16 with its published weights, as released: the tanh form of GELU, and LayerNorm eps 1e-6."""
+    return cast("ViT", pretrained(DINO, act_layer="gelu_tanh", norm_layer=partial(nn.LayerNorm, eps=1e-6)))
 
 
 def images_normalised_together(loss: LossConfig, batch_size: int, processes: int, micro_batch: int) -> float:
-    """How many images of a step a discriminator normalises together: all that differs between ways to carry it out.
+    """How many images of a step a discriminator normalises together: the only thing that depends on how the step is
+    executed.
 
-    PatchGAN's batch norms see a piece of all processes together; the heads on a frozen network take groups of a
-    process's piece, of about equal size and at most 8.
+    PatchGAN's batch norms see one piece of all processes; the heads on a frozen network split a process's piece into
+    groups of about equal size, at most 8.
 
     Args:
         micro_batch: as in `Execution`.
@@ -83,10 +84,15 @@ def _init(module: nn.Module) -> None:
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation by the statistics of all processes' samples, of which each process has equally many.
+    """Batch normalisation by the statistics of all processes' samples; each process must hold the same number.
 
-    torch's SyncBatchNorm does this on GPUs alone.
+    torch's SyncBatchNorm does this only on GPUs.
     """
+
+    momentum: float
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or world_size() == 1:
@@ -108,19 +114,22 @@ class DinoDiscriminator(nn.Module):
 
     The heads read patch tokens plus class token before the first block and after each quarter of the blocks (of twelve:
     after blocks 2, 5, 8 and 11). In training mode images are augmented, and half of the calls show a random crop at
-    full resolution instead of the whole image; each process draws for its own images, and normalises them in groups of
-    its own.
+    full resolution instead of the whole image; each process draws for its own images and normalises them in its own
+    groups.
     Only the heads are parameters and state of this module: the transformer moves with it to other devices and dtypes,
     but `train`, `requires_grad_`, `parameters` and `state_dict` do not reach it.
 
     Args:
         vit: timm DINO ViT-S/16 (224 px, no classifier) with its weights, or another vision transformer with a class
-            token; it is frozen and set to eval mode here. One of fewer than four blocks is read after each of them.
+            token; it is frozen and set to eval mode here. With fewer than four blocks, it is read after each of them.
     """
 
-    def __init__(self, vit: nn.Module) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, vit: ViT) -> None:
         super().__init__()
-        self._frozen = (vit.eval().requires_grad_(False),)  # in a tuple, where nn.Module does not register it
+        self._frozen = (vit.eval().requires_grad_(False),)  # a tuple hides it from nn.Module
         self.side, self.grid = vit.patch_embed.img_size[0], vit.patch_embed.grid_size[0]
         self.augment = DiffAugment()
         depth = len(vit.blocks)
@@ -131,7 +140,7 @@ class DinoDiscriminator(nn.Module):
             self.register_buffer(name, values[:, None, None], persistent=False)
 
     @property
-    def vit(self) -> nn.Module:
+    def vit(self) -> ViT:
         return self._frozen[0]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -154,9 +163,10 @@ class DinoDiscriminator(nn.Module):
         return features
 
     def _fit(self, images: Tensor) -> Tensor:
-        """The transformer's own size: in training a crop of larger images half of the time, else area interpolation."""
+        """Fit images to the transformer's size: in training, half of the time, larger ones by a random crop; otherwise
+        by area interpolation."""
         room = images.shape[-1] - self.side
-        if self.training and room > 0 and torch.rand(()) < 0.5:  # drawn on the CPU, where reading it costs no wait
+        if self.training and room > 0 and torch.rand(()) < 0.5:  # drawn on the CPU: no GPU sync
             top, left = torch.randint(room + 1, (2,)).tolist()
             return images[..., top : top + self.side, left : left + self.side]
         return F.interpolate(images, size=(self.side, self.side), mode="area") if room else images
@@ -188,7 +198,7 @@ class _Residual(nn.Module):
 
 
 class _Float32WeightConv1d(nn.Conv1d):
-    """Reading the weight runs the power iteration of `spectral_norm`, which autocast would run in half on CUDA."""
+    """Reads its weight outside autocast: reading it runs the power iteration of `spectral_norm`, on CUDA in half."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -199,7 +209,7 @@ class _Float32WeightConv1d(nn.Conv1d):
 class LocalBatchNorm(nn.Module):
     """Batch normalisation of (B, D, L) by the statistics of ceil(B / 8) nearly equal groups of consecutive samples.
 
-    Affine, without running statistics: eval mode normalises alike.
+    Affine, without running statistics: eval mode does the same.
     """
 
     def __init__(self, width: int, eps: float = 1e-5) -> None:

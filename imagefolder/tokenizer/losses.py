@@ -18,7 +18,7 @@ ADVERSARIAL_KINDS = ("hinge", "vanilla", "non-saturating")
 
 
 def semantic_loss(
-    projected: Tensor, pooled: Tensor, logit_scale: float = 1.0, normalise: bool = False, skip: int = 0
+    projected: Tensor, pooled: Tensor, *, logit_scale: float = 1.0, normalise: bool = False, skip: int = 0
 ) -> Tensor:
     """CLIP-style contrastive loss: symmetric cross-entropy over the samples of all processes.
 
@@ -26,13 +26,13 @@ def semantic_loss(
         projected: (B, C), teacher features through the tokenizer's own `quant_conv`; B is the same in all processes.
         pooled: (B, C), quantized map of the regularised branch averaged over space.
         normalise: compare directions only (binary models).
-        skip: the first so many samples of all processes' batch are left out; 0 is returned if none remains.
+        skip: number of samples at the start of the whole batch that are left out; the loss is 0 if none remains.
     """
     if normalise:
         projected, pooled = F.normalize(projected, dim=-1), F.normalize(pooled, dim=-1)
     projected, pooled = gather_with_gradient(projected)[skip:], gather_with_gradient(pooled)[skip:]
     if len(projected) == 0:
-        return 0 * (projected.sum() + pooled.sum())  # every process takes part in the backward pass all the same
+        return 0 * (projected.sum() + pooled.sum())  # every process must still take part in the backward pass
     logits = logit_scale * projected @ pooled.T
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
@@ -41,9 +41,9 @@ def semantic_loss(
 def gather_with_gradient(x: Tensor) -> Tensor:
     """The tensors of all processes, of one shape (B, ...), as (processes * B, ...) in the order of the whole batch.
 
-    That order is the one of `imagefolder.distributed`: sample after sample, one of each process in turn.
-    The gradient of every process's loss flows back to the process whose rows it concerns, as a sum: losses equal in
-    all processes, with gradients averaged over processes (DDP), train as one process on the whole batch would.
+    The order is that of `imagefolder.distributed`: one sample of each process in turn. The gradients of all processes'
+    losses are summed for each row and flow back to the process that holds it: losses that are equal in all processes,
+    with gradients averaged over processes (DDP), train like one process on the whole batch.
     """
     return _Gather.apply(x) if is_distributed() else x
 
@@ -57,7 +57,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone(memory_format=torch.contiguous_format)  # autograd's own is not ours to overwrite
+        total = gradient.clone(memory_format=torch.contiguous_format)  # autograd's tensor must not be overwritten
         dist.all_reduce(total)  # Gloo has no reduce-scatter
         return own_samples(total)
 
@@ -66,17 +66,15 @@ class Perceptual(nn.Module):
     """LPIPS with VGG16 on images in [-1, 1]: scalar mean over the batch.
 
     Raises:
-        InputError: the VGG16 weights are not found, or are another file than the published one.
+        InputError: the VGG16 weights are missing, or are not the published file.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        net = lpips.LPIPS(
-            net="vgg", pnet_rand=True, verbose=False
-        )  # linear heads ship with lpips, the backbone does not
+        net = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)  # lpips ships its linear heads, not the backbone
         backbone = torch.load(require(VGG16_FILE), map_location="cpu", weights_only=True)
         features = {name.removeprefix("features."): w for name, w in backbone.items() if name.startswith("features.")}
-        # lpips cuts VGG16's features into five slices that keep the layers' original numbers
+        # lpips cuts VGG16's features into five slices and keeps the layers' original numbers
         own = {name: features[name.split(".", 1)[1]] for name in net.net.state_dict()}
         net.net.load_state_dict(own)
         self.net = net.eval().requires_grad_(False)
@@ -89,7 +87,7 @@ def discriminator_loss(kind: str, real: Tensor, fake: Tensor) -> Tensor:
     """Loss of the discriminator on its logits of real and generated images.
 
     Args:
-        kind: "hinge", "vanilla" or "non-saturating"; the latter two differ on the generator's side only.
+        kind: "hinge", "vanilla" or "non-saturating"; the latter two differ only on the generator's side.
     """
     if _checked(kind) == "hinge":
         return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
@@ -117,8 +115,9 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
 
 def last_layer_gradients(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of both losses at the last decoder layer, in this process."""
-    gradients = (torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (reconstruction, adversarial))
-    return tuple(gradient.contiguous() for gradient in gradients)
+    ours = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)[0]
+    theirs = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0]
+    return ours.contiguous(), theirs.contiguous()
 
 
 def weight_of_gradients(reconstruction: Tensor, adversarial: Tensor) -> Tensor:
@@ -129,6 +128,9 @@ def weight_of_gradients(reconstruction: Tensor, adversarial: Tensor) -> Tensor:
 
 class LeCam(nn.Module):
     """LeCAM regularisation: keeps the discriminator's logits near the running means of the other side (EMA 0.999)."""
+
+    real: Tensor
+    fake: Tensor
 
     def __init__(self, decay: float = 0.999) -> None:
         super().__init__()
@@ -142,5 +144,5 @@ class LeCam(nn.Module):
         self.fake.lerp_(mean_over_processes(fake.detach().clone()), 1 - self.decay)
 
     def forward(self, real: Tensor, fake: Tensor) -> Tensor:
-        """The regularisation of logits, by the running means as they are."""
+        """The regularisation of logits by the current running means."""
         return F.relu(real - self.fake).square().mean() + F.relu(self.real - fake).square().mean()

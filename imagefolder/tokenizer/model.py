@@ -18,8 +18,8 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass
 class TrainingOutput:
-    """`images` (B, 3, H, W) not clamped, made by the decoder's last layer of `hidden` (B, grid * grid, D); `quantized`;
-    the two sides (B, C) of each contrastive loss, or None.
+    """`images` (B, 3, H, W), not clamped, which the decoder's last layer makes from `hidden` (B, grid * grid, D);
+    `quantized`; the two sides (B, C) of each contrastive loss, or None.
 
     A pair is (projected feature of the teacher, quantized map averaged over space).
     """
@@ -31,12 +31,13 @@ class TrainingOutput:
     detail: Pair | None = None
 
 
-class Tokenizer(nn.Module, HubModel):
+class Tokenizer(HubModel):
     """Images in [-1, 1] to (branches, L) tokens and back.
 
     `quant_conv` (D -> C) is shared by the branches and, when training, also projects the teachers' features.
     """
 
+    config: TokenizerConfig
     config_type = TokenizerConfig
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -70,12 +71,12 @@ class Tokenizer(nn.Module, HubModel):
         return self.decoder.images(self._hidden(z))
 
     def _hidden(self, z: Tensor) -> Tensor:
-        """Quantized map (B, P*C, K, K) -> what the decoder's last layer makes pixels of."""
+        """Quantized map (B, P*C, K, K) -> input of the decoder's last layer (B, grid * grid, D)."""
         return self.decoder(self.post_quant_conv(z.flatten(2).mT.to(self.post_quant_conv.weight.dtype)))
 
     @property
     def layers(self) -> list[nn.Module]:
-        """The transformer blocks of both sides, in which nearly all the work is done."""
+        """The transformer blocks of both sides, which do nearly all the work."""
         return [*self.encoder.vit.blocks, *self.decoder.vit.blocks]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -86,20 +87,21 @@ class Tokenizer(nn.Module, HubModel):
     def forward(
         self,
         images: Tensor,
+        *,
         semantic: Tensor | None = None,
         detail: Tensor | None = None,
         kept: Tensor | None = None,
         share: Tensor | None = None,
         perturbation: Perturbation | None = None,
     ) -> TrainingOutput:
-        """Training pass. It draws nothing but stochastic depth, and changes no buffer.
+        """Training pass. Its only randomness is stochastic depth, and it changes no buffer.
 
         Args:
             images: (B, 3, H, W) in [-1, 1].
             semantic: class features (B, D) of the teacher of the last branch, or of all branches.
             detail: patch features of the teacher of the first branch, averaged over space (B, D).
-            kept: int64 (B,), scales kept by every sample, as `quantizer.draw_kept` draws them; None: all.
-            share: (S,), the share of the step's samples that keep each scale, where these images are a part of them;
+            kept: int64 (B,), number of scales that each sample keeps, from `quantizer.draw_kept`; None: all.
+            share: (S,), the share of the step's samples that keep each scale, if these images are only some of them;
                 None: that of `kept`.
             perturbation: of the first images' codes, with u (P, 2, T, L); None: no code is perturbed.
         """
@@ -129,7 +131,7 @@ class Tokenizer(nn.Module, HubModel):
 
     @torch.no_grad()
     def neighbours(self, images: Tensor, number: int) -> Tensor:
-        """The codes nearest to what each token of images stands for, nearest first: the first is the token itself.
+        """The codes nearest to the vector that each token of images quantizes, nearest first: the token itself leads.
 
         Args:
             images: as for `encode`.

@@ -1,14 +1,16 @@
 """Quantizers: single-scale, multi-scale residual, and their product over branches (docs/method.md, "Quantizers").
 
-All work on maps (B, C, K, K) in float32 whatever the autocast, and share one interface: `forward` (training: the
+All work on maps (B, C, K, K) in float32 regardless of autocast, and share one interface: `forward` (training: the
 straight-through map, tokens, losses), `encode`, `decode`, `neighbours`, and `contribution`, the map that the tokens of
-one scale add.
+one scale add. What depends on the kind of codes is asked of `codes.Codes`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imagefolder.config import TokenizerConfig
+from imagefolder.kinds import QUANTIZERS
 from imagefolder.numerics import float32_only
 from imagefolder.tokenizer.codes import build_codes, entropy_of_probabilities
 
@@ -25,11 +28,11 @@ class Quantized:
     """Result of quantizing B samples in S scales.
 
     `z` (B, C, K, K) straight-through; `tokens` int64 (B, L); `counts` int64 (S, V), how often every code was chosen
-    before any perturbation; scalar losses. For binary codes, `sample_entropy` is the first part of the entropy loss,
-    and `bits` (S, C) are the probabilities of the bits averaged over the samples, from which `entropy_loss` takes the
-    second one; of several parts of a batch, the mean of either is that of the whole. `share` (S,) is the share of the
-    samples that keep each scale. A product of P branches has z (B, P*C, K, K), tokens (B, P, L), counts (P, S, V) and
-    bits (P, S, C).
+    before any perturbation; scalar losses. For codes with an entropy loss, `sample_entropy` is its first part, and
+    `bits` (S, C) holds the probabilities of the bits averaged over the samples, from which `entropy_loss` computes the
+    second; both average over parts of a batch to their value for the whole. `share` (S,) is the share of the samples
+    that keep each scale. A product of P branches has z (B, P*C, K, K), tokens (B, P, L), counts (P, S, V) and bits
+    (P, S, C).
     """
 
     z: Tensor
@@ -43,7 +46,7 @@ class Quantized:
 
     @property
     def entropy_loss(self) -> Tensor:
-        """Of these samples by themselves; zero for learned codes."""
+        """Of these samples alone; zero for codes without an entropy loss."""
         return self.sample_entropy - codebook_entropy(self.bits, self.share)
 
 
@@ -57,8 +60,9 @@ def codebook_entropy(bits: Tensor, share: Tensor) -> Tensor:
 class Perturbation:
     """Latent perturbation of the first T samples of a batch (docs/method.md, "Latent perturbation").
 
-    Each code is, with probability `alpha`, drawn anew from the `delta` codes nearest to what it stands for. `u` holds
-    uniform numbers in [0, 1), whether to draw and which one: (2, T, L), of P branches (P, 2, T, L).
+    Each code is, with probability `alpha`, replaced by one drawn from the `delta` codes nearest to the vector it
+    quantizes. `u` holds uniform numbers in [0, 1), which decide whether to draw and which code: (2, T, L), for P
+    branches (P, 2, T, L).
     """
 
     alpha: float
@@ -67,9 +71,10 @@ class Perturbation:
 
 
 class SingleScaleQuantizer(nn.Module):
-    """One map of codes: the nearest one of each position; where codes are compared by direction, both are normalised.
+    """One map of codes: the nearest one at each position; where directions are compared, input and codes are
+    normalised.
 
-    While training, some images may have their codes replaced by near ones (latent perturbation, RobustTok).
+    While training, some images may have their codes replaced by nearby ones (latent perturbation, RobustTok).
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -86,23 +91,23 @@ class SingleScaleQuantizer(nn.Module):
         perturbation: Perturbation | None = None,
     ) -> Quantized:
         """`kept` and `share` are ignored: there is no scale to drop. The losses are those of the nearest codes."""
-        f = self.codebook.on_sphere(f)
-        tokens = self.encode(f)
+        f = self.codebook.on_sphere(self.codebook.enter(f))
+        tokens = self.codebook.nearest(f)
         counts = _count(tokens, self.codebook.size)[None]
         z = self.contribution(0, tokens)
-        codebook_loss, commitment_loss = F.mse_loss(z, f.detach()), self.commitment * F.mse_loss(z.detach(), f)
+        codebook_loss, commitment_loss = self.codebook.matching_losses(f, z)
         sample_entropy, bits = self.codebook.entropies(f, 0)
-        touched = 0 if perturbation is None else perturbation.u.shape[-2]
-        if touched:
-            near = self.neighbours(f[:touched], perturbation.delta)
+        if perturbation is not None:
+            touched = perturbation.u.shape[-2]
+            near = self.codebook.neighbours(f[:touched], perturbation.delta)
             tokens = torch.cat([perturb(tokens[:touched], near, perturbation), tokens[touched:]])
             z = self.contribution(0, tokens)
         return Quantized(
-            z=f + (z - f).detach(),
+            z=self.codebook.straight_through(f, z),
             tokens=tokens,
             counts=counts,
             codebook_loss=codebook_loss,
-            commitment_loss=commitment_loss,
+            commitment_loss=self.commitment * commitment_loss,
             sample_entropy=sample_entropy,
             bits=bits[None],
             share=f.new_ones(1),
@@ -110,18 +115,18 @@ class SingleScaleQuantizer(nn.Module):
 
     def encode(self, f: Tensor) -> Tensor:
         """(B, C, K, K) -> int64 (B, K*K)."""
-        return self.codebook.nearest(f)
+        return self.codebook.nearest(self.codebook.enter(f))
 
     def neighbours(self, f: Tensor, number: int) -> Tensor:
         """The codes nearest to every position, nearest first: (B, C, K, K) -> int64 (B, K*K, number)."""
-        return self.codebook.neighbours(f, number)
+        return self.codebook.neighbours(self.codebook.enter(f), number)
 
     def contribution(self, scale: int, tokens: Tensor) -> Tensor:
         """Map of the tokens (B, K*K) of the only scale: (B, C, K, K)."""
         return self.vectors(tokens).mT.unflatten(-1, (self.side, self.side))
 
     def vectors(self, tokens: Tensor) -> Tensor:
-        """What tokens int64 (B, n) stand for: (B, n, C)."""
+        """Codes of tokens int64 (B, n): (B, n, C)."""
         return self.codebook.on_sphere(self.codebook.lookup(tokens, 0).mT).mT
 
     def decode(self, tokens: Tensor) -> Tensor:
@@ -143,8 +148,7 @@ class Phi(nn.Conv2d):
 class MultiScaleQuantizer(nn.Module):
     """Residual quantizer over growing token maps, one codebook for all scales.
 
-    Per scale: area-resize what is left, nearest codes by cosine, unnormalised codes resized back (bicubic), phi, add.
-    Binary spherical codes have the map normalised once, before the first scale.
+    Per scale: area-resize the residual, find the nearest codes, resize them back (bicubic), apply phi, add.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -152,16 +156,11 @@ class MultiScaleQuantizer(nn.Module):
         self.scales = config.scales
         self.side = config.latent_side
         self.commitment = config.commitment
-        self.binary = config.quantizer != "vq"
-        self.sum_commitment = config.commitment_over_scales == "sum" and not self.binary
+        self.sum_commitment = config.commitment_over_scales == "sum" and QUANTIZERS[config.quantizer].learned
         self.codebook = build_codes(config)
         number = config.shared_phi or len(self.scales)
         self.phis = nn.ModuleList(Phi(config.code_dim, config.phi_ratio) for _ in range(number))
         self.phi_of_scale = phi_of_scale(len(self.scales), config.shared_phi)
-
-    def start(self, f: Tensor) -> Tensor:
-        """What the residual loop begins with: (B, C, K, K) as it is, for binary spherical codes on the unit sphere."""
-        return self.codebook.on_sphere(f) if self.binary else f
 
     def down(self, f: Tensor, scale: int) -> Tensor:
         """Area-resize a map (B, C, K, K) to the side of `scale`; the last scale keeps it."""
@@ -187,13 +186,13 @@ class MultiScaleQuantizer(nn.Module):
 
         Args:
             f: (B, C, K, K).
-            kept: int64 (B,), number of scales that each sample uses (quantizer dropout); None: all.
-            share: (S,), the share of a step's samples that use each scale, where these are a part of them; None: that
-                of `kept`. A scale's losses are averaged over the samples that use it.
-            perturbation: not defined here.
+            kept: int64 (B,), number of scales that each sample keeps (quantizer dropout); None: all.
+            share: (S,), the share of the step's samples that keep each scale, if these are only some of them; None:
+                that of `kept`. A scale's losses are averaged over the samples that keep it.
+            perturbation: must be None.
         """
         assert perturbation is None, "latent perturbation needs a single-scale quantizer"
-        f = self.start(f)
+        f = self.codebook.enter(f)
         number = len(self.scales)
         use = None if kept is None else (kept > torch.arange(number, device=f.device)[:, None]).to(f.dtype)  # (S, B)
         if share is None:
@@ -203,18 +202,16 @@ class MultiScaleQuantizer(nn.Module):
         for scale in range(number):
             index = self.codebook.nearest(self.down(rest, scale))
             used = None if use is None else use[scale]
-            # Of what is left with the encoder attached to it, before this scale's contribution
+            # Of the residual before this scale's contribution, with a gradient to the encoder
             entropies = self.codebook.entropies(f - f_hat.detach(), scale, used, share[scale])
             h = self.contribution(scale, index)
             rest = rest - h.detach()
             f_hat = f_hat + (h if used is None else h * used[:, None, None, None])
-            codebook_loss = _masked_mse(f_hat, f.detach(), used, share[scale])
-            commitment_loss = _masked_mse(f_hat.detach(), f, used, share[scale])
-            terms.append((index, codebook_loss, commitment_loss, *entropies))
+            terms.append((index, *self.codebook.matching_losses(f, f_hat, used, share[scale]), *entropies))
         tokens, codebook_losses, commitment_losses, sample_entropies, bits = zip(*terms, strict=True)
         over_scales = torch.sum if self.sum_commitment else torch.mean
         return Quantized(
-            z=f + (f_hat - f).detach(),
+            z=self.codebook.straight_through(f, f_hat),
             tokens=torch.cat(tokens, dim=1),
             counts=torch.stack([_count(t, self.codebook.size) for t in tokens]),
             codebook_loss=torch.stack(codebook_losses).mean(),
@@ -226,7 +223,7 @@ class MultiScaleQuantizer(nn.Module):
 
     def encode(self, f: Tensor) -> Tensor:
         """(B, C, K, K) -> int64 (B, L), scales concatenated small to large."""
-        rest = self.start(f)
+        rest = self.codebook.enter(f)
         tokens = [self.codebook.nearest(self.down(rest, 0))]
         for scale in range(1, len(self.scales)):
             rest = rest - self.contribution(scale - 1, tokens[-1])
@@ -234,8 +231,8 @@ class MultiScaleQuantizer(nn.Module):
         return torch.cat(tokens, dim=1)
 
     def neighbours(self, f: Tensor, number: int) -> Tensor:
-        """The codes nearest to what every token stands for, nearest first: (B, C, K, K) -> int64 (B, L, number)."""
-        rest, near = self.start(f), []
+        """The codes nearest to the vector each token quantizes, nearest first: (B, C, K, K) -> int64 (B, L, number)."""
+        rest, near = self.codebook.enter(f), []
         for scale in range(len(self.scales)):
             z = self.down(rest, scale)
             near.append(self.codebook.neighbours(z, number))
@@ -254,23 +251,31 @@ class MultiScaleQuantizer(nn.Module):
 class ProductQuantizer(nn.Module):
     """Independent quantizers, one per branch, on maps (B, P, C, K, K); outputs are concatenated on channels."""
 
+    branches: Sequence[SingleScaleQuantizer | MultiScaleQuantizer]
+
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         kind = MultiScaleQuantizer if len(config.scales) > 1 else SingleScaleQuantizer
-        self.branches = nn.ModuleList(kind(config) for _ in range(config.branches))
-        self.scales = config.scales
+        modules = nn.ModuleList(kind(config) for _ in range(config.branches))
+        self.branches = cast("Sequence[SingleScaleQuantizer | MultiScaleQuantizer]", modules)
+        self.scales, self.side = config.scales, config.latent_side
         self.length = config.length
         self.dropout = config.quantizer_dropout
         self.dropout_start = config.dropout_start
 
+    @property
+    def has_entropy(self) -> bool:
+        """Whether the codes have an entropy loss."""
+        return self.branches[0].codebook.has_entropy
+
     def touched(self, batch: int) -> int:
-        """How many samples of a batch quantizer dropout touches: its first ones."""
+        """How many samples of a batch quantizer dropout touches: the first ones."""
         return floor_of_share(self.dropout, batch)
 
     def draw_kept(self, batch: int, generator: torch.Generator | None = None) -> Tensor | None:
-        """Quantizer dropout: scales kept by every sample of a whole batch, int64 (B,); None: all scales by all.
+        """Quantizer dropout: number of scales that each sample of a whole batch keeps, int64 (B,); None: all of them.
 
-        `generator`: on the CPU, as the draws are.
+        `generator`: a CPU generator; the draws are made on the CPU.
         """
         touched = self.touched(batch)
         if touched == 0 or len(self.scales) == 1:
@@ -280,7 +285,7 @@ class ProductQuantizer(nn.Module):
         return kept
 
     def share_kept(self, kept: Tensor) -> Tensor:
-        """Share of the samples that use each scale: int64 (B,) -> float32 (S,)."""
+        """Share of the samples that keep each scale: int64 (B,) -> float32 (S,)."""
         return (kept > torch.arange(len(self.scales), device=kept.device)[:, None]).float().mean(1)
 
     def forward(
@@ -290,7 +295,7 @@ class ProductQuantizer(nn.Module):
         share: Tensor | None = None,
         perturbation: Perturbation | None = None,
     ) -> Quantized:
-        """Losses are averaged over branches; arguments as of `MultiScaleQuantizer.forward`, the same for all."""
+        """Losses are averaged over branches; all branches get the same arguments, see `MultiScaleQuantizer.forward`."""
         with float32_only(f.device):
             results = [
                 quantizer(f[:, p].float(), kept, share, perturbation and replace(perturbation, u=perturbation.u[p]))
@@ -331,6 +336,12 @@ class ProductQuantizer(nn.Module):
         with float32_only(tokens.device):
             return self.branches[branch].contribution(scale, tokens)
 
+    def vectors(self, branch: int, tokens: Tensor) -> Tensor:
+        """Codes of the tokens (B, n) of a single-scale branch: (B, n, C)."""
+        quantizer = self.branches[branch]
+        assert isinstance(quantizer, SingleScaleQuantizer), "codes of several scales are summed as maps"
+        return quantizer.vectors(tokens)
+
     def decode(self, tokens: Tensor) -> Tensor:
         """int64 (B, P, L) -> (B, P*C, K, K)."""
         with float32_only(tokens.device):
@@ -338,7 +349,7 @@ class ProductQuantizer(nn.Module):
 
 
 def floor_of_share(share: float, number: int) -> int:
-    """The whole part of a share of a number, where 0.7 of 90 is 63 although it is less in floating point."""
+    """The whole part of a share of a number; 0.7 of 90 is 63, although floating point makes it slightly less."""
     return int(share * number + 1e-6)
 
 
@@ -353,7 +364,7 @@ def phi_of_scale(scales: int, shared: int) -> list[int]:
 
 
 def perturb(tokens: Tensor, near: Tensor, perturbation: Perturbation) -> Tensor:
-    """Draw a share of codes anew from those nearest to what they stand for.
+    """Replace a share of codes by ones drawn from those nearest to the vectors they quantize.
 
     Args:
         tokens: int64 (B, L).
@@ -374,10 +385,3 @@ def usage_and_perplexity(tokens: Tensor, codebook_size: int) -> tuple[float, flo
 
 def _count(tokens: Tensor, size: int) -> Tensor:
     return torch.bincount(tokens.flatten(), minlength=size)
-
-
-def _masked_mse(a: Tensor, b: Tensor, use: Tensor | None, share: Tensor) -> Tensor:
-    """Mean squared error over the samples with use = 1, of which a step's batch has this share."""
-    if use is None:
-        return F.mse_loss(a, b)
-    return ((a - b).square().mean((1, 2, 3)) * use).mean() / share

@@ -1,29 +1,32 @@
-"""Frozen networks with published weights: the teachers of the contrastive losses, and how such weights are found."""
+"""The frozen teachers of the contrastive losses."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imagefolder.config import TokenizerConfig
-from imagefolder.tokenizer.vit import build_vit
+from imagefolder.tokenizer.vit import ViT, build_vit
 from imagefolder.weights import pretrained
 
 
 class Teacher(nn.Module):
     """A timm vision transformer: (B, 3, H, W) in [-1, 1] -> feature (B, D).
 
-    Images are normalised as its weights were trained with, and resized (bicubic) to its own size where that differs.
+    Images are normalised as in its pretraining, and resized (bicubic) if its own size differs.
 
     Args:
         read: "class", its class feature (semantic regularisation); "patches", the mean of its patch features after the
             final norm (detail guidance).
     """
 
-    def __init__(self, vit: nn.Module, read: Literal["class", "patches"] = "class") -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, vit: ViT, read: Literal["class", "patches"] = "class") -> None:
         super().__init__()
         self.vit, self.read = vit, read
         self.side = vit.patch_embed.img_size[0]
@@ -41,10 +44,10 @@ class Teacher(nn.Module):
 
 
 def blank_teacher(config: TokenizerConfig) -> Teacher:
-    """A teacher of the tokenizer's shape, to be trained or loaded."""
+    """A teacher of the tokenizer's shape, to be trained or loaded with weights."""
     return Teacher(build_vit(config))
 
 
-def pretrained_vit(config: TokenizerConfig) -> nn.Module:
+def pretrained_vit(config: TokenizerConfig) -> ViT:
     """The tokenizer's backbone with its published weights, resampled to its image and patch size."""
-    return pretrained(config.backbone, img_size=config.image_size, patch_size=config.patch_size)
+    return cast("ViT", pretrained(config.backbone, img_size=config.image_size, patch_size=config.patch_size))

@@ -1,21 +1,24 @@
 """Encoder and decoder: timm vision transformers with latent tokens (docs/method.md, "The tokenizer").
 
-Unusual about them: the latents get the backbone's own position table resampled to their grid, so that latent (i, j) of
-every branch is aligned with the image; a learned level embedding tells image and latent tokens apart; the decoder's
+Unlike a plain ViT, the latents get the backbone's own position table resampled to their grid, so that latent (i, j) of
+every branch is aligned with the image; a learned level embedding tells image and latent tokens apart; and the decoder's
 sequence holds a second class token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any, cast
 
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import PatchEmbed, resample_abs_pos_embed
+from timm.layers.attention import Attention
+from timm.layers.patch_embed import PatchEmbed
+from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models import is_model_in_modules
-from timm.models.vision_transformer import Attention, Block, VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -24,18 +27,29 @@ from imagefolder.errors import InputError, reason
 from imagefolder.numerics import without_tf32
 
 VIT_MODULES = ("vision_transformer", "deit")  # of timm; their transformers have the parts used here
-TOKEN_STD = 1e-6  # of the learned latent and mask tokens at the start
+TOKEN_STD = 1e-6  # initial standard deviation of the learned latent and mask tokens
 
 
-def build_vit(config: TokenizerConfig) -> nn.Module:
+class ViT(VisionTransformer):
+    """The parts used here of a timm vision transformer, with the types that timm leaves open; for annotations only."""
+
+    embed_dim: int
+    num_prefix_tokens: int
+    pos_embed: Tensor
+    patch_embed: Any
+    blocks: Sequence[Any]
+    pretrained_cfg: dict[str, Any]
+
+
+def build_vit(config: TokenizerConfig) -> ViT:
     """The timm backbone of a configuration, freshly initialised, without classifier head.
 
     Raises:
-        InputError: timm has no such vision transformer, it lacks the parts used here, or not in this shape.
+        InputError: timm has no such vision transformer, cannot build it in this shape, or it lacks the parts used here.
     """
     if not is_model_in_modules(config.backbone, VIT_MODULES):
-        raise InputError(f"backbone {config.backbone!r} is no plain vision transformer of timm")
-    shape = {"embed_dim": config.width, "depth": config.depth, "num_heads": config.heads}
+        raise InputError(f"backbone {config.backbone!r} is not a plain vision transformer of timm")
+    shape: dict[str, Any] = {"embed_dim": config.width, "depth": config.depth, "num_heads": config.heads}
     try:
         vit = timm.create_model(
             config.backbone,
@@ -57,19 +71,19 @@ def build_vit(config: TokenizerConfig) -> nn.Module:
     )
     if not sound:
         raise InputError(
-            f"backbone {config.backbone!r} is no vision transformer of patches in a sequence with positions"
+            f"backbone {config.backbone!r} is not a vision transformer on a sequence of patches with positions"
         )
-    return vit
+    return cast("ViT", vit)
 
 
-def with_positions(vit: nn.Module, tokens: Tensor, side: int) -> Tensor:
+def with_positions(vit: ViT, tokens: Tensor, side: int) -> Tensor:
     """Prefix tokens (class, registers) and positions of `vit` for a square map.
 
     Args:
         tokens: (B, side*side, D).
 
     Returns:
-        (B, prefix + side*side, D); the position table is resampled (bicubic, antialias) where `side` differs from the
+        (B, prefix + side*side, D); the position table is resampled (bicubic, antialias) if `side` differs from the
         backbone's own grid.
     """
     prefix = [t.expand(len(tokens), -1, -1) for t in (vit.cls_token, vit.reg_token) if t is not None]
@@ -80,11 +94,11 @@ def with_positions(vit: nn.Module, tokens: Tensor, side: int) -> Tensor:
     return torch.cat([*prefix, tokens], dim=1) + positions
 
 
-def run_blocks(vit: nn.Module, x: Tensor, kept: slice) -> Tensor:
-    """Blocks and final norm of a timm vision transformer, read at the positions `kept` alone.
+def run_blocks(vit: ViT, x: Tensor, kept: slice) -> Tensor:
+    """Blocks and final norm of a timm vision transformer, at the positions `kept` only.
 
     The last block computes queries, projection and MLP for these positions only; keys and values come from all.
-    While training, `vit.grad_checkpointing` has every block recomputed in the backward pass.
+    While training, `vit.grad_checkpointing` makes the backward pass recompute every block.
     """
     recomputed = vit.training and vit.grad_checkpointing
 
@@ -99,7 +113,7 @@ def run_blocks(vit: nn.Module, x: Tensor, kept: slice) -> Tensor:
 
 def _last_block(block: nn.Module, x: Tensor, kept: slice) -> Tensor:
     if type(block) is not Block or type(block.attn) is not Attention or getattr(block.attn, "gate", None) is not None:
-        # another kind of block: all of it
+        # Other kinds of blocks are run as a whole
         return block(x)[:, kept]
     x, h = x[:, kept], block.norm1(x)
     x = x + block.drop_path1(block.ls1(_attend(block.attn, h, kept)))
@@ -136,7 +150,7 @@ class Encoder(nn.Module):
             patches = vit.patch_embed(images)
         image_tokens = with_positions(vit, patches, vit.patch_embed.grid_size[0]) + self.level_embed.weight[0]
         sequence = [image_tokens]
-        # The same positions serve every branch; the prefix (class slot) of this routine is computed and dropped.
+        # All branches use the same positions; the prefix (class slot) of this routine is computed and dropped
         latents = self.latent_tokens.view(self.branches, self.side**2, -1)
         latents = with_positions(vit, latents, self.side)[:, vit.num_prefix_tokens :]
         latents = latents + self.level_embed.weight[1:, None]
@@ -145,7 +159,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Quantized latents (B, K*K, D) to what `images` makes pixels of: (B, grid*grid, D)."""
+    """Quantized latents (B, K*K, D) to the input of `images`: (B, grid*grid, D)."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()

@@ -11,14 +11,15 @@ import torch
 import imagefolder
 from imagefolder.environment import fast_dtype, matmul_peak
 from imagefolder.generator.model import Generator
+from imagefolder.zoo import FAMILIES, TOKENIZER_OF, TOKENIZERS
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SLOWEST_SHARE = 0.5  # of float32's peak: below, a dtype is emulated and nobody would use it
+SLOWEST_SHARE = 0.5  # of float32's peak; a slower dtype is emulated and not worth measuring
 
 
 def fast(device: str) -> str:
-    """Name of the dtype this device is fast at."""
+    """Name of the device's fast dtype."""
     return "bfloat16" if fast_dtype(device) == torch.bfloat16 else "float32"
 
 
@@ -29,9 +30,15 @@ def peak(device: str, dtype: str) -> float:
 
 
 def require_fast(device: str, dtype: str) -> None:
-    """Skip a dtype that this machine only emulates."""
+    """Skip a dtype that the device only emulates."""
     if peak(device, dtype) < SLOWEST_SHARE * peak(device, "float32"):
         pytest.skip(f"{dtype} is emulated on this {device}: {peak(device, dtype) / 1e9:.1f} GFLOP/s")
+
+
+def scale_of(model: str) -> str:
+    """Size of a configuration of the zoo: "mini", "small" or, as released, "full"; "" for other names."""
+    tokenizer = TOKENIZERS.get(TOKENIZER_OF.get(model, model))
+    return "" if tokenizer is None else FAMILIES.get(tokenizer.image_size, "full")
 
 
 @cache

@@ -1,7 +1,7 @@
-"""Throughput and memory, as fractions of what the machine reaches in a plain matrix product in the same run and dtype.
+"""Throughput and memory, relative to the machine's rate in a plain matrix product of the same run and dtype.
 
-Benchmarks run with `pytest --benchmark-only` alone. Cases marked `large` (released sizes at the batches of the
-published comparisons) take minutes each on a CPU: `pytest --benchmark-only -m large`.
+Benchmarks only run with `pytest --benchmark-only`. Cases marked `large` (released sizes at the batches of the published
+comparisons) take minutes each on a CPU: `pytest --benchmark-only -m large`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from benchmark_models import DTYPES, generator_of, tokenizer_of
+from benchmark_models import DTYPES, generator_of, scale_of, tokenizer_of
 
 from imagefolder.environment import (
     describe,
@@ -26,13 +26,13 @@ from imagefolder.environment import (
 )
 
 HERE = Path(__file__).parent
-ENOUGH_SECONDS, MOST_ROUNDS = 1.0, 30  # short cases are repeated until their quartiles mean something
-PEAK_SECONDS = 0.1  # for each measurement of the peak, of which every case has two
+ENOUGH_SECONDS, MOST_ROUNDS = 1.0, 30  # short cases are repeated until their quartiles are meaningful
+PEAK_SECONDS = 0.1  # per measurement of the peak; every case takes two
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Benchmarks when asked for and nothing else then; large ones by their marker (on a GPU none is too large)."""
+    """Either benchmarks or tests; on a CPU, large benchmarks only by their marker."""
     wanted = bool(config.getoption("benchmark_only", default=False))
     large = "large" in config.getoption("markexpr") or torch.cuda.is_available()
 
@@ -56,8 +56,8 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 
 @pytest.fixture(autouse=True, scope="module")
-def models_leave() -> Any:
-    """Models of one file are gone before the next: memory figures belong to their own file."""
+def models_are_freed() -> Any:
+    """Free the models of each file: they would count in the memory figures of the next one."""
     yield
     tokenizer_of.cache_clear()
     generator_of.cache_clear()
@@ -66,7 +66,7 @@ def models_leave() -> Any:
 
 @pytest.fixture
 def measure(benchmark: Any) -> Callable[..., Any]:
-    """Run and record one case; see leaderboard.speed for what the keys of `extra_info` mean."""
+    """Run and record one case; `leaderboard.record.SpeedRecord` describes the keys of `extra_info`."""
 
     def run(
         function: Callable[[], Any],
@@ -87,6 +87,7 @@ def measure(benchmark: Any) -> Callable[..., Any]:
             "stage": stage,
             "group": "stages",
             "model": "",
+            "scale": scale_of(about.get("model", "")),
             "device": device,
             "dtype": dtype,
             "threads": torch.get_num_threads(),
@@ -102,12 +103,12 @@ def measure(benchmark: Any) -> Callable[..., Any]:
         }
         peak_before = matmul_peak(device, DTYPES[dtype], PEAK_SECONDS)
         clock = time.perf_counter()
-        timed()  # warm-up, and about how long one takes
+        timed()  # warm-up, and an estimate of the duration
         many = min(int(ENOUGH_SECONDS / (time.perf_counter() - clock)), MOST_ROUNDS)
         reset_peak_memory()
         result = benchmark.pedantic(timed, rounds=max(rounds, many), iterations=1)
         benchmark.extra_info["peak_memory_mib"] = peak_memory_mib()
-        # Beside the case, not once per run: clock rates of shared machines change by a third within minutes
+        # Measured with each case, not once per run: clock rates of shared machines change by a third within minutes
         benchmark.extra_info["peak_flops"] = max(peak_before, matmul_peak(device, DTYPES[dtype], PEAK_SECONDS))
         return result
 

@@ -12,7 +12,7 @@ from imagefolder.flops import BACKWARD, decode_flops, pixels_flops, sample_flops
 from imagefolder.generator.sampling import draw
 from imagefolder.generator.transformer import Cache
 from imagefolder.training.generator import GeneratorTask
-from imagefolder.training.loop import Step
+from imagefolder.training.task import Step
 
 MINI = ("VAR-mini-MSVR3P2-256", "mini-MSVR3P2-256")
 RELEASED = ("VAR-d17-MSVR10P2-4096", "MSVR10P2-4096")
@@ -100,8 +100,14 @@ def test_sample_transformer_part(measure, names, batch, device, dtype):
     @torch.no_grad()
     def run() -> torch.Tensor:
         embedding, layers, head = transformer.condition(both)
-        shape = (config.depth, len(both), config.heads, transformer.sequence.length, config.width // config.heads)
-        cache = Cache(*shape, like=embedding)
+        shape = {
+            "layers": config.depth,
+            "batch": len(both),
+            "heads": config.heads,
+            "length": transformer.sequence.length,
+            "head_dim": config.width // config.heads,
+        }
+        cache = Cache(**shape, like=embedding)
         for i, block in enumerate(transformer.sequence.blocks):
             inputs = embedding.new_zeros(len(both), block.stop - block.start, wide) if i else None
             x = transformer.embed(inputs, embedding, block.start, block.stop)

@@ -12,7 +12,7 @@ from imagefolder.data.images import ArrayImages
 from imagefolder.data.order import training_batches
 from imagefolder.flops import BACKWARD, encode_flops, transformer_flops
 from imagefolder.training.generator import GeneratorTask
-from imagefolder.training.loop import Step
+from imagefolder.training.task import Step
 from imagefolder.training.token_cache import build_token_cache
 
 MINI = ("VAR-mini-MSVR3P2-256", "mini-MSVR3P2-256")
@@ -35,7 +35,9 @@ def test_training_step(measure, tmp_path, names, batch, source, device):
     images = ArrayImages(pixels, torch.randint(generator.config.num_classes, (2 * batch,)))
     flops = (1 + BACKWARD) * transformer_flops(generator.transformer)
     if source == "from cache":
-        images = build_token_cache(tokenizer, "", images, 1, tmp_path, "encoding", batch)
+        images = build_token_cache(
+            tokenizer, images, tmp_path, tokenizer_sha256="", views=1, title="encoding", batch_size=batch
+        )
     else:
         flops += encode_flops(tokenizer)
     task = GeneratorTask(generator, TrainingConfig(steps=MANY_STEPS, clip=2.0))

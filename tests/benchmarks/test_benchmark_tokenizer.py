@@ -18,7 +18,7 @@ from imagefolder.flops import (
     search_flops,
 )
 from imagefolder.tokenizer.semantic import blank_teacher
-from imagefolder.training.loop import Step
+from imagefolder.training.task import Step
 from imagefolder.training.tokenizer import TokenizerTask, new_tokenizer
 
 MINI, RELEASED = "mini-MSVR3P2-256", "MSVR10P2-4096"
@@ -107,7 +107,7 @@ def test_training_step(measure, name, batch, adversarial, device):
     config = tokenizer_of(name, "cpu", "float32").config
     weight = 0.5 if adversarial else 0.0
     loss = LossConfig(perceptual=0.0, adversarial=weight, adversarial_start=0.0, discriminator="patch")
-    task = TokenizerTask(new_tokenizer(config, False), TrainingConfig(steps=10), loss, blank_teacher(config))
+    task = TokenizerTask(new_tokenizer(config), TrainingConfig(steps=10), loss, teacher=blank_teacher(config))
     for module in (task.model.train(), *task.modules.values(), *task.frozen):
         module.to(device)
     side = config.image_size

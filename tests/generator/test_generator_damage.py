@@ -1,4 +1,4 @@
-"""What may happen to samples and models between two calls: noticed, and made good or refused by name."""
+"""Damage to samples and models between two calls is noticed, and either repaired or reported by name."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def npz(generator: Generator, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 def interrupted(generator: Generator, folder: Path) -> None:
-    """An export of which two batches of three are done."""
+    """An export interrupted after two of three batches."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(interrupt_batch(patch)):
         export_samples(generator, LABELS, folder, "npz", **EXPORT)
 
@@ -50,7 +50,7 @@ def flip(path: Path, share: float = 0.5) -> None:
     path.write_bytes(changed)
 
 
-def test_seeds_of_any_size_and_sign_are_seeds_of_their_own(generator):
+def test_seeds_of_any_size_and_sign_are_distinct(generator):
     assert image_seed(0, 0) == 6213027144842677344
     assert image_seed(5, 123) == 3803935806324833012
     seeds = [image_seed(seed, index) for seed in (*SEEDS, 0, 1) for index in range(3)]
@@ -68,7 +68,7 @@ def test_seeds_of_any_size_and_sign_are_seeds_of_their_own(generator):
         {"temperature": "1"}, {"temperature": [1, None, 1]}, {"temperature": 1e-40}, {"temperature": float("nan")},
     ],
 )  # fmt: skip
-def test_settings_that_are_none_are_refused(generator, settings):
+def test_invalid_settings_are_refused(generator, settings):
     with pytest.raises(imagefolder.InputError, match=next(iter(settings))) as caught:
         generator.sample([1], **settings)
     assert "\n" not in str(caught.value)
@@ -77,7 +77,7 @@ def test_settings_that_are_none_are_refused(generator, settings):
 @pytest.mark.parametrize("order", ["folded", "raster"])
 @pytest.mark.parametrize("part", ["transformer", "tokenizer"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_model_whose_numbers_are_none_is_named_instead_of_making_images(tmp_path, order, part, value):
+def test_a_model_with_numbers_that_are_not_finite_is_named_and_makes_no_images(tmp_path, order, part, value):
     generator = build(order)
     broken = generator.transformer.layers[0].mlp[0] if part == "transformer" else generator.tokenizer.decoder.to_pixels
     broken.bias.data[3] = value
@@ -90,7 +90,7 @@ def test_a_model_whose_numbers_are_none_is_named_instead_of_making_images(tmp_pa
 @pytest.mark.parametrize(
     "how", [flip, lambda path: os.truncate(path, 10), Path.unlink, lambda path: path.write_text("")]
 )
-def test_labels_that_were_damaged_are_written_again(generator, npz, tmp_path, how):
+def test_damaged_labels_are_rewritten(generator, npz, tmp_path, how):
     export_samples(generator, LABELS, tmp_path, "npz", **EXPORT)
     how(tmp_path / "labels.npy")
     export_samples(generator, LABELS, tmp_path, "npz", **EXPORT)
@@ -99,7 +99,7 @@ def test_labels_that_were_damaged_are_written_again(generator, npz, tmp_path, ho
 
 @pytest.mark.parametrize("name", ["samples.json", "progress.json", "samples.npy.part"])
 @pytest.mark.parametrize("how", [flip, lambda path: os.truncate(path, 10), lambda path: path.write_text("")])
-def test_what_an_interrupted_export_left_is_verified_before_it_is_continued(generator, tmp_path, name, how):
+def test_the_files_of_an_interrupted_export_are_verified_before_it_resumes(generator, tmp_path, name, how):
     interrupted(generator, tmp_path)
     how(tmp_path / name)
     before = content(tmp_path)
@@ -110,7 +110,7 @@ def test_what_an_interrupted_export_left_is_verified_before_it_is_continued(gene
 
 
 @pytest.mark.parametrize("done", [-1, 1.5, 10**12, None, "4"])
-def test_progress_that_is_none_is_refused(generator, tmp_path, done):
+def test_invalid_progress_is_refused(generator, tmp_path, done):
     interrupted(generator, tmp_path)
     write_json(tmp_path / "progress.json", {"done": done})
     with pytest.raises(imagefolder.InputError, match=r"progress\.json.*start again"):
@@ -118,7 +118,7 @@ def test_progress_that_is_none_is_refused(generator, tmp_path, done):
 
 
 @pytest.mark.parametrize("lost", [["progress.json"], ["samples.npy.part"], ["progress.json", "samples.npy.part"]])
-def test_without_what_was_done_an_export_starts_again(generator, npz, tmp_path, lost):
+def test_an_export_without_its_partial_files_starts_over(generator, npz, tmp_path, lost):
     interrupted(generator, tmp_path)
     for name in lost:
         (tmp_path / name).unlink()
@@ -126,7 +126,7 @@ def test_without_what_was_done_an_export_starts_again(generator, npz, tmp_path, 
     assert content(tmp_path) == npz
 
 
-def test_an_array_that_grew_is_cut_to_its_length(generator, npz, tmp_path):
+def test_an_array_that_grew_is_truncated(generator, npz, tmp_path):
     interrupted(generator, tmp_path)
     with (tmp_path / "samples.npy.part").open("ab") as file:
         file.write(bytes(100_000))
@@ -135,7 +135,7 @@ def test_an_array_that_grew_is_cut_to_its_length(generator, npz, tmp_path):
 
 
 def forget_the_hash(folder: Path) -> None:
-    """As if the export had been interrupted before it was stored, or was of an earlier version."""
+    """As if the export had been interrupted before the hash was stored, or an earlier version had written it."""
     settings = {name: value for name, value in read_json(folder / "samples.json").items() if name != "samples_sha256"}
     (folder / "samples.json").write_text(json.dumps(settings))
 
@@ -154,7 +154,7 @@ def test_a_finished_npz_that_was_damaged_is_noticed(generator, npz, tmp_path, kn
     assert content(tmp_path) == npz
 
 
-def test_the_hash_of_a_sound_npz_is_stored_where_it_was_not(generator, npz, tmp_path):
+def test_a_missing_hash_of_a_sound_npz_is_added(generator, npz, tmp_path):
     export_samples(generator, LABELS, tmp_path, "npz", **EXPORT)
     forget_the_hash(tmp_path)
     export_samples(generator, LABELS, tmp_path, "npz", **EXPORT)
@@ -162,7 +162,7 @@ def test_the_hash_of_a_sound_npz_is_stored_where_it_was_not(generator, npz, tmp_
 
 
 @pytest.mark.parametrize("format", ["png", "npz"])
-def test_of_two_exports_into_one_folder_the_second_waits_and_makes_nothing(generator, tmp_path, monkeypatch, format):
+def test_the_second_of_two_exports_into_one_folder_waits_and_makes_nothing(generator, tmp_path, monkeypatch, format):
     sample, made = Generator.sample, []
 
     def counted(self, *arguments, indices, **settings):
@@ -187,7 +187,7 @@ def test_of_two_exports_into_one_folder_the_second_waits_and_makes_nothing(gener
     assert sorted(made) == list(range(len(LABELS)))
 
 
-def test_a_disk_that_is_too_small_is_named_before_anything_is_made(generator, tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_is_reported_before_anything_is_made(generator, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(imagefolder.InputError, match="needs 67,584 bytes, and 1,000 are free"):
         export_samples(generator, LABELS, tmp_path, "npz", **EXPORT)

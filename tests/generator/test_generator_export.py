@@ -1,4 +1,4 @@
-"""Samples on disk: what is in the files, interrupted exports, other settings, and the command line."""
+"""Samples on disk: file contents, interrupted exports, changed settings, and the command line."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_the_files_hold_the_samples_and_what_made_them(generator, tmp_path):
 
 
 def interrupt_batch(monkeypatch: pytest.MonkeyPatch) -> type[BaseException]:
-    """The third batch is interrupted from the keyboard."""
+    """Ctrl-C in the third batch."""
     sample, calls = Generator.sample, []
 
     def interrupted(*arguments, **settings):
@@ -90,7 +90,7 @@ def interrupt_batch(monkeypatch: pytest.MonkeyPatch) -> type[BaseException]:
 
 
 def fail_writing(monkeypatch: pytest.MonkeyPatch) -> type[BaseException]:
-    """The sixth image, or the progress after the second batch, finds the disk full."""
+    """The disk is full at the sixth image, or at the progress after the second batch."""
     write, calls = files.write_atomically, []
 
     def full(path, writer):
@@ -106,7 +106,7 @@ def fail_writing(monkeypatch: pytest.MonkeyPatch) -> type[BaseException]:
 
 @pytest.mark.parametrize("stop", [interrupt_batch, fail_writing])
 @pytest.mark.parametrize("format", export.FORMATS)
-def test_an_interrupted_export_goes_on(
+def test_an_interrupted_export_resumes(
     generator: Generator,
     tmp_path: Path,
     finished: dict[str, dict[str, bytes]],
@@ -125,13 +125,13 @@ def test_an_interrupted_export_goes_on(
             Generator, "sample", lambda *a, indices, **k: made.extend(indices) or sample(*a, indices=indices, **k)
         )
         export_samples(generator, LABELS, tmp_path, format, **EXPORT)
-    # Whole batches from the first that is not finished
+    # Whole batches, starting with the first unfinished one
     assert made == list(range(8 if stop is interrupt_batch else 4, 11))
     assert content(tmp_path) == finished[format]
     assert there.items() <= {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}.items()
 
 
-def test_images_that_were_removed_or_damaged_are_made_again_and_others_left_alone(generator, tmp_path, finished):
+def test_removed_or_damaged_images_are_made_again_and_others_left_alone(generator, tmp_path, finished):
     export_samples(generator, LABELS, tmp_path, "png", **EXPORT)
     (tmp_path / "000002.png").unlink()
     (tmp_path / "000009.png").unlink()
@@ -142,7 +142,7 @@ def test_images_that_were_removed_or_damaged_are_made_again_and_others_left_alon
     (tmp_path / "000005.png").write_bytes(changed)
     Image.new("RGB", (8, 8)).save(tmp_path / "000006.png")
     Image.new("RGB", (32, 32)).save(tmp_path / "000007.png", format="BMP")
-    (tmp_path / "000003.png").write_bytes(finished["png"]["000000.png"])  # a sound image is not looked into
+    (tmp_path / "000003.png").write_bytes(finished["png"]["000000.png"])  # the content of a sound image is not checked
     export_samples(generator, LABELS, tmp_path, "png", **EXPORT)
     assert content(tmp_path) == finished["png"] | {"000003.png": finished["png"]["000000.png"]}
 
@@ -157,7 +157,7 @@ def test_a_finished_export_makes_nothing(generator, tmp_path, monkeypatch, forma
 
 
 def test_a_disk_that_fills_up_while_the_array_is_written(generator, tmp_path):
-    """A real write that fails (over the limit on a file's size); without the limit the export goes on."""
+    """A real write fails (beyond the limit on file size); without the limit the export resumes."""
     labels = [3] * 30
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
@@ -173,7 +173,7 @@ def test_a_disk_that_fills_up_while_the_array_is_written(generator, tmp_path):
     assert np.array_equal(np.load(path)["arr_0"], expected)
 
 
-def test_a_shortened_array_is_not_continued(generator, tmp_path):
+def test_an_export_does_not_resume_with_a_shortened_array(generator, tmp_path):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(interrupt_batch(patch)):
         export_samples(generator, LABELS, tmp_path, "npz", **EXPORT)
     os.truncate(tmp_path / "samples.npy.part", 1000)
@@ -260,7 +260,9 @@ def test_the_command_line_makes_the_samples_of_the_library(tmp_path, checkpoints
     assert str(tmp_path / "out" / "samples.npz") in done.stdout
     tokenizer = imagefolder.load_tokenizer("mini-MSVR3P2-256", checkpoints[-1])
     generator = imagefolder.load_generator("VAR-mini-MSVR3P2-256", tokenizer, checkpoints[5])
-    out = generator.sample([3, 7, 3, 7], 2.0, 50, 0.9, 4, temperature=(1, 0.9, 0.8), joint=True, batch_size=3)
+    out = generator.sample(
+        [3, 7, 3, 7], guidance=2.0, top_k=50, top_p=0.9, seed=4, temperature=(1, 0.9, 0.8), joint=True, batch_size=3
+    )
     with np.load(tmp_path / "out" / "samples.npz") as stored:
         expected = samples_to_uint8(out.images).permute(0, 2, 3, 1).numpy()
         # Another process may use another number of threads and round differently
@@ -270,7 +272,9 @@ def test_the_command_line_makes_the_samples_of_the_library(tmp_path, checkpoints
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["generator", *arguments])
-    return command.main()
+    with pytest.raises(SystemExit) as end:
+        command.main()
+    return end.value.code
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the generator's positions see, and that sampling does what teacher forcing says."""
+"""What the generator's positions see, and that sampling agrees with teacher forcing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from torch import Tensor
 import imagefolder
 from imagefolder.generator.model import Generator
 from imagefolder.generator.sampling import draw, uniforms
+from imagefolder.generator.sequence import TokenSequence
 from imagefolder.generator.transformer import Transformer
+from imagefolder.kinds import ORDERS as KINDS
 
 MODELS = {
     "folded": ("mini-MSVR3P2-256", "VAR-mini-MSVR3P2-256"),
@@ -151,7 +153,7 @@ def test_same_label_with_another_index_is_another_image():
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_sampling_and_teacher_forcing_under_autocast_build_the_same_maps(order):
-    """The quantizer computes in float32 all the same, so that images are those of their tokens."""
+    """The quantizer still computes in float32, so that images match their tokens."""
     generator = build(order)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = generator.sample([1, 2], seed=1)
@@ -159,6 +161,25 @@ def test_sampling_and_teacher_forcing_under_autocast_build_the_same_maps(order):
         decoded = generator.tokenizer.decode(out.tokens)
     torch.testing.assert_close(out.images, (decoded + 1) / 2, rtol=0, atol=0.02)  # the decoder itself is in bfloat16
     assert logits.isfinite().all()
+
+
+def test_every_registered_order_is_tested_here_and_unknown_ones_are_refused():
+    assert list(KINDS) == ORDERS
+    assert all(isinstance(build(order).transformer.sequence, TokenSequence) for order in ORDERS)
+    with pytest.raises(imagefolder.InputError, match=r"order 'sideways': must be 'folded', 'unfolded' or 'raster'$"):
+        imagefolder.GeneratorConfig(order="sideways")
+
+
+@torch.no_grad()
+def test_one_scale_at_once_is_a_sequence_without_inputs():
+    """A next-scale generator on a single-scale tokenizer predicts all tokens in its only pass."""
+    tokenizer = imagefolder.load_tokenizer("mini-VQ-256")
+    generator = imagefolder.load_generator("VAR-mini-MSVR3P2-256", tokenizer=tokenizer)
+    tokens, labels = random_tokens(generator), torch.tensor([1, 7])
+    logits = generator(labels, tokens)
+    assert logits.shape == (2, 1, 16, 256)
+    assert torch.equal(logits, generator(labels, (tokens + 1) % 32))
+    assert generator.sample(labels, top_k=0).tokens.shape == (2, 1, 16)
 
 
 def test_folding_halves_the_sequence():
@@ -218,6 +239,6 @@ def test_token_dropout_replaces_a_share_of_the_inputs_while_training():
     offset = transformer.position_embed + transformer.level_embed(transformer.level_of_position)
     empty = (transformer.empty_embed + offset).expand(50, -1, -1)
     replaced = (dropped != plain).any(-1)
-    assert not replaced[:, 0].any()  # the class is dropped by other means
+    assert not replaced[:, 0].any()  # the class is dropped elsewhere
     torch.testing.assert_close(dropped[replaced], empty[replaced])
     assert float(replaced[:, 1:].float().mean()) == pytest.approx(0.3, abs=0.07)

@@ -1,4 +1,4 @@
-"""Drawing tokens: top-k, top-p and the distribution of what is left."""
+"""Drawing tokens: top-k, top-p and the resulting distribution."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def frequencies(top_k: int, top_p: float, n: int = 20_000) -> torch.Tensor:
         (3, 0.7, [1, 3]),  # of 0.4, 0.25, 0.2 renormalised, 0.2 / 0.85 <= 0.3
     ],
 )
-def test_what_is_kept_is_drawn_by_its_renormalised_probability(top_k, top_p, kept):
+def test_kept_tokens_are_drawn_with_their_renormalised_probabilities(top_k, top_p, kept):
     expected = torch.zeros(5)
     expected[kept] = PROBABILITIES[kept] / PROBABILITIES[kept].sum()
     torch.testing.assert_close(frequencies(top_k, top_p), expected, atol=2e-4, rtol=0)
 
 
-def test_the_extremes_of_the_uniform_number_stay_within_what_is_kept():
+def test_extreme_uniform_numbers_give_kept_tokens():
     for u in (0.0, 1 - 2**-53):
         assert draw(LOGITS[None], torch.tensor([u], dtype=torch.float64), 3, 0.9)[0] in (1, 3, 4)
 

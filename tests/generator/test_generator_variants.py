@@ -31,7 +31,7 @@ def cut(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 def product(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Probabilities (V, V) of the pairs: every branch cut for itself."""
+    """Probabilities (V, V) of the pairs; each branch is cut separately."""
     return torch.outer(*(cut(branch, top_k, top_p) for branch in logits))
 
 
@@ -74,13 +74,13 @@ def test_a_cut_at_zero_or_one_is_no_cut():
 
 @torch.no_grad()
 def first_logits(generator: imagefolder.Generator, label: int) -> Tensor:
-    """Logits (P, V) of the first position, which sees nothing but the class."""
+    """Logits (P, V) of the first position, which sees only the class."""
     tokens = torch.zeros(1, generator.config.branches, generator.tokenizer.config.length, dtype=torch.int64)
     return generator(torch.tensor([label]), tokens)[0, :, 0]
 
 
 def chi_square(counts: Tensor, probabilities: Tensor) -> float:
-    """p-value of counts; what is expected fewer than five times counts as one. Zero if the impossible happened."""
+    """p-value of counts, with everything expected fewer than five times pooled; 0 if something impossible happened."""
     counts, probabilities = counts.flatten().double(), probabilities.flatten().double()
     if counts[probabilities == 0].any():
         return 0.0
@@ -99,7 +99,7 @@ def test_joint_samples_follow_the_product_as_separate_ones_do():
     for tokens in drawn:
         counts = frequencies(tokens, 32) * 3000
         assert chi_square(counts, product(logits, 8, 0.9)) > 1e-3
-        assert chi_square(counts, product(logits, 16, 0.9)) < 1e-6  # the test can tell
+        assert chi_square(counts, product(logits, 16, 0.9)) < 1e-6  # the test can tell them apart
 
 
 @torch.no_grad()
@@ -111,10 +111,10 @@ def test_joint_sampling_equals_recomputation_without_cache():
     u = uniforms(5, [0, 1, 2], 2, 14)
     sequence = generator.transformer.sequence
     for i, block in enumerate(sequence.blocks):
-        span, t = slice(block.first, block.last), sequence.guidance(i, 2.0)
-        logits = (1 + t) * conditional[:, :, span] - t * unconditional[:, :, span]
-        drawn = draw_joint(logits.transpose(1, 2), u[:, 0, span], 20, 0.9)
-        assert torch.equal(drawn.mT, out.tokens[:, :, span])
+        t = sequence.guidance(i, 2.0)
+        logits = (1 + t) * conditional[:, :, block.tokens] - t * unconditional[:, :, block.tokens]
+        drawn = draw_joint(logits.transpose(1, 2), u[:, 0, block.tokens], 20, 0.9)
+        assert torch.equal(drawn.mT, out.tokens[:, :, block.tokens])
 
 
 def test_joint_sampling_of_one_branch_is_ordinary_sampling():
@@ -129,7 +129,9 @@ def test_joint_sampling_of_one_branch_is_ordinary_sampling():
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 def test_temperature_divides_the_logits(temperature):
     generator = build("folded")
-    drawn = generator.sample([4] * 3000, 0.0, 0, 1.0, temperature=(temperature, 1, 1), batch_size=500).tokens[:, :, 0]
+    drawn = generator.sample(
+        [4] * 3000, guidance=0.0, top_k=0, top_p=1.0, temperature=(temperature, 1, 1), batch_size=500
+    ).tokens[:, :, 0]
     for branch, logits in enumerate(first_logits(generator, 4)):
         counts = torch.bincount(drawn[:, branch], minlength=32)
         assert chi_square(counts, (logits / temperature).softmax(-1)) > 1e-3
@@ -166,7 +168,7 @@ def test_labels_may_be_a_list_with_none_for_no_class():
 
 @pytest.mark.parametrize("guidance", [0.0, 3.0])
 @torch.no_grad()
-def test_class_free_images_follow_the_unconditional_logits_whatever_the_guidance(guidance):
+def test_class_free_images_follow_the_unconditional_logits_with_any_guidance(guidance):
     generator = build("folded")
     out = generator.sample([None, None], guidance=guidance, top_k=20, top_p=0.9, seed=2)
     logits = generator(torch.tensor([10, 10]), out.tokens)
@@ -207,7 +209,7 @@ def test_wrong_variants_are_refused(labels, settings, message):
         build("folded").sample(labels, **settings)
 
 
-def test_joint_sampling_needs_branches_side_by_side_and_takes_any_number_of_them():
+def test_joint_sampling_needs_folded_branches_of_any_number():
     with pytest.raises(imagefolder.InputError, match="unfolded"):
         build("unfolded").sample([1], joint=True)
     tokenizer = imagefolder.load_tokenizer("mini-MSVR3P2-256", branches=3)

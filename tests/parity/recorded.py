@@ -1,4 +1,4 @@
-"""The recorded vectors: synthetic weights by the authors' names, and how far our numbers are from theirs."""
+"""The recorded vectors: synthetic weights under the authors' names, and the deviation of our numbers from theirs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def authors_state(shapes: dict[str, list[int]], prefix: str = "") -> dict[str, T
 
 
 def write_tokenizer(path: Path, state: dict[str, Tensor]) -> Path:
-    """A tokenizer file as the authors' training leaves it: with averaged weights, beside others."""
+    """A tokenizer file as the authors' training writes it, with averaged weights among others."""
     wrong = {name: value + 1 for name, value in state.items()}
     torch.save(
         {"model": wrong, "ema": state, "optimizer": {}, "steps": 7, "args": argparse.Namespace(vit="small")}, path

@@ -1,4 +1,4 @@
-"""Our models compute what the reference implementation computes, given the same weights."""
+"""Given the same weights, our models match the reference implementation."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_tokenizer_losses(tokenizer_case):
     shapes = {name: shape for name, shape in case["state_dict"].items() if name.startswith(TEACHER)}
     teacher = teacher_of({name: tensor_for(name, shape) for name, shape in shapes.items()})
     with torch.no_grad():
-        output = tokenizer(images, teacher(images))
+        output = tokenizer(images, semantic=teacher(images))
         semantic = 0.1 * semantic_loss(*output.semantic)
     losses = case["losses"]
     assert float(output.quantized.codebook_loss) == pytest.approx(losses["vq_loss"], rel=1e-4)

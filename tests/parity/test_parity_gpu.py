@@ -31,5 +31,5 @@ def test_tokens_and_maps_of_float32(case: str, name: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("kind", "pieces"), [("rel", 1), ("rel", 4), ("vq", 1), ("vp2", 2)])
 def test_losses_and_gradients_of_training(kind: str, pieces: int, tmp_path: Path) -> None:
-    """The backward pass of phi runs in TF32 by default, hence the wider tolerance."""
+    """The backward pass of phi uses TF32 by default, hence the larger tolerance."""
     Pass(kind, tmp_path, pieces, torch.device("cuda")).assert_recorded(gradients=5e-3)

@@ -1,4 +1,4 @@
-"""In training mode too, our models compute what the reference implementation computes: losses, and all gradients."""
+"""In training mode, too, our models match the reference implementation: losses and all gradients."""
 
 from __future__ import annotations
 
@@ -21,24 +21,25 @@ from imagefolder.checkpoints.authors import translate
 from imagefolder.config import LossConfig, TokenizerConfig, TrainingConfig
 from imagefolder.tokenizer.codes import BinaryCodes, entropy_of_log_odds
 from imagefolder.tokenizer.model import TrainingOutput
-from imagefolder.training.loop import Step, learning_rate_share
-from imagefolder.training.tokenizer import TokenizerTask, discriminator_rate
+from imagefolder.training.schedule import discriminator_rate, learning_rate_share
+from imagefolder.training.task import Step
+from imagefolder.training.tokenizer import TokenizerTask
 from imagefolder.zoo import OBJECTIVES, RELEASED_TRAINING
 
 NAMES = {"rel": "MSVR10P2-4096", "bsq": "MSBR10P2-4096", "vp2": "VP2-16384", "vq": "VQ-8192"}
 EPOCHS = 200
 CPU = torch.device("cpu")
-SEMANTIC_WEIGHT = 0.1  # with which the semantic loss is recorded
+SEMANTIC_WEIGHT = 0.1  # of the recorded semantic loss
 
 
 class Pass:
-    """One step of the real training task on a recorded batch, its gradients kept instead of applied."""
+    """One step of the real training task on a recorded batch; its gradients are kept instead of applied."""
 
     def __init__(self, kind: str, folder: Path, pieces: int = 1, device: torch.device = CPU) -> None:
         self.case: dict[str, Any] = json.loads((HERE / "training" / f"train_{kind}_0.json").read_text())
         self.recorded = dict(np.load(HERE / "training" / f"train_{kind}_0.npz"))
         state = authors_state(self.case["state_dict"])
-        # The recorded passes have more dropout than the released configuration, none of the stochastic kind, and the
+        # The recorded passes have more dropout than the released configuration, no stochastic depth, and the
         # later release's sum of the commitment over scales
         tokenizer = imagefolder.load_tokenizer(
             NAMES[kind],
@@ -50,7 +51,7 @@ class Pass:
         )
         loss = replace(LossConfig(**OBJECTIVES[NAMES[kind]].loss), perceptual=0.0, adversarial=0.0)
         training = TrainingConfig(steps=EPOCHS, batch_size=8)
-        task = TokenizerTask(tokenizer.to(device), training, loss, teacher_of(state).to(device))
+        task = TokenizerTask(tokenizer.to(device), training, loss, teacher=teacher_of(state).to(device))
         kept = torch.tensor(self.case["draws"])
         kept[tokenizer.quantizer.touched(8) :] = len(tokenizer.config.scales)
         if len(tokenizer.config.scales) > 1:
@@ -103,18 +104,18 @@ def test_losses_and_gradients_of_learned_codes(kind: str, pieces: int, tmp_path:
 def selected_by_an_integer_mask(
     codes: BinaryCodes, rest: Tensor, scale: int, used: Tensor, share: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The release's slip: its mask of kept samples is an index, so that samples 0 and 1 alone enter the entropy."""
+    """The release's bug: its mask of kept samples is used as an index, so that only samples 0 and 1 enter."""
     x = codes.bit_log_odds(rest, scale)[used.long()]
     return entropy_of_log_odds(x).sum(1).mean(), torch.sigmoid(x).mean((0, 2))
 
 
 def test_losses_and_gradients_of_binary_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The recorded pass contains the slip; with it our entropy is the recorded one, and without it another one."""
+    """The recorded pass contains the bug; with it our entropy is the recorded one, without it it differs."""
     ours = Pass("bsq", tmp_path)
     monkeypatch.setattr(BinaryCodes, "entropies", selected_by_an_integer_mask)
     Pass("bsq", tmp_path).assert_recorded()
-    slipped = ours.case["values"]["entropy"] / LossConfig().entropy
-    assert float(ours.losses["entropy"]) != pytest.approx(slipped, rel=0.1)
+    with_bug = ours.case["values"]["entropy"] / LossConfig().entropy
+    assert float(ours.losses["entropy"]) != pytest.approx(with_bug, rel=0.1)
     for name in ("rec", "vq", "commit"):
         loss = ours.losses[{"rec": "reconstruction", "vq": "codebook", "commit": "commitment"}[name]]
         assert float(loss) == pytest.approx(ours.case["values"][name], rel=1e-4)

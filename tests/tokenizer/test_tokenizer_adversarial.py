@@ -76,8 +76,10 @@ def test_normalised_semantic_loss_compares_directions():
     e = [[math.exp(2 * value) for value in row] for row in cosines]
     rows = -(math.log(e[0][0] / sum(e[0])) + math.log(e[1][1] / sum(e[1]))) / 2
     columns = -(math.log(e[0][0] / (e[0][0] + e[1][0])) + math.log(e[1][1] / (e[0][1] + e[1][1]))) / 2
-    assert float(semantic_loss(projected, pooled, 2.0, True)) == pytest.approx((rows + columns) / 2, rel=1e-6)
-    assert float(semantic_loss(projected, pooled, 2.0)) != pytest.approx((rows + columns) / 2, rel=0.1)
+    assert float(semantic_loss(projected, pooled, logit_scale=2.0, normalise=True)) == pytest.approx(
+        (rows + columns) / 2, rel=1e-6
+    )
+    assert float(semantic_loss(projected, pooled, logit_scale=2.0)) != pytest.approx((rows + columns) / 2, rel=0.1)
 
 
 def test_gathering_without_processes_is_the_identity():
@@ -95,14 +97,14 @@ class Projections(nn.Module):
 
 
 def _case() -> tuple[Projections, Tensor, Tensor]:
-    """The same in every process: a model and the whole batch."""
+    """A model and the whole batch, equal in every process."""
     torch.manual_seed(7)
     return Projections(), torch.randn(PROCESSES * ROWS, 4), torch.randn(PROCESSES * ROWS, 4)
 
 
 def _losses_and_gradients(model: nn.Module, a: Tensor, b: Tensor) -> dict[str, Tensor]:
     results = {}
-    # 3 leaves another number of rows to each process, 5 none to the first, and 6 none at all
+    # 3 leaves the processes different numbers of rows, 5 leaves the first one none, and 6 leaves none at all
     for normalise, skip in ((False, 0), (True, 0), (False, 3), (False, 5), (False, 6)):
         model.zero_grad(set_to_none=True)
         loss = semantic_loss(*model(a, b), logit_scale=3.0, normalise=normalise, skip=skip)
@@ -114,7 +116,7 @@ def _losses_and_gradients(model: nn.Module, a: Tensor, b: Tensor) -> dict[str, T
 
 
 def _normalised(part: slice) -> dict[str, Tensor]:
-    """Two batches through a batch norm in training mode, of which this process has a part."""
+    """Two batches through a batch norm in training mode; this process has a part of each."""
     torch.manual_seed(8)
     norm, x, weight = BatchNorm(4), torch.randn(2, PROCESSES * ROWS, 4, 3, 3) * 3 + 10, torch.randn(4, 3, 3)
     nn.init.normal_(norm.weight)
@@ -125,7 +127,7 @@ def _normalised(part: slice) -> dict[str, Tensor]:
 
 
 def _regularised(part: slice) -> dict[str, Tensor]:
-    """The running means of LeCam after two batches of logits, of which this process has a part."""
+    """The running means of LeCam after two batches of logits; this process has a part of each."""
     torch.manual_seed(9)
     lecam, logits = LeCam(decay=0.5), torch.randn(2, 2, PROCESSES * ROWS, 5)
     for real, fake in logits[:, :, part]:
@@ -149,7 +151,7 @@ def _process(rank: int, folder: str) -> None:
     x = torch.arange(6.0).view(3, 2).T + 10 * rank  # not contiguous
     x.requires_grad_()
     gathered = gather_with_gradient(x)
-    # each process weighs all rows its own way
+    # each process weights the rows differently
     (gathered * torch.arange(12.0).view(4, 3) * (rank + 1)).sum().backward()
     results |= {"gathered": gathered.detach(), "gradient": x.grad} | _normalised(own)
     results |= _regularised(own)
@@ -167,7 +169,7 @@ def of_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Ten
     context = mp.spawn(_process, args=(str(folder),), nprocs=PROCESSES, join=False)
     deadline = time.monotonic() + TIMEOUT
     try:
-        while not context.join(timeout=1):  # raises what a process raised
+        while not context.join(timeout=1):  # re-raises the error of a process
             assert time.monotonic() < deadline, f"the processes did not end within {TIMEOUT} s"
     finally:
         for process in context.processes:

@@ -1,4 +1,4 @@
-"""Binary codes, their entropy loss, near codes and latent perturbation, against plain computations."""
+"""Binary codes, their entropy loss, nearest codes and latent perturbation, against plain computations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from imagefolder.config import TokenizerConfig
-from imagefolder.tokenizer.codes import BinaryCodes, Codebook
+from imagefolder.errors import InputError
+from imagefolder.kinds import QUANTIZERS
+from imagefolder.tokenizer.codes import BinaryCodes, Codebook, build_codes
 from imagefolder.tokenizer.quantizers import (
     MultiScaleQuantizer,
     Perturbation,
@@ -55,7 +57,7 @@ def test_spherical_codes_lie_on_the_sphere_and_are_the_nearest_of_all():
 
 
 def binary_by_the_page(binary: MultiScaleQuantizer, f: Tensor, base: float, spherical: bool) -> dict[str, list[Tensor]]:
-    """Per scale what is left before it, the tokens, and f_hat after it, written from the description alone."""
+    """Per scale the residual before it, the tokens, and f_hat after it, from the description alone."""
     if spherical:
         f = f / f.norm(dim=1, keepdim=True)  # once, before the loop
     rest, f_hat, found = f, torch.zeros_like(f), {"rest": [], "tokens": [], "f_hat": []}
@@ -85,9 +87,9 @@ def test_binary_residual_loop_by_the_page(quantizer, base):
     assert torch.equal(binary.encode(f), out.tokens)
     errors = [float((f_hat - page["f"][0]).square().mean().detach()) for f_hat in page["f_hat"]]
     assert float(out.codebook_loss.detach()) == pytest.approx(sum(errors) / 4, rel=1e-5)
-    # Both are averaged over scales with binary codes
+    # With binary codes, both are averaged over scales
     assert float(out.commitment_loss.detach()) == pytest.approx(0.25 * sum(errors) / 4, rel=1e-5)
-    # Tokens do not depend on the length of what spherical codes stand for; lookup-free ones do
+    # The length of the input does not affect the tokens of spherical codes; it does affect those of lookup-free ones
     alike = torch.equal(binary.encode(f * torch.rand(2, 1, 5, 5)), out.tokens)
     assert alike == (quantizer == "bsq")
 
@@ -98,7 +100,7 @@ def entropy(p: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("quantizer", ["bsq", "lfq"])
 def test_entropy_loss_by_the_page(quantizer):
-    """Of what is left at full resolution; bits taken as independent; per scale over the samples that keep it."""
+    """Of the residual at full resolution, with independent bits; per scale, over the samples that keep it."""
     binary = MultiScaleQuantizer(replace(BINARY, quantizer=quantizer, binary_base=0.8))
     f, kept = maps(3, 6, 5, 5), torch.tensor([2, 4, 3])
     page = binary_by_the_page(binary, f, 0.8, quantizer == "bsq")
@@ -112,7 +114,7 @@ def test_entropy_loss_by_the_page(quantizer):
     assert not torch.allclose(binary(f).entropy_loss, sum(terms) / 4)
 
 
-def test_entropy_loss_does_not_reach_the_codes_convolutions():
+def test_entropy_loss_has_no_gradient_to_phi():
     binary = MultiScaleQuantizer(BINARY)
     out = binary(maps(4, 6, 5, 5).requires_grad_())
     gradients = torch.autograd.grad(out.entropy_loss, list(binary.phis.parameters()), allow_unused=True)
@@ -127,13 +129,13 @@ def test_entropy_loss_reaches_the_encoder_and_is_zero_for_learned_codes():
     assert float(learned.entropy_loss) == 0
 
 
-def test_entropy_loss_falls_when_bits_are_used_evenly_and_surely():
+def test_entropy_loss_is_low_when_bits_are_balanced_and_confident():
     quantizer = SingleScaleQuantizer(replace(BINARY, scales=(4,), quantizer="lfq", codebook_size=16, code_dim=4))
     codes = quantizer.codebook
     even = 9 * codes.lookup(torch.arange(16), 0).T.reshape(1, 4, 4, 4)
     assert float(quantizer(even).entropy_loss) == pytest.approx(-4 * 0.6931, abs=1e-3)
     assert float(quantizer(9 * torch.ones(1, 4, 4, 4)).entropy_loss) == pytest.approx(0, abs=1e-3)
-    # Bits that are certain everywhere must not turn into a gradient that is not finite
+    # Bits that are certain everywhere must still have a finite gradient
     certain = torch.full((1, 4, 4, 4), 50.0, requires_grad=True)
     assert torch.autograd.grad(quantizer(certain).entropy_loss, certain)[0].isfinite().all()
 
@@ -152,7 +154,7 @@ def test_binary_products_decode_what_they_encode(branches, scales, quantizer):
 
 
 @pytest.mark.parametrize("cosine", [True, False])
-def test_near_codes_are_the_nearest_to_the_input_in_order(cosine):
+def test_neighbours_are_the_nearest_codes_in_order(cosine):
     codebook = Codebook(50, 3, 1, cosine)
     with torch.no_grad():
         codebook.weight.copy_(maps(50, 3))
@@ -165,22 +167,22 @@ def test_near_codes_are_the_nearest_to_the_input_in_order(cosine):
     assert torch.equal(near, torch.cdist(inputs, codes.expand(2, -1, -1)).argsort(-1)[..., :5])
 
 
-def test_near_binary_codes_turn_the_bits_that_are_least_certain():
+def test_binary_neighbours_flip_the_least_certain_bits():
     codes, z = BinaryCodes(4, 1, 1.0, spherical=True), torch.tensor([0.5, -0.1, 0.3, -0.9]).view(1, 4, 1, 1)
-    # 0b0101 and then with bit 1, with bit 2, with both, or with bit 0 turned
+    # 0b0101, then with bit 1 flipped, with bit 2, and with both
     assert codes.neighbours(z, 4)[0, 0].tolist() == [0b0101, 0b0111, 0b0001, 0b0011]
     assert codes.neighbours(z, 4)[..., 0].equal(codes.nearest(z))
 
 
 @pytest.mark.parametrize("scales", [(1, 2, 3, 5), (5,)])
 @pytest.mark.parametrize("quantizer", ["vq", "bsq"])
-def test_near_codes_of_every_token_begin_with_the_token(scales, quantizer):
+def test_the_neighbours_of_a_token_start_with_the_token(scales, quantizer):
     product = ProductQuantizer(replace(BINARY, scales=scales, quantizer=quantizer))
     f = maps(2, 2, 6, 5, 5)
     assert torch.equal(product.neighbours(f, 3)[..., 0], product.encode(f))
 
 
-def test_perturbation_draws_a_share_anew_from_the_nearest_the_nearest_included():
+def test_perturbation_redraws_a_share_of_codes_from_the_nearest_including_the_nearest():
     near = torch.stack([torch.randperm(64)[:8] for _ in range(640)]).view(40, 16, 8)
     tokens, u = near[..., 0], torch.rand(2, 40, 16, dtype=torch.float64)
     changed = perturb(tokens, near, Perturbation(0.7, 5, u))
@@ -194,7 +196,7 @@ def test_perturbation_draws_a_share_anew_from_the_nearest_the_nearest_included()
     assert torch.equal(perturb(tokens, near, Perturbation(1.0, 1, u)), tokens)
 
 
-def test_the_first_images_are_perturbed_and_the_losses_are_not():
+def test_the_first_images_are_perturbed_but_the_losses_are_not():
     quantizer = SingleScaleQuantizer(PLAIN)
     f = maps(8, 6, 4, 4)
     expected = quantizer(f)
@@ -209,7 +211,23 @@ def test_the_first_images_are_perturbed_and_the_losses_are_not():
     assert torch.equal(out.counts, expected.counts)
 
 
-def test_hits_of_both_kinds_average_alike():
+def test_every_registered_quantizer_builds_codes_of_its_configuration():
+    shapes = {"vq": (60, 5), "bsq": (64, 6), "lfq": (64, 6), "fsq": (60, 3)}
+    assert shapes.keys() == QUANTIZERS.keys()
+    assert len({kind.letter for kind in QUANTIZERS.values()}) == len(QUANTIZERS)
+    for name, (size, dim) in shapes.items():
+        codes = build_codes(replace(BINARY, quantizer=name, codebook_size=size, code_dim=dim))
+        assert (codes.size, codes.dim, codes.scales) == (size, dim, 4)
+        assert codes.hits.shape == (4, size)
+        assert any(True for _ in codes.parameters()) == QUANTIZERS[name].learned
+
+
+def test_unknown_quantizers_are_refused_with_the_known_ones():
+    with pytest.raises(InputError, match=r"quantizer 'fsqq': must be 'vq', 'bsq', 'lfq' or 'fsq'$"):
+        replace(BINARY, quantizer="fsqq")
+
+
+def test_both_kinds_of_codes_average_hits_the_same_way():
     for codes in (BinaryCodes(2, 1, 1.0, True), Codebook(4, 2, 1, cosine=False)):
         for counts in itertools.repeat(torch.tensor([[8.0, 0, 0, 0]]), 3):
             codes.record_hits(counts.clone())

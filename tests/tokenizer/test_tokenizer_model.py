@@ -1,4 +1,4 @@
-"""The tokenizer's two transformers and its checks of what it is given."""
+"""The tokenizer's two transformers and its input checks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def images(batch: int = 2) -> Tensor:
 
 
 def sequence_length(vit: nn.Module, run) -> int:
-    """Tokens that reach the first block while `run` runs."""
+    """Length of the sequence that enters the first block during `run`."""
     lengths = []
     handle = vit.blocks[0].register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
     run()
@@ -35,7 +35,7 @@ def sequence_length(vit: nn.Module, run) -> int:
 def test_sequences_of_encoder_and_decoder(tokenizer):
     assert sequence_length(tokenizer.encoder.vit, lambda: tokenizer.encode(images())) == 1 + 16 + 2 * 9
     tokens = tokenizer.encode(images())
-    # the decoder's latents bring a second class token
+    # the decoder's latents add a second class token
     assert sequence_length(tokenizer.decoder.vit, lambda: tokenizer.decode(tokens)) == 1 + 16 + 1 + 9
 
 
@@ -136,7 +136,7 @@ def test_contrastive_pairs_of_teacher_features_and_pooled_codes(semantic):
     torch.manual_seed(0)
     tokenizer = imagefolder.load_tokenizer(NAME, semantic=semantic, detail=True).train()
     features, detail = torch.randn(4, 64), torch.randn(4, 64)
-    output = tokenizer(images(4), features, detail)
+    output = tokenizer(images(4), semantic=features, detail=detail)
     joint = output.quantized.z.mean((2, 3))
     projected, pooled = output.semantic
     assert projected.shape == pooled.shape == (4, 16)

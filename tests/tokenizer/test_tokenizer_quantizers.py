@@ -61,7 +61,7 @@ def test_branches_are_independent_and_concatenated(branches, scales):
 
 
 def by_the_page(quantizer: MultiScaleQuantizer, f: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """f_hat after every scale, tokens, and what is left, written from the description and nothing else."""
+    """f_hat, tokens and residual after every scale, from the description alone."""
     codes = quantizer.codebook.weight.detach()
     rest, f_hat, side = f, torch.zeros_like(f), f.shape[-1]
     maps_, tokens, rests = [], [], []
@@ -81,7 +81,7 @@ def by_the_page(quantizer: MultiScaleQuantizer, f: Tensor) -> tuple[Tensor, list
     return maps_, tokens, rests
 
 
-def test_area_down_bicubic_up_and_phi_are_where_the_page_says():
+def test_area_down_bicubic_up_and_phi_are_as_documented():
     quantizer = MultiScaleQuantizer(CONFIG).eval()
     f = maps(2, 6, 5, 5)
     f_hats, tokens, _ = by_the_page(quantizer, f)
@@ -91,7 +91,7 @@ def test_area_down_bicubic_up_and_phi_are_where_the_page_says():
 
 
 @pytest.mark.parametrize(("over_scales", "divisor"), [("mean", 4), ("sum", 1)])
-def test_losses_codebook_is_averaged_and_commitment_averaged_or_summed_over_scales(over_scales, divisor):
+def test_codebook_loss_is_averaged_and_commitment_averaged_or_summed_over_scales(over_scales, divisor):
     quantizer = MultiScaleQuantizer(replace(CONFIG, commitment_over_scales=over_scales)).eval()
     f = maps(2, 6, 5, 5)
     errors = [float((f_hat - f).square().mean()) for f_hat in by_the_page(quantizer, f)[0]]
@@ -100,12 +100,12 @@ def test_losses_codebook_is_averaged_and_commitment_averaged_or_summed_over_scal
     assert float(out.commitment_loss.detach()) == pytest.approx(0.25 * sum(errors) / divisor, rel=1e-5)
 
 
-def test_averaging_the_commitment_is_the_default_and_what_imagefolder_takes():
+def test_commitment_is_averaged_by_default_and_in_imagefolder():
     assert TokenizerConfig().commitment_over_scales == "mean"
     assert {TOKENIZERS[f"MSVR10P2-{size}"].commitment_over_scales for size in (4096, 8192, 16384)} == {"mean"}
 
 
-def test_gradients_go_where_the_losses_say():
+def test_each_loss_has_its_own_gradients():
     quantizer = MultiScaleQuantizer(CONFIG)
     f = maps(2, 6, 5, 5).requires_grad_()
     out = quantizer(f)
@@ -121,7 +121,7 @@ def test_gradients_go_where_the_losses_say():
 
 
 def test_residual_energy_falls_over_scales_with_a_rich_codebook():
-    # Codes in all directions and of all lengths, phi the identity: each scale can only take something away
+    # With codes of all directions and lengths and phi the identity, every scale reduces the residual
     quantizer = MultiScaleQuantizer(replace(CONFIG, code_dim=2, codebook_size=4096, cosine=False, shared_phi=1))
     with torch.no_grad():
         quantizer.codebook.weight.copy_(maps(4096, 2) * 1.5)
@@ -148,7 +148,7 @@ def test_partially_shared_phi_is_the_nearest_tick(scales, shared):
 
 
 def test_phi_sharing_of_the_released_models():
-    # Scales 2 and 7 lie between two ticks; the recorded outputs in tests/parity confirm which one they take
+    # Scales 2 and 7 lie between two ticks; the recorded outputs in tests/parity confirm which one they use
     assert phi_of_scale(10, 4) == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
     assert phi_of_scale(10, 0) == list(range(10))
     assert len(MultiScaleQuantizer(replace(CONFIG, shared_phi=0)).phis) == 4
@@ -170,7 +170,7 @@ def test_single_scale_outputs_normalised_codes():
     torch.testing.assert_close(out.commitment_loss, 0.25 * error)
 
 
-def test_quantizer_dropout_touches_the_first_share_of_a_batch_only():
+def test_quantizer_dropout_affects_only_the_first_share_of_a_batch():
     quantizer = ProductQuantizer(CONFIG).train()
     drawn = torch.stack([quantizer.draw_kept(9) for _ in range(200)])
     assert (drawn[:, 4:] == 4).all()
@@ -181,7 +181,7 @@ def test_quantizer_dropout_touches_the_first_share_of_a_batch_only():
     assert ProductQuantizer(replace(CONFIG, scales=(5,))).draw_kept(9) is None
 
 
-def test_dropped_scales_add_nothing_and_losses_are_averaged_over_the_rest():
+def test_dropped_scales_add_nothing_and_losses_average_over_the_rest():
     quantizer = MultiScaleQuantizer(CONFIG).eval()
     f = maps(3, 6, 5, 5)
     f_hats, _, _ = by_the_page(quantizer, f)
@@ -194,7 +194,7 @@ def test_dropped_scales_add_nothing_and_losses_are_averaged_over_the_rest():
 
 
 def test_parts_of_a_batch_add_up_to_the_whole():
-    """Losses of equal parts, with the shares of the whole, are on average those of the whole."""
+    """Losses of equal parts, given the shares of the whole, average to those of the whole."""
     for config in (CONFIG, replace(CONFIG, quantizer="bsq")):
         quantizer = ProductQuantizer(config)
         f, kept = maps(4, 2, 6, 5, 5), torch.tensor([2, 4, 3, 4])
@@ -225,12 +225,12 @@ def test_hit_counts_are_averaged_with_the_released_rates():
     codebook.updates.fill_(100)
     codebook.record_hits(torch.tensor([[0.0, 0, 8, 0]]))
     torch.testing.assert_close(codebook.hits, torch.tensor([[7.128, 0.792, 0.08, 0]]))
-    # fair part of 40 tokens is 10 per code, used from 0.8 on
+    # The fair share of 40 tokens is 10 per code; a code counts as used from 0.8 on
     assert codebook.usage(40).tolist() == [0.25]
     assert codebook.usage(39).tolist() == [0.5]
 
 
-def test_a_pass_counts_its_codes_and_leaves_the_averages_to_whoever_takes_the_step():
+def test_a_forward_pass_counts_codes_without_updating_the_averages():
     quantizer = ProductQuantizer(CONFIG).train()
     out = quantizer(maps(3, 2, 6, 5, 5))
     assert out.counts.shape == (2, 4, 64)
@@ -241,7 +241,7 @@ def test_a_pass_counts_its_codes_and_leaves_the_averages_to_whoever_takes_the_st
         assert torch.equal(branch.codebook.hits, counts.float())
 
 
-def test_shares_of_numbers_are_whole_where_arithmetic_says_so():
+def test_shares_of_numbers_are_exact_despite_floating_point():
     assert [floor_of_share(share, number) for share, number in ((0.7, 90), (0.9, 100), (0.55, 100), (0.1, 1024))] == [
         63, 90, 55, 102,
     ]  # fmt: skip

@@ -25,7 +25,7 @@ MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.2
 
 @pytest.fixture
 def no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Empty folder and cache, and a hub nobody answers at."""
+    """An empty folder, an empty cache, and a hub that does not answer."""
     monkeypatch.setenv("IMAGEFOLDER_WEIGHTS", str(tmp_path / "weights"))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -45,18 +45,18 @@ def test_weights_in_the_folder_are_used_without_a_network(no_weights: Path) -> N
     save_file(state, no_weights / "weights" / f"{NAME}.safetensors")
     loaded = pretrained(NAME)
     assert torch.equal(loaded.blocks[3].mlp.fc1.weight, state["blocks.3.mlp.fc1.weight"])
-    # At another patch and image size timm resamples, as for the released models
+    # At other patch and image sizes timm resamples, as for the released models
     config = TokenizerConfig(backbone=NAME, image_size=64, patch_size=8, scales=(2,), semantic="none")
     resampled = pretrained_vit(config)
     assert resampled.pos_embed.shape == (1, 1 + 64, 192)
     assert torch.equal(resampled.blocks[3].mlp.fc1.weight, state["blocks.3.mlp.fc1.weight"])
 
 
-def test_absent_weights_are_named_at_once_with_the_places_they_may_be_put(no_weights: Path) -> None:
+def test_missing_weights_are_reported_at_once_with_all_possible_locations(no_weights: Path) -> None:
     clock = time.monotonic()
     with pytest.raises(imagefolder.InputError) as caught:
         pretrained_vit(TOKENIZERS["MSVR10P2-4096"])
-    assert time.monotonic() - clock < 10  # a hub client alone retries for most of a minute
+    assert time.monotonic() - clock < 10  # the hub client itself would retry for most of a minute
     text = str(caught.value)
     for part in (
         "vit_base_patch14_dinov2.lvd142m.safetensors", "timm/vit_base_patch14_dinov2.lvd142m", "cannot be reached",
@@ -74,7 +74,7 @@ def test_broken_and_unpublished_weights_are_refused(no_weights: Path) -> None:
         pretrained("vit_unheard_of")
 
 
-def test_teacher_normalises_as_its_weights_were_trained_with() -> None:
+def test_the_teacher_normalises_images_as_in_its_pretraining() -> None:
     teacher = Teacher(tiny(img_size=28).eval())
     images = torch.rand(2, 3, 28, 28) * 2 - 1
     with torch.no_grad():

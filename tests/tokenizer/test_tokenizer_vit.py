@@ -1,4 +1,4 @@
-"""The shortened last block gives what the whole one gives at the positions that are read."""
+"""The shortened last block gives the same outputs as the whole block at the positions that are used."""
 
 from __future__ import annotations
 
