@@ -1,9 +1,9 @@
-"""Configurations: frozen dataclasses, checked on construction, stored as JSON beside every weight file.
+"""Configurations: frozen dataclasses, checked on construction, stored as JSON next to every weight file.
 
-The defaults are the released ImageFolder models (MSVR10P2-4096 and VAR-d17) and their training; docs/method.md says
-what every field stands for. A configuration may come from a stranger's file: type and range of every field are part of
-its annotation, and what fields amount to together is bounded, so that nothing impossible is ever built. The ranges are
-far beyond any published model.
+The defaults are the released ImageFolder models (MSVR10P2-4096 and VAR-d17) and their training; docs/method.md explains
+every field. A configuration may come from an untrusted file: each field's annotation holds its type and range, and
+`__post_init__` bounds combinations of fields, so that nothing impossible is ever built. The ranges are far beyond any
+published model.
 """
 
 from __future__ import annotations
@@ -13,50 +13,57 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from imagefolder.errors import InputError, one_line
-from imagefolder.validation import check_fields, require, shown
+from imagefolder.kinds import LARGEST_CODEBOOK, ORDERS, QUANTIZERS
+from imagefolder.validation import ListToTuple, checked, require, shown
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 RELEASED_SCALES = (1, 1, 2, 3, 3, 4, 5, 6, 8, 11)
 
-# Fields that say how a model is trained: trained weights mean the same with others
+# Fields that only affect training: they do not change what trained weights compute
 TRAINING_ONLY = {
     "drop_path", "commitment", "commitment_over_scales", "quantizer_dropout", "dropout_start", "semantic", "detail",
     "perturbed_images", "perturbed_codes", "perturbation_depth", "class_dropout", "gamma_init",
 }  # fmt: skip
 
-# Fields of a generator that describe its tokens: they are its tokenizer's
+# Fields of a generator that describe its tokens and are copied from its tokenizer
 TOKEN_FIELDS = ("branches", "scales", "codebook_size", "code_dim")
 
-_Config = TypeVar("_Config")
+FROM_DEPTH: Any = None  # default of generator fields that are derived from the depth
+
+_Config = TypeVar("_Config", bound="DataclassInstance")
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Factor = Annotated[float, Field(ge=0, le=1e300)]  # weights of losses, learning rates and shares of them, ...
 Count = Annotated[int, Field(ge=1, le=2**40)]
+Shares = Annotated[tuple[Share, Share], ListToTuple]
 Batch = Annotated[int, Field(ge=1, le=2**20)]
 Branches = Annotated[int, Field(ge=1, le=64)]
-Scales = Annotated[tuple[Annotated[int, Field(le=256)], ...], Field(max_length=64)]
-CodebookSize = Annotated[int, Field(ge=1, le=2**26)]
+Scales = Annotated[tuple[Annotated[int, Field(le=256)], ...], Field(max_length=64), ListToTuple]
+CodebookSize = Annotated[int, Field(ge=1, le=LARGEST_CODEBOOK)]
 CodeDim = Annotated[int, Field(ge=1, le=2**12)]
 Width = Annotated[int, Field(ge=1, le=2**15)]
 Heads = Annotated[int, Field(ge=1, le=2**10)]
 
-# What fields may amount to together
+# Upper bounds on combinations of fields
 MOST_PATCHES = 2**18  # of an image, and latent tokens of all branches
-MOST_POSITIONS = 2**14  # of a generator's sequence: its attention mask has the square of it
+MOST_POSITIONS = 2**14  # of a generator's sequence; its attention mask has the square of this many entries
 MOST_PHIS = 2**10  # of all branches
-MOST_CODE_NUMBERS = 2**31  # in the codes of all branches with their statistics; in their convolutions
+MOST_CODE_NUMBERS = 2**31  # in the codes of all branches and their statistics; in their convolutions
 MOST_LAYER_NUMBERS = 2**36  # in the layers of a transformer; in its head
 
 
-@dataclass(frozen=True)
+@checked
 class TokenizerConfig:
-    """Shape of a tokenizer. `width`, `depth`, `heads` override the timm backbone's own where given."""
+    """Shape of a tokenizer. `width`, `depth` and `heads`, if given, override those of the timm backbone."""
 
     name: Name = "custom"
     image_size: Annotated[int, Field(ge=1, le=8192)] = 256
@@ -66,12 +73,12 @@ class TokenizerConfig:
     depth: Annotated[int, Field(ge=1, le=96)] | None = None
     heads: Heads | None = None
     drop_path: Share = 0.1
-    """stochastic depth of the last block while training; it grows linearly from 0 in the first"""
+    """stochastic depth rate of the last block during training, rising linearly from 0 in the first"""
     branches: Branches = 2
     scales: Scales = RELEASED_SCALES
-    quantizer: Literal["vq", "bsq", "lfq"] = "vq"
-    """vq: learned codes; bsq: signs / sqrt(code_dim) of an input on the unit sphere; lfq: signs of the input as it is
-    (both have 2^code_dim codes)"""
+    quantizer: str = "vq"
+    """vq: learned codes; bsq: signs / sqrt(code_dim) of an input on the unit sphere; lfq: signs of the input itself
+    (both have 2^code_dim codes); fsq: evenly spaced levels per channel, codebook_size in all (`kinds.fsq_levels`)"""
     codebook_size: CodebookSize = 4096
     code_dim: CodeDim = 32
     cosine: bool = True
@@ -79,30 +86,29 @@ class TokenizerConfig:
     binary_base: Annotated[float, Field(gt=0, le=16)] = 1.0
     """bsq, lfq: codes of scale k are multiplied by binary_base^k"""
     shared_phi: Annotated[int, Field(ge=0, le=64)] = 4
-    """convolutions phi shared over the scales: n partially shared, 1 one for all, 0 one per scale"""
+    """number of phi convolutions: n partially shared between scales, 1 shared by all, 0 one per scale"""
     phi_ratio: Share = 0.5
     commitment: Factor = 0.25
     commitment_over_scales: Literal["mean", "sum"] = "mean"
-    """vq: ImageFolder's own release averages the commitment loss over the scales, the later XQ-GAN release sums it;
-    binary quantizers average it in both"""
+    """vq: ImageFolder's own release averages the commitment loss over scales, the later XQ-GAN release sums it; binary
+    quantizers average it in both"""
     quantizer_dropout: Share = 0.1
-    """share of a batch whose last scales are dropped while training, and which the contrastive losses leave out; a
-    single-scale tokenizer has no scale to drop, and leaves that share out all the same (VP2)"""
+    """share of a training batch whose last scales are dropped and which the contrastive losses skip; a single-scale
+    tokenizer (VP2) has no scale to drop but still skips that share"""
     dropout_start: Annotated[int, Field(ge=1, le=64)] = 3
-    """smallest number of scales kept by quantizer dropout"""
+    """minimum number of scales that quantizer dropout keeps"""
     semantic: Literal["none", "last", "all"] = "last"
-    """branch regularised towards the teacher: none, the last one, or all jointly"""
+    """branches regularised towards the teacher: none, the last one, or all jointly"""
     detail: bool = False
     """regularise the first branch towards the patch features of a second teacher (detail guidance)"""
     perturbed_images: Share = 0.0
-    """share of a batch whose codes are perturbed while training (beta of RobustTok; single-scale vq)"""
+    """share of a training batch whose codes are perturbed (RobustTok's beta; single-scale vq)"""
     perturbed_codes: Share = 1.0
-    """share of such an image's codes that are drawn anew (alpha)"""
+    """share of a perturbed image's codes that are redrawn (alpha)"""
     perturbation_depth: Annotated[int, Field(ge=1, le=2**26)] = 100
-    """from this many codes nearest to the encoder's output (delta)"""
+    """codes are redrawn from this many nearest to the encoder's output (delta)"""
 
     def __post_init__(self) -> None:
-        check_fields(self)
         _check_name(self.name)
         require(
             re.fullmatch(r"[A-Za-z0-9_.]{1,100}", self.backbone) is not None,
@@ -113,15 +119,13 @@ class TokenizerConfig:
             f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}",
         )
         require(
-            None in (self.width, self.heads) or self.width % self.heads == 0,
+            self.width is None or self.heads is None or self.width % self.heads == 0,
             f"width {self.width} is not a multiple of heads {self.heads}",
         )
         _check_scales(self.scales)
-        require(
-            self.quantizer == "vq" or self.codebook_size == 2**self.code_dim,
-            f"a binary quantizer has 2^code_dim codes: codebook_size {self.codebook_size} does not fit code_dim "
-            f"{self.code_dim}",
-        )
+        _check_kind("quantizer", self.quantizer, QUANTIZERS)
+        kind = QUANTIZERS[self.quantizer]
+        kind.check(self.codebook_size, self.code_dim)
         require(
             abs(math.log10(self.binary_base)) * (len(self.scales) - 1) <= 30,
             f"binary_base {self.binary_base} is too far from 1 for {len(self.scales)} scales",
@@ -134,7 +138,7 @@ class TokenizerConfig:
                 f"dropout_start {self.dropout_start} is not within 1..{len(self.scales)} (the number of scales)",
             )
         require(
-            self.perturbed_images == 0 or (len(self.scales) == 1 and self.quantizer == "vq"),
+            self.perturbed_images == 0 or (len(self.scales) == 1 and kind.learned),
             "latent perturbation (perturbed_images) is defined for single-scale vector quantizers",
         )
         require(
@@ -144,7 +148,7 @@ class TokenizerConfig:
         self._check_size()
 
     def _check_size(self) -> None:
-        """What no machine could hold is refused here, before anything is built."""
+        """Refuse what no machine could hold, before anything is built."""
         patches, latents = (self.image_size // self.patch_size) ** 2, self.branches * self.latent_side**2
         codes = self.branches * self.codebook_size * (self.code_dim + len(self.scales))
         phis = self.branches * (self.shared_phi or len(self.scales))
@@ -171,49 +175,54 @@ class TokenizerConfig:
         return sum(side * side for side in self.scales)
 
 
-@dataclass(frozen=True)
+@checked
 class GeneratorConfig:
-    """Shape of a generator. The fields from `branches` on describe the tokens and are taken from its tokenizer."""
+    """Shape of a generator. The fields from `branches` on describe the tokens and are copied from its tokenizer."""
 
     name: Name = "custom"
     depth: Annotated[int, Field(ge=1, le=256)] = 17
-    width: Width | None = None
-    """None: 64 x depth"""
-    heads: Heads | None = None
-    """None: depth"""
+    width: Width = FROM_DEPTH
+    """default: 64 x depth"""
+    heads: Heads = FROM_DEPTH
+    """default: depth"""
     mlp_ratio: Annotated[float, Field(gt=0, le=64)] = 4.0
     num_classes: Annotated[int, Field(ge=1, le=2**20)] = 1000
     token_dropout: Share = 0.0
-    """share of input positions replaced by a learned empty embedding while training (p_drop)"""
-    order: Literal["folded", "unfolded", "raster"] = "folded"
+    """share of input positions replaced by a learned empty embedding during training (p_drop)"""
+    order: str = "folded"
     """folded: all branches of a scale at once; unfolded: branch after branch within a scale; raster: position by
     position (single-scale tokenizers)"""
     qk_norm: bool = True
     class_dropout: Share = 0.1
-    drop_path: Share | None = None
-    """stochastic depth of the last layer while training, rising linearly from 0 in the first; None: 0.1 x depth / 24"""
+    drop_path: Share = FROM_DEPTH
+    """stochastic depth rate of the last layer, rising linearly from 0 in the first; default: 0.1 x depth / 24"""
     gamma_init: Factor = 1e-4
-    """factor on the initial weights of the gammas, which weigh every layer's two branches"""
+    """factor on the initial weights of the gammas, which scale the two branches of every layer"""
     branches: Branches = 2
     scales: Scales = RELEASED_SCALES
     codebook_size: CodebookSize = 4096
     code_dim: CodeDim = 32
 
+    @field_validator("width", "heads", "drop_path", mode="before")
+    @classmethod
+    def _from_depth(cls, value: Any, info: ValidationInfo) -> Any:
+        depth = info.data.get("depth", 1)  # missing if it is itself invalid
+        defaults = {"width": 64 * depth, "heads": depth, "drop_path": 0.1 * depth / 24}
+        return defaults.get(info.field_name or "") if value is None else value
+
     def __post_init__(self) -> None:
-        check_fields(self)
         _check_name(self.name)
-        object.__setattr__(self, "width", 64 * self.depth if self.width is None else self.width)
-        object.__setattr__(self, "heads", self.depth if self.heads is None else self.heads)
-        object.__setattr__(self, "drop_path", 0.1 * self.depth / 24 if self.drop_path is None else self.drop_path)
         require(self.width % self.heads == 0, f"width {self.width} is not a multiple of heads {self.heads}")
-        require(int(self.width * self.mlp_ratio) >= 1, f"mlp_ratio {self.mlp_ratio} leaves nothing of {self.width}")
+        require(int(self.width * self.mlp_ratio) >= 1, f"mlp_ratio {self.mlp_ratio} leaves no channel of {self.width}")
         require(self.drop_path < 1, f"drop_path must be in [0, 1), not {self.drop_path}")
         _check_scales(self.scales)
+        _check_kind("order", self.order, ORDERS)
+        kind = ORDERS[self.order]
         require(
-            self.order != "raster" or len(self.scales) == 1,
-            f"order 'raster' needs a single-scale tokenizer, not scales {self.scales}",
+            len(self.scales) == 1 or not kind.single_scale,
+            f"order {self.order!r} needs a single-scale tokenizer, not scales {self.scales}",
         )
-        length = sum(side * side for side in self.scales) * (self.branches if self.order == "unfolded" else 1)
+        length = sum(side * side for side in self.scales) * (1 if kind.folded else self.branches)
         layers = self.depth * self.width**2 * int(10 + 2 * self.mlp_ratio)
         head = self.branches * self.codebook_size * self.width
         for what, number, most in (
@@ -224,15 +233,19 @@ class GeneratorConfig:
             require(number <= most, f"{what}: too large, {number:,} of at most {most:,}")
 
 
-@dataclass(frozen=True)
+Config = TokenizerConfig | GeneratorConfig
+"""of a model with weights"""
+
+
+@checked
 class TrainingConfig:
-    """How one model is trained. Defaults: the released tokenizer's optimiser."""
+    """How one model is trained. The defaults are the released tokenizer's optimiser."""
 
     steps: Count
     batch_size: Batch = 1024
     """global batch, over all processes"""
     learning_rate: Factor = 2.4e-4
-    betas: tuple[Share, Share] = (0.9, 0.95)
+    betas: Shares = (0.9, 0.95)
     weight_decay: Factor = 0.0
     schedule: Literal["cosine", "linear"] = "cosine"
     """after warm-up; linear stays flat for 5 % of the steps first"""
@@ -243,49 +256,44 @@ class TrainingConfig:
     final_rate: Factor = 0.01
     """learning rate towards which the schedule falls, as a share of the peak"""
     epoch_steps: Count = 1
-    """steps during which the learning rates and all that is annealed stay as they were at the first of them"""
+    """number of steps over which learning rates and annealed values stay constant"""
     clip: Factor = 0.0
     """largest gradient norm; 0: no clipping"""
     ema: Share = 0.9999
-    """decay of the averaged weights, from the first step on"""
+    """decay of the averaged weights; averaging starts at the first step"""
     precision: Literal["no", "bf16", "fp16"] = "no"
-    """fp16 is the released generator's; it needs a GPU"""
+    """the released generator uses fp16, which needs a GPU"""
     checkpoint_every: Count = 1000
-    """steps between saved states, from which an interrupted training continues"""
+    """steps between saved states, from which an interrupted run resumes"""
     evaluate_every: Annotated[int, Field(ge=0, le=2**40)] = 0
-    """steps between evaluations that choose the best averaged weights; 0: those of the last step are taken"""
+    """steps between evaluations that choose the best averaged weights; 0: use those of the last step"""
     select_by: Literal["averaged", "raw"] = "averaged"
-    """evaluated for that; the release keeps the averaged weights of the step with the best raw ones"""
+    """which weights these evaluations use; the release keeps the averaged weights of the step with the best raw ones"""
 
     def __post_init__(self) -> None:
-        check_fields(self)
         require(max(self.betas) < 1, f"betas must be in [0, 1), not {self.betas}")
 
 
-@dataclass(frozen=True)
+@checked
 class Execution:
-    """How a training is carried out on the machines at hand: speed and memory, not what is trained.
+    """How training runs on the available machines: speed and memory, not what is trained.
 
-    Numbers change in rounding, and in which noise is drawn inside the networks (stochastic depth, augmentation of what
-    a discriminator sees). What a discriminator normalises together is the exception: see
+    Results change only by rounding and by the noise drawn inside the networks (stochastic depth, the discriminator's
+    augmentation). The exception is which images a discriminator normalises together: see
     `imagefolder.tokenizer.discriminator.images_normalised_together`.
     """
 
     micro_batch: Annotated[int, Field(ge=0, le=2**20)] = 0
-    """largest batch of a process at a time, the rest by gradient accumulation; 0: its whole share of the batch"""
+    """largest batch a process computes at once, the rest by gradient accumulation; 0: its whole share of the batch"""
     activation_checkpointing: bool = False
-    """recompute activations of transformer blocks in the backward pass: less memory, about a third more work"""
+    """recompute the activations of transformer blocks in the backward pass: less memory, about a third more compute"""
     compile: bool = False
-    """torch.compile the trained model"""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
+    """apply torch.compile to the model being trained"""
 
 
-@dataclass(frozen=True)
+@checked
 class LossConfig:
-    """The tokenizer's training objective (docs/method.md, "The tokenizer's objective"). A weight of 0 switches a term
-    off."""
+    """The tokenizer's objective (see docs/method.md). A weight of 0 turns a term off."""
 
     reconstruction: Factor = 1.0
     codebook: Factor = 1.0
@@ -293,17 +301,17 @@ class LossConfig:
     """LPIPS with VGG16"""
     semantic: Factor = 0.1
     semantic_normalise: bool = False
-    """both sides of the contrastive losses on the unit sphere (binary models)"""
-    semantic_scale: tuple[Factor, Factor] = (1.0, 1.0)
-    """logit scale at the start and at the end of the training, linear in between (binary models: 1 to 100)"""
+    """project both sides of the contrastive losses onto the unit sphere (binary models)"""
+    semantic_scale: Annotated[tuple[Factor, Factor], ListToTuple] = (1.0, 1.0)
+    """logit scale at the start and end of training, linear in between (binary models: 1 to 100)"""
     detail: Factor = 0.1
-    """contrastive loss of the first branch, where `TokenizerConfig.detail` asks for it"""
+    """contrastive loss of the first branch, used if `TokenizerConfig.detail`"""
     entropy: Factor = 0.1
     """binary quantizers"""
     adversarial: Factor = 0.5
     adversarial_kind: Literal["hinge", "vanilla", "non-saturating"] = "hinge"
     adversarial_start: Share = 0.28
-    """share of the steps after which the adversarial term sets in (released: epoch 56 of 200)"""
+    """share of the steps after which the adversarial term starts (released: epoch 56 of 200)"""
     discriminator: Literal["patch", "dino"] = "dino"
     """PatchGAN (ablation rows 1 to 6), or heads on a frozen DINO ViT-S/16 (rows 7 and 8, released models)"""
     patch_width: Annotated[int, Field(ge=1, le=1024)] = 64
@@ -311,25 +319,24 @@ class LossConfig:
     """shape of the PatchGAN"""
     lecam: Factor = 0.001
     discriminator_rate: Factor = 8e-4
-    """peak learning rate of the discriminator, whose schedule (a cosine) begins with the adversarial term"""
+    """peak learning rate of the discriminator; its cosine schedule starts with the adversarial term"""
     discriminator_warmup: Share = 4 / 144
-    """share of the steps from there on over which its learning rate rises"""
+    """share of the remaining steps over which its learning rate rises"""
     discriminator_initial_rate: Factor = 1e-5 / 8e-4
-    """before and at its start, as a share of the peak"""
+    """its learning rate at and before that start, as a share of the peak"""
     discriminator_final_rate: Factor = 5e-5 / 8e-4
-    """at its end, as a share of the peak"""
+    """its learning rate at the end, as a share of the peak"""
     discriminator_weight_decay: Factor = 5e-4
-    perturbation_anneal: tuple[Share, Share] = (0.2, 0.6)
-    """shares of the training between which alpha and delta of the perturbation fall to half (RobustTok: epochs 40 to
-    120 of 200)"""
+    perturbation_anneal: Shares = (0.2, 0.6)
+    """shares of training between which the perturbation's alpha and delta are halved (RobustTok: epochs 40 to 120 of
+    200)"""
 
     def __post_init__(self) -> None:
-        check_fields(self)
         start, stop = self.perturbation_anneal
-        require(start < stop, f"perturbation_anneal must begin before it ends, not {self.perturbation_anneal}")
+        require(start < stop, f"perturbation_anneal must start before it ends, not {self.perturbation_anneal}")
 
 
-@dataclass(frozen=True)
+@checked
 class SamplingConfig:
     """Sampling settings; the defaults are those of the released 2.60 gFID."""
 
@@ -340,27 +347,24 @@ class SamplingConfig:
     """0 or 1: all tokens"""
     batch_size: Batch = 100
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as plain JSON types (tuples become lists)."""
+    """A dataclass as plain JSON types; tuples become lists."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def from_dict(kind: type[_Config], values: Any, origin: str) -> _Config:
-    """Build a configuration from whatever a JSON document holds.
+    """Build a configuration from the content of a JSON document.
 
-    Fields that only say how a model was trained may be missing (older versions knew fewer). All others must be there: a
-    default in place of one that was lost could change what trained weights mean.
+    Training-only fields may be missing (older versions had fewer). All others are required: a default in place of a
+    lost value could change what trained weights compute.
 
     Raises:
-        InputError: naming `origin` and what is wrong: no object, unknown or missing fields, values out of range.
+        InputError: not an object, unknown or missing fields, or values out of range; the message names `origin`.
     """
     what = kind.__name__
     if not isinstance(values, dict):
-        raise InputError(f"{origin}: no {what} but {shown(values)}")
+        raise InputError(f"{origin}: expected a {what}, not {shown(values)}")
     fields = [field.name for field in dataclasses.fields(kind)]
     unknown = [name for name in values if name not in fields]
     missing = [name for name in fields if name not in values and name not in TRAINING_ONLY]
@@ -368,7 +372,7 @@ def from_dict(kind: type[_Config], values: Any, origin: str) -> _Config:
         if names:
             listed = ", ".join(one_line(name)[:50] for name in names[:10])
             more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-            raise InputError(f"{origin}: {problem} {what} field(s) {listed}{more}; written by another version?")
+            raise InputError(f"{origin}: {problem} {what} field(s) {listed}{more}; was it written by another version?")
     try:
         return kind(**values)
     except InputError as error:
@@ -377,6 +381,11 @@ def from_dict(kind: type[_Config], values: Any, origin: str) -> _Config:
 
 def _check_name(name: str) -> None:
     require(name == one_line(name), f"name {shown(name)} is not one line of plain text")
+
+
+def _check_kind(field: str, value: str, known: Mapping[str, object]) -> None:
+    names = [repr(name) for name in known]
+    require(value in known, f"{field} {shown(value)}: must be {', '.join(names[:-1])} or {names[-1]}")
 
 
 def _check_scales(scales: tuple[int, ...]) -> None:

@@ -1,9 +1,9 @@
-"""Models by name, with weights from wherever they are."""
+"""Models by name, with weights from any source."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,21 +11,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from imagefolder.checkpoints.authors import STATISTICS, Config, load_authors_state, read_state
+from imagefolder.checkpoints.authors import STATISTICS, load_authors_state, read_state
 from imagefolder.checkpoints.hub import locate
 from imagefolder.checkpoints.native import FLOATS, WEIGHTS, load_weights
-from imagefolder.config import TOKEN_FIELDS, GeneratorConfig, TokenizerConfig
+from imagefolder.config import Config, TokenizerConfig
 from imagefolder.environment import fast_dtype
 from imagefolder.errors import InputError
 from imagefolder.generator.model import Generator
 from imagefolder.generator.transformer import Transformer
 from imagefolder.tokenizer.model import Tokenizer
-from imagefolder.zoo import GENERATORS, TOKENIZER_OF, TOKENIZERS, find
+from imagefolder.zoo import GENERATORS, TOKENIZERS, find, for_tokenizer
 
 
 def load_tokenizer(
     name: str,
     weights: str | Path | None = None,
+    *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | Literal["auto"] = torch.float32,
     **overrides: Any,
@@ -36,15 +37,17 @@ def load_tokenizer(
         name: one of `imagefolder.list_models()`.
         weights: a native checkpoint (folder), the authors' `.pt` (its EMA weights if it has any) or `.pth`, the same
             tensors as `.safetensors`, or `hf://owner/repo[/file]`; None: fresh initialisation.
-        device: where it lives.
-        dtype: of weights and activations; the quantizer always works in float32. "auto": bfloat16 where the device is
-            fast at it, else float32.
+        device: of the model.
+        dtype: of weights and activations; the quantizer always runs in float32. "auto": bfloat16 on devices that are
+            fast at it, otherwise float32.
         overrides: fields of `TokenizerConfig`.
 
     Raises:
-        InputError: unknown name or field, file absent, damaged or unsafe, keys that do not fit (the first 50 named).
+        InputError: unknown name or field; missing, damaged or unsafe file; keys that do not match (names the first 50).
     """
-    config = _override(find(TOKENIZERS, name), overrides)
+    config = find(TOKENIZERS, name)
+    _require_fields(config, overrides)
+    config = replace(config, **overrides)
     model = Tokenizer(config)
     if weights is not None:
         load_into(model, weights, config)
@@ -57,16 +60,19 @@ def load_generator(
     name: str,
     tokenizer: Tokenizer,
     weights: str | Path | None = None,
+    *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | Literal["auto"] = torch.float32,
     **overrides: Any,
 ) -> Generator:
-    """A generator by name on the tokens of `tokenizer`, in evaluation mode; arguments as for `load_tokenizer`.
+    """A generator by name for the tokens of `tokenizer`, in evaluation mode; arguments as for `load_tokenizer`.
 
-    The fields that describe tokens (branches, scales, codebook_size, code_dim) are taken from the tokenizer.
+    The fields that describe tokens (branches, scales, codebook_size, code_dim) are copied from the tokenizer; width,
+    heads and drop_path are derived from an overridden depth.
     """
-    tokens = {field: getattr(tokenizer.config, field) for field in TOKEN_FIELDS}
-    config = _override(find(GENERATORS, name), tokens | overrides)
+    config = find(GENERATORS, name)
+    _require_fields(config, overrides)
+    config = for_tokenizer(config, tokenizer.config, name=name, **overrides)
     model = Generator(config, tokenizer)
     if weights is not None:
         load_into(model.transformer, weights, config)
@@ -74,8 +80,8 @@ def load_generator(
     return model.eval()
 
 
-def load_into(model: nn.Module, weights: str | Path, config: TokenizerConfig | GeneratorConfig) -> Path:
-    """Load weights from wherever they are into a model built from `config`; returns the local file they came from."""
+def load_into(model: nn.Module, weights: str | Path, config: Config) -> Path:
+    """Load weights from any source into a model built from `config`; returns the local file they came from."""
     path = locate(weights)
     if path.is_dir():
         load_weights(path, model, config)
@@ -84,37 +90,37 @@ def load_into(model: nn.Module, weights: str | Path, config: TokenizerConfig | G
     return path
 
 
-def fitting_models(state: Mapping[str, Tensor], kind: type) -> list[Config]:
-    """Configurations of the zoo whose names and shapes are those of `state` (as translated).
+def build(config: Config) -> Tokenizer | Transformer:
+    """A new model of the kind whose weights are stored with `config`."""
+    return Tokenizer(config) if isinstance(config, TokenizerConfig) else Transformer(config)
 
-    Usage statistics may be there or not.
+
+def fitting_models(state: Mapping[str, Tensor], kind: type[Config]) -> list[Config]:
+    """Configurations of the zoo whose models have the names and shapes of `state` (native names).
+
+    Usage statistics may be missing. If several fit, their shapes cannot tell them apart.
     """
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     found: list[Config] = []
-    table = TOKENIZERS if kind is TokenizerConfig else GENERATORS
-    for config in table.values():
-        if kind is TokenizerConfig:
-            if shapes["encoder.latent_tokens"][:2] != (1, config.branches * config.latent_side**2):
-                continue  # building the model is what takes time
-            config = replace(config, backbone=_backbone(state, config.backbone))
-        else:
-            tokenizer = TOKENIZERS[TOKENIZER_OF[config.name]]
-            config = replace(config, **{field: getattr(tokenizer, field) for field in TOKEN_FIELDS})
+    for config in _tokenizers_like(state) if kind is TokenizerConfig else GENERATORS.values():
         with torch.device("meta"):
-            model = Tokenizer(config) if kind is TokenizerConfig else Transformer(config)
-        expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-        absent = expected.keys() - shapes.keys()
-        if shapes.items() <= expected.items() and all(name.endswith(STATISTICS) for name in absent):
+            expected = {name: tuple(value.shape) for name, value in build(config).state_dict().items()}
+        missing = expected.keys() - shapes.keys()
+        if shapes.items() <= expected.items() and all(name.endswith(STATISTICS) for name in missing):
             found.append(config)
     return found
 
 
-def _backbone(state: Mapping[str, Tensor], default: str) -> str:
-    """Name of the DINOv2 backbone with the width of the weights, with or without registers."""
-    size = {384: "small", 768: "base", 1024: "large"}.get(state["encoder.latent_tokens"].shape[-1])
-    if size is None or "dinov2" not in default:
-        return default
-    return f"vit_{size}_patch14_{'reg4_' if 'encoder.vit.reg_token' in state else ''}dinov2.lvd142m"
+def _tokenizers_like(state: Mapping[str, Tensor]) -> Iterator[TokenizerConfig]:
+    """Tokenizers of the zoo with the latent tokens and the backbone of a state dict."""
+    shape = tuple(state["encoder.latent_tokens"].shape)
+    size = {384: "small", 768: "base", 1024: "large"}.get(shape[-1]) if shape else None
+    registers = "reg4_" if "encoder.vit.reg_token" in state else ""
+    for config in TOKENIZERS.values():
+        if shape[:2] == (1, config.branches * config.latent_side**2):  # checked here, as building a model is slow
+            if size is not None and config.backbone == TokenizerConfig.backbone:  # the released one
+                config = replace(config, backbone=f"vit_{size}_patch14_{registers}dinov2.lvd142m")
+            yield config
 
 
 def _dtype(dtype: torch.dtype | str, device: str | torch.device) -> torch.dtype:
@@ -125,12 +131,7 @@ def _dtype(dtype: torch.dtype | str, device: str | torch.device) -> torch.dtype:
     return dtype
 
 
-def _override(config: Any, overrides: dict[str, Any]) -> Any:
-    unknown = sorted(set(overrides) - {field.name for field in dataclasses.fields(config)})
+def _require_fields(config: Config, overrides: Mapping[str, Any]) -> None:
+    unknown = sorted(overrides.keys() - {field.name for field in dataclasses.fields(config)})
     if unknown:
         raise InputError(f"{type(config).__name__} has no field {', '.join(unknown)}")
-    if isinstance(config, GeneratorConfig) and {"depth", "width", "heads"} & set(overrides):
-        # width, heads and drop path follow the depth unless given
-        derived = {"width": None, "heads": None, "drop_path": None} if "depth" in overrides else {}
-        overrides = derived | overrides
-    return dataclasses.replace(config, **overrides)

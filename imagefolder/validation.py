@@ -1,18 +1,22 @@
-"""Checking the fields of a dataclass against their annotations."""
+"""Dataclasses whose fields are checked on construction."""
 
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 import reprlib
-from typing import Any, get_type_hints
+from dataclasses import field
+from typing import Any, TypeVar, dataclass_transform
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 from imagefolder.errors import InputError
 
 LONGEST = 1000  # items of a list
-_STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+_Class = TypeVar("_Class")
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 
@@ -23,39 +27,52 @@ def require(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
-def check_fields(instance: Any) -> None:
-    """Hold every field of a dataclass to its annotation and the pydantic constraints there.
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def checked(kind: type[_Class]) -> type[_Class]:
+    """Make a class a frozen pydantic dataclass that raises `InputError` on construction.
 
-    Types are strict: neither text nor a bool is a number, and 1.0 is no integer. Numbers are finite. What means the
-    same is stored alike: a list (of JSON) as a tuple, the integer of a float field as a float.
-
-    Raises:
-        InputError: naming the field, its value, and what it must be.
+    Types are strict: neither text nor a bool is a number, and 1.0 is not an integer. Numbers are finite. An integer
+    given for a float field is stored as a float. The one-line message names the field, its value, and what it must be.
     """
-    for name, adapter in _adapters(type(instance)).items():
-        value = getattr(instance, name)
-        if isinstance(value, list | tuple):  # each of a million bad items would have an error of its own
-            require(
-                len(value) <= LONGEST, f"{name} {shown(value)}: must have at most {LONGEST} items, not {len(value)}"
-            )
+    made: Any = dataclass(frozen=True, config=ConfigDict(strict=True, allow_inf_nan=False, validate_default=True))(kind)
+    construct = made.__init__
+    signature = inspect.signature(made)
+
+    @functools.wraps(construct)
+    def init(self: Any, *values: Any, **named: Any) -> None:
+        arguments = signature.bind(*values, **named).arguments  # TypeError on a mismatch, as for any class
         try:
-            checked = adapter.validate_python(tuple(value) if isinstance(value, list) else value)
+            construct(self, **arguments)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = name + "".join(f"[{key}]" for key in first["loc"] if isinstance(key, int))
-            said = re.sub("^.*? should", "must", first["msg"]).replace(" after validation", "")
-            raise InputError(f"{place} {shown(value if place == name else first['input'])}: {said}") from None
-        object.__setattr__(instance, name, checked)  # the dataclass may be frozen
+            raise InputError(_explained(error)) from None
+
+    made.__init__ = init
+    return made
 
 
-@functools.cache
-def _adapters(kind: type) -> dict[str, TypeAdapter]:
-    hints = get_type_hints(kind, include_extras=True)
-    return {name: TypeAdapter(hint, config=_STRICT) for name, hint in hints.items()}
+def _explained(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, InputError):  # raised by __post_init__
+        return str(cause)
+    name, *inner = first["loc"]
+    place = str(name) + "".join(f"[{index}]" for index in inner)
+    must = re.sub("^.*? should", "must", first["msg"]).replace(" after validation", "")
+    return f"{place} {shown(first['input'])}: {must}"
+
+
+def _to_tuple(value: Any) -> Any:
+    if isinstance(value, list | tuple) and len(value) > LONGEST:  # pydantic would report every bad item
+        raise PydanticCustomError("too_long", "Input should have at most {most} items", {"most": LONGEST})
+    return tuple(value) if isinstance(value, list) else value
+
+
+ListToTuple = BeforeValidator(_to_tuple)
+"""Annotation of a tuple field that also accepts a list (from JSON)."""
 
 
 def shown(value: Any) -> str:
-    """A value of any kind and size, in a few words."""
+    """Short text for a value of any type and size."""
     try:
         return _SHORT.repr(value)
     except Exception:  # an integer too long to print, or an object whose own __repr__ fails

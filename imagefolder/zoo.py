@@ -1,4 +1,4 @@
-"""Every named configuration, each a few numbers away from the released ImageFolder models."""
+"""The named configurations, each a few fields away from the released ImageFolder models."""
 
 from __future__ import annotations
 
@@ -6,26 +6,78 @@ import difflib
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from imagefolder.config import GeneratorConfig, TokenizerConfig, TrainingConfig
+from imagefolder.config import TOKEN_FIELDS, GeneratorConfig, TokenizerConfig, TrainingConfig
 from imagefolder.errors import InputError
+from imagefolder.kinds import ORDERS, QUANTIZERS
 from imagefolder.validation import shown
 
 _Config = TypeVar("_Config", TokenizerConfig, GeneratorConfig)
 
-# Released models at 256 x 256 (names as in the authors' zoo). V vector, B binary spherical, P product, MS..R10 ten
-# scales of residuals. docs/zoo.md sets every field beside the published one.
+FAMILIES = {32: "mini", 128: "small"}
+"""Configurations smaller than the released ones, by image size: mini for handwritten digits on two CPU cores, small for
+any image folder on one GPU."""
+
+
+def tokenizer_name(config: TokenizerConfig) -> str:
+    """Name of a tokenizer in the notation of the authors' zoo: "MSVR10P2-4096", "mini-VQ-256".
+
+    V is the quantizer's letter (`kinds.QUANTIZERS`), MS..R10 ten scales of residuals, P2 two branches, Q one branch and
+    scale, the last number the codebook size. "-plain" marks the absence of semantic regularisation, except in
+    multi-scale tokenizers of one branch, which the zoo does not regularise. Names are for people: configurations that
+    differ in other fields share one.
+    """
+    family = f"{FAMILIES[config.image_size]}-" if config.image_size in FAMILIES else ""
+    return family + _shape(config)
+
+
+def generator_name(config: GeneratorConfig, tokenizer: TokenizerConfig) -> str:
+    """Name of a generator for a tokenizer's tokens: "VAR-d17-MSVR10P2-4096", "AR-mini-VQ-256"."""
+    kind, size = ORDERS[config.order], FAMILIES.get(tokenizer.image_size, f"d{config.depth}")
+    return f"{kind.prefix}-{size}-{_shape(tokenizer)}{kind.suffix}"
+
+
+def _shape(config: TokenizerConfig) -> str:
+    if config.perturbed_images:
+        return "RobustTok"
+    letter, scales, multi_scale = QUANTIZERS[config.quantizer].letter, len(config.scales), len(config.scales) > 1
+    branches = f"P{config.branches}" if config.branches > 1 else "" if multi_scale else "Q"
+    plain = "-plain" if config.semantic == "none" and (config.branches > 1 or not multi_scale) else ""
+    return f"{f'MS{letter}R{scales}' if multi_scale else letter}{branches}-{config.codebook_size}{plain}"
+
+
+def variant(config: TokenizerConfig, **changes: Any) -> TokenizerConfig:
+    """A tokenizer with some fields changed, named accordingly."""
+    changed = replace(config, **changes)
+    return replace(changed, name=tokenizer_name(changed))
+
+
+def for_tokenizer(generator: GeneratorConfig, tokenizer: TokenizerConfig, **changes: Any) -> GeneratorConfig:
+    """A generator for a tokenizer's tokens, from one for any others.
+
+    Args:
+        generator: the configuration to adapt.
+        tokenizer: its branches, scales, codebook_size and code_dim replace the generator's.
+        changes: further fields. Unless given, the name is derived from the fields, and width, heads and drop_path from
+            a changed depth.
+    """
+    derived = {"width": None, "heads": None, "drop_path": None} if "depth" in changes else {}
+    tokens = {field: getattr(tokenizer, field) for field in TOKEN_FIELDS}
+    changed = replace(generator, **derived | tokens | changes)
+    return changed if "name" in changes else replace(changed, name=generator_name(changed, tokenizer))
+
+
+# Released models at 256 x 256. docs/zoo.md lists every field next to the published one.
 #
 # Commitment loss: the mean over scales, as in ImageFolder's own release, which lists all three sizes of MSVR10P2; the
 # later XQ-GAN release, which lists them again, sums it (commitment_over_scales="sum"). For the others it is the same.
-_RELEASED = TokenizerConfig(name="MSVR10P2-4096", commitment_over_scales="mean")
-_VQ = replace(_RELEASED, name="VQ-4096", branches=1, scales=(16,), code_dim=64, quantizer_dropout=0.0)
-_VP2 = replace(_RELEASED, name="VP2-4096", scales=(16,))
-_BINARY = replace(_RELEASED, name="MSBR10P2-4096", quantizer="bsq", code_dim=12)
+_RELEASED = TokenizerConfig(commitment_over_scales="mean")
+_VQ = replace(_RELEASED, branches=1, scales=(16,), code_dim=64, quantizer_dropout=0.0)
+_VP2 = replace(_RELEASED, scales=(16,))
+_BINARY = replace(_RELEASED, quantizer="bsq", code_dim=12)
 
-# mini: handwritten digits at 32 x 32 on two CPU cores. The ratio of latent side to image grid (3 : 4) and of folded
-# positions to raster positions (14 : 16) are close to the released 11 : 16 and 286 : 256.
+# mini: the ratio of latent side to image grid (3 : 4) and of folded positions to raster positions (14 : 16) are close
+# to the released 11 : 16 and 286 : 256.
 _MINI = TokenizerConfig(
-    name="mini-MSVR3P2-256",
     image_size=32,
     patch_size=8,
     backbone="vit_tiny_patch16_224",
@@ -38,10 +90,9 @@ _MINI = TokenizerConfig(
     code_dim=16,
     dropout_start=2,
 )
+_MINI_VQ = replace(_MINI, branches=1, scales=(4,), quantizer_dropout=0.0)
 
-# small: any image folder at 128 x 128 on one GPU.
 _SMALL = TokenizerConfig(
-    name="small-MSVR8P2-1024",
     image_size=128,
     patch_size=8,
     backbone="vit_small_patch16_224",
@@ -51,45 +102,39 @@ _SMALL = TokenizerConfig(
     code_dim=32,
 )
 
+# The VAR baseline at the same number of positions (no released weights)
+_ONE_BRANCH: dict[str, Any] = {"branches": 1, "semantic": "none", "quantizer_dropout": 0.0}
+
 TOKENIZERS: dict[str, TokenizerConfig] = {
-    config.name: config
+    tokenizer_name(config): variant(config)
     for config in (
         _RELEASED,
-        replace(_RELEASED, name="MSVR10P2-8192", codebook_size=8192),
-        replace(_RELEASED, name="MSVR10P2-16384", codebook_size=16384),
+        replace(_RELEASED, codebook_size=8192),
+        replace(_RELEASED, codebook_size=16384),
         _BINARY,
-        replace(_BINARY, name="MSBR10P2-16384", codebook_size=16384, code_dim=14),
+        replace(_BINARY, codebook_size=16384, code_dim=14),
         _VP2,
-        replace(_VP2, name="VP2-16384", codebook_size=16384),
+        replace(_VP2, codebook_size=16384),
         _VQ,
-        replace(_VQ, name="VQ-8192", codebook_size=8192, code_dim=32),
-        replace(_VQ, name="RobustTok", perturbed_images=0.1),
-        # The one-branch baseline at the same number of positions (no released weights).
-        replace(_RELEASED, name="MSVR10-4096", branches=1, semantic="none", quantizer_dropout=0.0),
+        replace(_VQ, codebook_size=8192, code_dim=32),
+        replace(_VQ, perturbed_images=0.1),
+        replace(_RELEASED, **_ONE_BRANCH),
         _MINI,
-        replace(_MINI, name="mini-MSVR3-256", branches=1, semantic="none", quantizer_dropout=0.0),
-        replace(_MINI, name="mini-MSBR3P2-256", quantizer="bsq", code_dim=8),
-        replace(_MINI, name="mini-VP2-256", scales=(4,)),
-        replace(_MINI, name="mini-VQ-256", branches=1, scales=(4,), quantizer_dropout=0.0),
-        replace(
-            _MINI,
-            name="mini-RobustTok",
-            branches=1,
-            scales=(4,),
-            quantizer_dropout=0.0,
-            perturbed_images=0.1,
-            perturbation_depth=6,  # 100 of 4096 codes
-        ),
+        replace(_MINI, **_ONE_BRANCH),
+        replace(_MINI, quantizer="bsq", code_dim=8),
+        replace(_MINI, scales=(4,)),
+        _MINI_VQ,
+        replace(_MINI_VQ, perturbed_images=0.1, perturbation_depth=6),  # 100 of 4096 codes
         _SMALL,
-        replace(_SMALL, name="small-MSVR8-1024", branches=1, semantic="none", quantizer_dropout=0.0),
-        replace(_SMALL, name="small-VQ-1024", branches=1, scales=(16,), quantizer_dropout=0.0),
+        replace(_SMALL, **_ONE_BRANCH),
+        replace(_SMALL, branches=1, scales=(16,), quantizer_dropout=0.0),
     )
 }
 
 
 @dataclass(frozen=True)
 class Objective:
-    """How a released tokenizer was trained, where that is not as LossConfig's defaults and RELEASED_TRAINING say."""
+    """How a released tokenizer's training differs from the defaults of LossConfig and from RELEASED_TRAINING."""
 
     loss: dict[str, Any] = field(default_factory=dict)
     weight_decay: float = 0.0
@@ -111,7 +156,7 @@ RELEASED_TRAINING = TrainingConfig(
     select_by="raw",
 )
 
-# 350 epochs (the default of the released code; the document states none) in batches of 768; 8e-5 x batch / 256
+# 350 epochs (the released code's default; nothing published states it) in batches of 768; 8e-5 x batch / 256
 RELEASED_GENERATOR_TRAINING = TrainingConfig(
     steps=583_800,
     batch_size=768,
@@ -147,82 +192,41 @@ OBJECTIVES: dict[str, Objective] = {
     "VQ-8192": Objective(),
     "RobustTok": Objective(),
 }
-"""Of every tokenizer in the authors' zoo."""
+"""The training objective of every tokenizer in the authors' zoo."""
 
+_GENERATOR = GeneratorConfig()
 _MINI_GENERATOR = GeneratorConfig(depth=3, width=96, heads=3, num_classes=10, drop_path=0.0)
 _SMALL_GENERATOR = GeneratorConfig(depth=10, num_classes=1000)
 
-GENERATORS: dict[str, GeneratorConfig] = {
-    config.name: config
-    for config in (
-        GeneratorConfig(name="VAR-d17-MSVR10P2-4096"),
-        GeneratorConfig(name="VAR-d17-MSVR10P2-4096-unfolded", order="unfolded"),
-        GeneratorConfig(name="VAR-d17-MSVR10-4096"),
-        GeneratorConfig(name="AR-d17-VQ-4096", order="raster", scales=(16,)),
-        replace(_MINI_GENERATOR, name="VAR-mini-MSVR3P2-256"),
-        replace(_MINI_GENERATOR, name="VAR-mini-MSVR3P2-256-unfolded", order="unfolded"),
-        replace(_MINI_GENERATOR, name="VAR-mini-MSVR3-256"),
-        replace(_MINI_GENERATOR, name="AR-mini-VQ-256", order="raster", scales=(4,)),
-        replace(_SMALL_GENERATOR, name="VAR-small-MSVR8P2-1024"),
-        replace(_SMALL_GENERATOR, name="VAR-small-MSVR8P2-1024-unfolded", order="unfolded"),
-        replace(_SMALL_GENERATOR, name="VAR-small-MSVR8-1024"),
-        replace(_SMALL_GENERATOR, name="AR-small-VQ-1024", order="raster", scales=(16,)),
+_MADE_FOR = [
+    (for_tokenizer(generator, TOKENIZERS[tokenizer], order=order), tokenizer)
+    for generator, tokenizer, order in (
+        (_GENERATOR, "MSVR10P2-4096", "folded"),
+        (_GENERATOR, "MSVR10P2-4096", "unfolded"),
+        (_GENERATOR, "MSVR10-4096", "folded"),
+        (_GENERATOR, "VQ-4096", "raster"),
+        (_MINI_GENERATOR, "mini-MSVR3P2-256", "folded"),
+        (_MINI_GENERATOR, "mini-MSVR3P2-256", "unfolded"),
+        (_MINI_GENERATOR, "mini-MSVR3-256", "folded"),
+        (_MINI_GENERATOR, "mini-VQ-256", "raster"),
+        (_SMALL_GENERATOR, "small-MSVR8P2-1024", "folded"),
+        (_SMALL_GENERATOR, "small-MSVR8P2-1024", "unfolded"),
+        (_SMALL_GENERATOR, "small-MSVR8-1024", "folded"),
+        (_SMALL_GENERATOR, "small-VQ-1024", "raster"),
     )
-}
-
-
-TOKENIZER_OF: dict[str, str] = {
-    "VAR-d17-MSVR10P2-4096": "MSVR10P2-4096",
-    "VAR-d17-MSVR10P2-4096-unfolded": "MSVR10P2-4096",
-    "VAR-d17-MSVR10-4096": "MSVR10-4096",
-    "AR-d17-VQ-4096": "VQ-4096",
-    "VAR-mini-MSVR3P2-256": "mini-MSVR3P2-256",
-    "VAR-mini-MSVR3P2-256-unfolded": "mini-MSVR3P2-256",
-    "VAR-mini-MSVR3-256": "mini-MSVR3-256",
-    "AR-mini-VQ-256": "mini-VQ-256",
-    "VAR-small-MSVR8P2-1024": "small-MSVR8P2-1024",
-    "VAR-small-MSVR8P2-1024-unfolded": "small-MSVR8P2-1024",
-    "VAR-small-MSVR8-1024": "small-MSVR8-1024",
-    "AR-small-VQ-1024": "small-VQ-1024",
-}
-"""The tokenizer each generator was made for; with overrides of its shape a generator takes any other."""
-
-
-@dataclass(frozen=True)
-class Reported:
-    """Numbers published for released weights on ImageNet 256 x 256; None: not published."""
-
-    source: str
-    rfid: float | None = None
-    pfid: float | None = None
-    gfid: float | None = None
-    generator: str = ""
-    """of the gFID"""
-
-
-_README = "lxa9867/ImageFolder README"
-REPORTED: dict[str, Reported] = {
-    "MSVR10P2-4096": Reported(_README, 0.80, 7.23, 2.60, "VAR-d17, 362M"),
-    "MSVR10P2-8192": Reported(_README, 0.70),
-    "MSVR10P2-16384": Reported(_README, 0.67),
-    "MSBR10P2-4096": Reported(_README, 0.86),
-    "MSBR10P2-16384": Reported(_README, 0.78),
-    "VP2-4096": Reported(_README, 0.90),
-    "VP2-16384": Reported(_README, 0.64),
-    "VQ-4096": Reported(_README, 0.91, 6.98),
-    "VQ-8192": Reported(f"{_README}; arXiv 2509.12474 (gFID)", 0.81, 7.91, 2.22, "RAR, size not stated"),
-    "RobustTok": Reported(f"{_README}; arXiv 2509.12474 (gFID)", 1.02, 2.28, 1.60, "RAR-L, 461M"),
-    "VAR-d17-MSVR10P2-4096": Reported(f"{_README}; arXiv 2509.12474", gfid=2.60, generator="itself, guidance 3.25"),
-}
+]
+GENERATORS: dict[str, GeneratorConfig] = {config.name: config for config, _ in _MADE_FOR}
+TOKENIZER_OF: dict[str, str] = {config.name: tokenizer for config, tokenizer in _MADE_FOR}
+"""The tokenizer of each generator; `load_generator` adapts the generator to any other."""
 
 
 def list_models() -> list[str]:
-    """Names that `load_tokenizer` and `load_generator` accept, tokenizers first."""
+    """The names that `load_tokenizer` and `load_generator` accept, tokenizers first."""
     return [*TOKENIZERS, *GENERATORS]
 
 
 def find(table: dict[str, _Config], name: str) -> _Config:
-    """Look up a configuration; an unknown name raises `InputError` with the nearest known ones."""
+    """Look up a configuration; an unknown name raises `InputError` with the closest known names."""
     if isinstance(name, str) and name in table:
         return table[name]
     near = difflib.get_close_matches(str(name)[:200], table, n=3, cutoff=0.3) or list(table)

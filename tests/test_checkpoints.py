@@ -1,4 +1,4 @@
-"""Native checkpoints, loading by name, and what happens when they do not fit."""
+"""Native checkpoints, loading by name, and what happens on a mismatch."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_round_trip_is_bit_identical(saved, tmp_path):
     assert_same_weights(generator.transformer, again.transformer)
 
 
-def test_what_is_stored_beside_the_weights_comes_back(saved):
+def test_what_is_stored_with_the_weights_is_returned(saved):
     folder, tokenizer = saved
     about = load_weights(folder, tokenizer, tokenizer.config)
     assert about["steps"] == 7
@@ -64,15 +64,15 @@ def test_another_configuration_is_refused_with_the_fields_that_differ(saved):
         imagefolder.load_tokenizer(TOKENIZER, weights=saved[0], codebook_size=64, code_dim=8)
 
 
-def test_another_name_alone_is_no_other_configuration(saved):
+def test_the_name_is_not_part_of_the_configuration(saved):
     folder, tokenizer = saved
     model = Tokenizer(replace(tokenizer.config, name="mine"))
     load_weights(folder, model, model.config)
     assert_same_weights(model, tokenizer)
 
 
-def test_how_a_model_was_trained_is_no_other_configuration_but_what_it_holds_is(saved):
-    """Weights of a zoo's VQ serve the same shape without regularisation, and the other way round."""
+def test_training_only_fields_may_differ_unless_they_add_weights(saved):
+    """Weights of the zoo's VQ fit the same shape without regularisation, and vice versa."""
     folder, tokenizer = saved
     changes = {"semantic": "none", "quantizer_dropout": 0.0, "drop_path": 0.3, "commitment_over_scales": "sum"}
     assert_same_weights(imagefolder.load_tokenizer(TOKENIZER, weights=folder, **changes), tokenizer)
@@ -80,7 +80,7 @@ def test_how_a_model_was_trained_is_no_other_configuration_but_what_it_holds_is(
         imagefolder.load_tokenizer(TOKENIZER, weights=folder, semantic="all")
 
 
-def test_fields_of_training_are_fields():
+def test_training_only_fields_exist():
     known = {field.name for kind in (TokenizerConfig, GeneratorConfig) for field in fields(kind)}
     assert known >= TRAINING_ONLY
 
@@ -108,7 +108,7 @@ def damage(folder, how: str) -> None:
     elif how == "no hash":
         write_json(config, {name: value for name, value in read_json(config).items() if name != "weights_sha256"})
     elif how == "missing key":
-        # the same configuration and a right hash, but not all tensors
+        # same configuration and correct hash, but not all tensors
         tokenizer = imagefolder.load_tokenizer(TOKENIZER)
         del tokenizer.encoder.level_embed
         save_checkpoint(folder, tokenizer, tokenizer.config)
@@ -124,7 +124,7 @@ def damage(folder, how: str) -> None:
         ("broken configuration", "config.json: not readable"),
         ("unknown field", "config.json: unknown TokenizerConfig field.*colour"),
         ("changed by hand", "config.json: .*checksum"),
-        ("no hash", "config.json: holds no weights_sha256"),
+        ("no hash", "config.json: contains no weights_sha256"),
         ("missing key", "missing encoder.level_embed.weight"),
     ],
 )
@@ -134,7 +134,7 @@ def test_damaged_checkpoints_are_refused_by_name(saved, how, message):
         imagefolder.load_tokenizer(TOKENIZER, weights=saved[0])
 
 
-def test_a_path_that_is_no_checkpoint_is_refused(tmp_path):
+def test_a_missing_path_is_refused(tmp_path):
     with pytest.raises(imagefolder.InputError, match="no such file or folder"):
         imagefolder.load_tokenizer(TOKENIZER, weights=tmp_path / "nothing")
 
@@ -159,7 +159,7 @@ def test_every_mini_pair_runs_end_to_end(tokenizer_name, generator_name):
     assert out.images.shape == images.shape
 
 
-def test_the_list_holds_all_models_and_each_name_is_its_own():
+def test_all_models_are_listed_once():
     names = imagefolder.list_models()
     assert len(set(names)) == len(names) == len(TOKENIZERS) + len(GENERATORS)
     assert {"MSVR10P2-4096", "VAR-d17-MSVR10P2-4096"} <= set(names)
@@ -167,7 +167,7 @@ def test_the_list_holds_all_models_and_each_name_is_its_own():
 
 
 @pytest.mark.parametrize("name", imagefolder.list_models())
-def test_configurations_survive_json_and_have_a_hash_of_their_own(name):
+def test_configurations_survive_json_and_have_a_hash_of_every_field(name):
     config = (TOKENIZERS | GENERATORS)[name]
     values = to_dict(config)
     assert from_dict(type(config), json.loads(json.dumps(values)), "x") == config
@@ -206,7 +206,7 @@ def test_impossible_generators_are_refused():
             imagefolder.load_generator(GENERATOR, tokenizer=tokenizer, **overrides)
 
 
-def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_a_failed_write_leaves_only_the_old_file(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
 

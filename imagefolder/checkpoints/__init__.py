@@ -1,1 +1,1 @@
-"""Checkpoints: the native format, the authors' files, the Hugging Face hub, and loading by name."""
+"""Checkpoints: the native format, the authors' files, and the Hugging Face hub."""

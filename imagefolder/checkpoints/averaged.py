@@ -1,4 +1,4 @@
-"""Averaged weights as training programs keep them beside trained ones: wrapped, prefixed, under names of their own."""
+"""Averaged weights in checkpoints of various training programs: wrapped, prefixed, or under other names."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ State = Mapping[str, Tensor]
 
 _AVERAGED = {"ema", "shadow", "averaged", "average", "swa"}
 _ALSO = {"model", "state", "dict", "params", "parameters", "weights", "net", "network", "module"}
-_COUNTERS = {"decay", "num_updates", "n_averaged", "initted", "step", "steps"}  # one number each, beside the weights
-_PREFIX = "ema_model."  # in a module that holds the trained weights too
+_COUNTERS = {"decay", "num_updates", "n_averaged", "initted", "step", "steps"}  # one number each, next to the weights
+_PREFIX = "ema_model."  # in a module that also holds the trained weights
 WRAPPERS = ("module.", "_orig_mod.")  # left by data-parallel training and by torch.compile
 
 
 def averaged_states(document: Any, raw: State) -> Iterator[tuple[str, list[tuple[str, State]]]]:
-    """What a checkpoint keeps under the names of averaged weights, "ema" first.
+    """What a checkpoint stores under names for averaged weights, "ema" first.
 
     Args:
-        document: what the file holds.
-        raw: the weights averaged from, whose names explain names without dots; empty: the file has none.
+        document: the content of the file.
+        raw: the weights that were averaged, whose names explain names without dots; empty: the file has none.
 
     Yields:
-        A key that says "ema" or the like and holds tensors, and the (place, state dict) pairs found below it.
+        A key that means "ema" and holds tensors, with the (place, state dict) pairs found below it.
     """
     keys = [key for key in document if isinstance(key, str)] if isinstance(document, Mapping) else []
-    for key in sorted(filter(_says_averaged, keys), key=lambda key: key != "ema"):
+    for key in sorted(filter(_means_averaged, keys), key=lambda key: key != "ema"):
         mappings, tensors = _below(document[key], key)
         if tensors:
             yield key, [(place, _named(mapping, raw)) for place, mapping in mappings]
 
 
-def _says_averaged(key: str) -> bool:
+def _means_averaged(key: str) -> bool:
     words = set(re.findall("[a-z]+", key.lower()))
     return bool(words & _AVERAGED) and words <= _AVERAGED | _ALSO
 
 
 def _below(value: Any, place: str) -> tuple[list[tuple[str, Mapping[Any, Any]]], bool]:
-    """Every mapping in a nesting of containers with its place, and whether there is a tensor in any of them.
+    """Every mapping in nested containers with its place, and whether any of them holds a tensor.
 
-    A container that stands in several places is looked into once: a small file can name it astronomically often.
+    A container that occurs in several places is searched once: a small file can repeat it astronomically often.
     """
     mappings, tensors, seen, left = [], False, set(), [(place, value)]
     while left:
@@ -60,7 +60,7 @@ def _below(value: Any, place: str) -> tuple[list[tuple[str, Mapping[Any, Any]]],
 
 
 def _named(mapping: Mapping[Any, Any], raw: State) -> State:
-    """The tensors of a mapping by the names they have in the model, as far as these can be told."""
+    """The tensors of a mapping by their names in the model, as far as these can be determined."""
     tensors = {name: value for name, value in mapping.items() if isinstance(name, str) and isinstance(value, Tensor)}
     tensors = {name: value for name, value in tensors.items() if name not in _COUNTERS or value.numel() > 1}
     if any(name.startswith(_PREFIX) for name in tensors):
@@ -75,7 +75,7 @@ def _named(mapping: Mapping[Any, Any], raw: State) -> State:
 
 
 def unwrapped(name: str) -> str:
-    """The name of a tensor without what wrappers of a model put before it."""
+    """The name of a tensor without the prefixes of model wrappers."""
     while name.startswith(WRAPPERS):
         name = name.partition(".")[2]
     return name

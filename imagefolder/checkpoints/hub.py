@@ -1,7 +1,6 @@
-"""Where weights come from: local paths, `hf://` locations; and models that publish themselves (hub mixin).
+"""Sources of weights (local paths and `hf://` locations), and publishing to the hub.
 
-A file already in the hub's cache is used as it is, without asking the network; what is downloaded is verified against
-the hub's own hash.
+A file in the hub's local cache is used without contacting the network; downloads are verified against the hub's hash.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from imagefolder.checkpoints.native import (
     require_fitting,
     save_checkpoint,
 )
-from imagefolder.config import GeneratorConfig, TokenizerConfig
+from imagefolder.config import Config
 from imagefolder.errors import InputError, reason
 from imagefolder.files import file_sha256
 
@@ -48,20 +47,20 @@ REACH_SECONDS = 5
 
 
 def locate(weights: str | Path) -> Path:
-    """Local path of a file, or of the folder of a native checkpoint.
+    """Local path of a weight file, or of the folder of a native checkpoint.
 
     Args:
         weights: a path, `hf://owner/repo/file`, or `hf://owner/repo` for a native checkpoint; `owner/repo@revision`
             pins a commit, tag or branch.
 
     Raises:
-        InputError: nothing there, no network, or a download that does not match its hash.
+        InputError: it does not exist, there is no network, or a download does not match its hash.
     """
     if not str(weights).startswith(SCHEME):
         path = Path(weights)
         try:
             there = path.exists()
-        except (OSError, ValueError) as error:  # a name too long, or no name at all
+        except (OSError, ValueError) as error:  # too long, or not a file name
             raise InputError(f"{weights}: no such file or folder ({reason(error)})") from None
         if not there:
             raise InputError(f"{weights}: no such file or folder")
@@ -77,55 +76,53 @@ def locate(weights: str | Path) -> Path:
     return folder
 
 
-def download(
-    repo: str, file: str, revision: str | None = None, cache_dir: str | Path | None = None, token: Any = None
-) -> Path:
-    """A file of a hub repository: from the local cache if there, else downloaded (with progress) and verified."""
+def download(repo: str, file: str, revision: str | None = None) -> Path:
+    """A file of a hub repository: from the local cache, or downloaded (with a progress bar) and verified."""
     what = f"{SCHEME}{repo}{f'@{revision}' if revision else ''}/{file}"
     try:
-        cached = try_to_load_from_cache(repo, file, cache_dir=cache_dir, revision=revision)
+        cached = try_to_load_from_cache(repo, file, revision=revision)
     except HFValidationError as error:
         raise InputError(f"{what}: {reason(error)}") from None
     if isinstance(cached, str):
         return Path(cached)
     require_network(what)
     try:
-        expected = get_hf_file_metadata(hf_hub_url(repo, file, revision=revision), token=token).etag or ""
-        path = Path(hf_hub_download(repo, file, revision=revision, cache_dir=cache_dir, token=token))
+        expected = get_hf_file_metadata(hf_hub_url(repo, file, revision=revision)).etag or ""
+        path = Path(hf_hub_download(repo, file, revision=revision))
     except EntryNotFoundError:
-        raise InputError(f"{what}: the repository holds no such file") from None
+        raise InputError(f"{what}: the repository has no such file") from None
     except RevisionNotFoundError:
         raise InputError(f"{what}: no such revision") from None
     except RepositoryNotFoundError:
         raise InputError(f"{what}: no such repository, or a private one (log in with `hf auth login`)") from None
-    except Exception as error:  # hub clients raise many kinds
+    except Exception as error:  # hub clients raise many types
         raise InputError(f"{what}: download failed ({reason(error)})") from None
     if len(expected) in (40, 64) and _hub_hash(path, len(expected)) != expected:
         path.resolve().unlink()
         path.unlink(missing_ok=True)
-        raise InputError(f"{what}: the download does not match its hash {expected}; removed, try again")
+        raise InputError(f"{what}: the download did not match its hash {expected} and was removed; try again")
     return path
 
 
 def require_network(what: str) -> None:
-    """`InputError` at once if the hub cannot be reached, instead of a client's minute of retries."""
+    """Raise `InputError` at once if the hub cannot be reached, instead of retrying for a minute as hub clients do."""
     where = constants.ENDPOINT
     if constants.is_offline_mode():
         raise InputError(f"{what}: not in the local cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE is set")
     try:
         urllib.request.urlopen(urllib.request.Request(where, method="HEAD"), timeout=REACH_SECONDS).close()
     except urllib.error.HTTPError:
-        pass  # an answer, whatever it says
+        pass  # any answer will do
     except OSError as error:
         why = getattr(error, "reason", error)
         raise InputError(
             f"{what}: not in the local cache ({constants.HF_HUB_CACHE}), and {where} cannot be reached ({why}); "
-            "fetch it on a machine with network and copy the cache or the file here"
+            "download it on a machine with network access and copy the cache or the file here"
         ) from None
 
 
 def _hub_hash(path: Path, digits: int) -> str:
-    """The hub's hash of a file: sha256 of large files, git's blob sha1 of small ones."""
+    """The hub's hash of a file: sha256 for large files, git's blob sha1 for small ones."""
     if digits == 64:
         return file_sha256(path)
     content = path.read_bytes()
@@ -133,21 +130,22 @@ def _hub_hash(path: Path, digits: int) -> str:
 
 
 class HubModel(
+    nn.Module,
     PyTorchModelHubMixin,
     library_name="imagefolder",
     license="other",
     tags=["image-generation", "image-tokenizer", "arxiv:2410.01756"],
 ):
-    """`save_pretrained`, `push_to_hub` and `from_pretrained` of a model, in the native checkpoint format.
+    """A module with `save_pretrained`, `push_to_hub` and `from_pretrained` in the native checkpoint format.
 
-    Licence "other": weights converted from the authors' files keep the authors' non-commercial terms.
+    Licence "other": weights converted from the authors' files remain under the authors' non-commercial terms.
     """
 
-    config: TokenizerConfig | GeneratorConfig
-    config_type: ClassVar[type]
+    config: Config
+    config_type: ClassVar[type[Config]]
 
     def weights_module(self) -> nn.Module:
-        """The part whose weights are stored."""
+        """The module whose weights are stored."""
         raise AssertionError("abstract")
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -159,16 +157,16 @@ class HubModel(
     ) -> Self:
         """A published model in evaluation mode.
 
-        The weight file must hold what the configuration asks for, before the model is built: a configuration alone
-        takes no memory.
+        The weight file is checked against the configuration before the model is built, so that a configuration alone
+        cannot allocate memory.
 
         Args:
             pretrained_model_name_or_path: `owner/repo` on the hub, or the folder of a native checkpoint.
             revision: commit, tag or branch.
-            arguments: of the constructor, beside the configuration (a generator's `tokenizer`).
+            arguments: of the constructor, besides the configuration (a generator's `tokenizer`).
 
         Raises:
-            InputError: nothing there, or files that are damaged, impossible or do not belong together.
+            InputError: nothing found, or files that are damaged, impossible or do not belong together.
         """
         location = str(pretrained_model_name_or_path)
         if not Path(location).is_dir():

@@ -1,4 +1,4 @@
-"""A hub in one folder: the few requests that publishing and downloading make, answered over real HTTP."""
+"""A hub in memory that answers the few requests of uploads and downloads over real HTTP."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(ThreadingHTTPServer):
-    """`files` by "owner/repo/path"; `corrupt`: names whose content is changed on the way; `requests` received."""
+    """`files` by "owner/repo/path"; `corrupt`: names whose content is changed in transit; `requests`: received."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -90,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(404, "EntryNotFound")
         else:
             content = self.server.files[name]
-            large = len(content) > 10_000  # as for the hub: large files by sha256, small ones by git's hash
+            large = len(content) > 10_000  # like the hub: sha256 for large files, git's hash for small ones
             etag = hashlib.sha256(content) if large else hashlib.sha1(b"blob %d\0" % len(content) + content)
             if name in self.server.corrupt:
                 content = bytes([content[0] ^ 1]) + content[1:]

@@ -1,4 +1,4 @@
-"""The authors' files: names, places, safety, conversion. The shapes are those recorded in tests/parity."""
+"""The authors' files: names, locations, safety, conversion. The shapes are those recorded in tests/parity."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from imagefolder.zoo import TOKENIZERS
 
 PARITY = Path(__file__).parent.parent / "parity"
 SMALL = {"backbone": "vit_small_patch14_dinov2.lvd142m"}
-# ViT-S to ViT-B: every size that depends on the width
+# ViT-S to ViT-B: all sizes that depend on the width
 WIDER = {384: 768, 1152: 2304, 1536: 3072}
 
 
@@ -71,7 +71,7 @@ def released_shapes(codebook: int) -> dict[str, list[int]]:
 
 
 @pytest.mark.parametrize("codebook", [4096, 8192, 16384])
-def test_released_tokenizers_take_the_authors_names_and_shapes(codebook):
+def test_released_tokenizers_match_the_authors_names_and_shapes(codebook):
     with torch.device("meta"):
         state = {name: torch.empty(shape) for name, shape in released_shapes(codebook).items()}
     fitting = fitting_models(translate(state, TokenizerConfig), TokenizerConfig)
@@ -109,7 +109,7 @@ def test_ema_first_then_model_then_a_bare_state_dict(state, tmp_path):
     assert read_state(tmp_path / "file.pt", TokenizerConfig).steps is None
 
 
-def test_every_number_arrives(state, tmp_path):
+def test_every_weight_is_loaded(state, tmp_path):
     torch.save(state, tmp_path / "a.pt")
     save_file(state, tmp_path / "a.safetensors")
     torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "parallel.pt")
@@ -122,13 +122,13 @@ def test_every_number_arrives(state, tmp_path):
         assert torch.equal(ours["quantizer.branches.1.phis.3.bias"], state["quantizes.1.quant_resi.qresi_ls.3.bias"])
         assert torch.equal(ours["quantizer.branches.0.codebook.weight"], state["quantizes.0.embedding.weight"])
         assert torch.equal(ours["decoder.to_pixels.bias"], state["decoder.to_pixel.model.bias"])
-        # All of them: as many numbers as the file holds outside of tables and teacher
+        # As many parameters as the file has outside the tables and the teacher
         tables = ("lvl1LC", "ema_vocab_hit_SV")
         held = sum(v.numel() for n, v in state.items() if not n.endswith(tables) and not n.startswith("semantic_model"))
         assert sum(p.numel() for p in tokenizer.parameters()) == held
 
 
-def test_phi_of_every_sharing_and_plain_quantizers_translate(state):
+def test_names_of_all_phi_sharings_and_of_single_branches_translate(state):
     def ours(name: str) -> str:
         return next(iter(translate({name: torch.zeros(1)}, TokenizerConfig)))
 
@@ -151,7 +151,7 @@ def test_round_trip_through_the_native_format_is_bit_identical(state, tmp_path):
     assert imagefolder.Tokenizer.from_pretrained(tmp_path / "native").config == native.config
 
 
-def test_generator_files_hold_generator_and_tokenizer(state, generator_state, tmp_path):
+def test_generator_files_contain_generator_and_tokenizer(state, generator_state, tmp_path):
     path = tmp_path / "ar-ckpt-last.pth"
     torch.save({"trainer": {"var_wo_ddp": generator_state, "vae_local": state}, "args": argparse.Namespace()}, path)
     generator = imagefolder.load_generator("VAR-d17-MSVR10P2-4096", tokenizer=load(path), weights=path, depth=4)
@@ -169,11 +169,11 @@ def test_attention_without_normalisation_has_no_scales(generator_state, tmp_path
     tokenizer = imagefolder.load_tokenizer("MSVR10P2-4096", **SMALL)
     arguments = {"tokenizer": tokenizer, "weights": tmp_path / "plain.pth", "depth": 4}
     imagefolder.load_generator("VAR-d17-MSVR10P2-4096", qk_norm=False, **arguments)
-    with pytest.raises(imagefolder.InputError, match=r"4 keys do not fit: missing layers\.0\.attn\.log_scale"):
+    with pytest.raises(imagefolder.InputError, match=r"4 keys do not match: missing layers\.0\.attn\.log_scale"):
         imagefolder.load_generator("VAR-d17-MSVR10P2-4096", **arguments)
 
 
-def test_every_key_that_does_not_fit_is_named(state, tmp_path):
+def test_every_key_that_does_not_match_is_named(state, tmp_path):
     changed = dict(state)
     del changed["quant_conv.bias"], changed["encoder.model.norm.weight"]
     changed["extra.weight"] = torch.zeros(2)
@@ -188,7 +188,7 @@ def test_every_key_that_does_not_fit_is_named(state, tmp_path):
 
 
 class Hostile:
-    """Runs a command when unpickled by an ordinary unpickler."""
+    """Runs a command when loaded by an ordinary unpickler."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -215,27 +215,27 @@ def test_hostile_files_are_refused_and_execute_nothing(state, tmp_path, how):
     assert not target.exists()
 
 
-def test_only_the_namespace_itself_is_allowed(state, tmp_path):
+def test_a_namespace_may_hold_plain_values_only(state, tmp_path):
     torch.save({"ema": state, "args": argparse.Namespace(a=Fraction(1, 2))}, tmp_path / "fraction.pt")
     with pytest.raises(imagefolder.InputError, match=r"fractions\.Fraction"):
         load(tmp_path / "fraction.pt")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04broken"])
-def test_files_that_are_no_checkpoints_are_refused(tmp_path, content):
+def test_files_that_are_not_checkpoints_are_refused(tmp_path, content):
     (tmp_path / "file.pt").write_bytes(content)
     with pytest.raises(imagefolder.InputError, match=r"file\.pt: (cannot be read|refused)"):
         load(tmp_path / "file.pt")
 
 
-def test_a_file_without_such_weights_says_what_it_holds(tmp_path, generator_state):
+def test_the_error_for_missing_weights_lists_what_was_found(tmp_path, generator_state):
     torch.save({"trainer": {"var_wo_ddp": generator_state}, "epoch": 1}, tmp_path / "ar.pth")
-    with pytest.raises(imagefolder.InputError, match=r"holds no tokenizer weights \(found: trainer, epoch\)"):
+    with pytest.raises(imagefolder.InputError, match=r"contains no tokenizer weights \(found: trainer, epoch\)"):
         load(tmp_path / "ar.pth")
 
 
 @pytest.mark.slow
-def test_inspect_says_what_fits_and_convert_asks_where_several_do(state, tmp_path):
+def test_inspect_lists_what_fits_and_convert_asks_if_several_do(state, tmp_path):
     torch.save({"ema": state, "steps": 5}, tmp_path / "authors.pt")
     result = run("inspect", tmp_path / "authors.pt")
     assert "fits MSVR10P2-4096 on vit_small_patch14_dinov2.lvd142m" in result.stdout
@@ -255,12 +255,12 @@ def test_inspect_says_what_fits_and_convert_asks_where_several_do(state, tmp_pat
     torch.save(plain, tmp_path / "plain.pt")
     result = run("convert", tmp_path / "plain.pt", tmp_path / "out")
     assert result.returncode == 2
-    assert "fits VQ-4096, RobustTok alike; say which with --model" in result.stderr
+    assert "fits VQ-4096 and RobustTok; choose one with --model" in result.stderr
     assert run("convert", tmp_path / "plain.pt", tmp_path / "out", "--model", "RobustTok").returncode == 0
     assert imagefolder.load_tokenizer("RobustTok", weights=tmp_path / "out", **SMALL).config.perturbed_images == 0.1
 
 
-def test_generators_are_recognised(tmp_path, generator_state):
+def test_a_generator_outside_the_zoo_is_not_converted(tmp_path, generator_state):
     torch.save({"trainer": {"var_wo_ddp": generator_state}}, tmp_path / "ar.pth")
     read = read_state(tmp_path / "ar.pth", GeneratorConfig)
     assert fitting_models(read.tensors, GeneratorConfig) == []
@@ -270,13 +270,14 @@ def test_generators_are_recognised(tmp_path, generator_state):
 
 
 def run(command: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """The command line, in this process: importing torch again takes seconds."""
+    """The command line, in this process because importing torch again takes seconds."""
     line = ["checkpoints", command, *map(str, arguments)]
     out, err = io.StringIO(), io.StringIO()
     with (
         unittest.mock.patch("sys.argv", line),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as end,
     ):
-        code = main()
-    return subprocess.CompletedProcess(line, code, out.getvalue(), err.getvalue())
+        main()
+    return subprocess.CompletedProcess(line, end.value.code, out.getvalue(), err.getvalue())

@@ -1,4 +1,4 @@
-"""Averaged weights, however a file keeps them: taken, or refused by name; never passed over for those beside them."""
+"""Averaged weights, however a file stores them, are loaded or refused by name, never silently replaced by raw ones."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ UNDERSTOOD: dict[str, Callable[[State, State], dict[str, Any]]] = {
     "shadow": lambda ema, raw: {"ema": {"shadow": ema, "num_updates": 7}},
     "state dict": lambda ema, raw: {"ema": {"state_dict": ema}},
     "wrapped twice": lambda ema, raw: {"ema": {"ema": {"model": ema}, "step": torch.tensor(3)}},
-    "beside its decay": lambda ema, raw: {"ema": {**ema, "decay": torch.tensor(0.9), "num_updates": torch.tensor(1)}},
-    "of data-parallel training": lambda ema, raw: {"ema": prefixed("module.", ema)},
+    "with its decay": lambda ema, raw: {"ema": {**ema, "decay": torch.tensor(0.9), "num_updates": torch.tensor(1)}},
+    "from data-parallel training": lambda ema, raw: {"ema": prefixed("module.", ema)},
     "swa_utils": lambda ema, raw: {"ema": {"n_averaged": torch.tensor(5), **prefixed("module.", ema)}},
-    "with the trained ones": lambda ema, raw: {
+    "with the raw ones": lambda ema, raw: {
         "ema": {"initted": torch.tensor(True), **prefixed("online_model.", raw), **prefixed("ema_model.", ema)}
     },
     "under a prefix": lambda ema, raw: {"ema": prefixed("shadow.", ema)},
@@ -59,7 +59,7 @@ UNDERSTOOD: dict[str, Callable[[State, State], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("how", UNDERSTOOD)
 @pytest.mark.parametrize("order", ["before", "after"])
-def test_averaged_weights_go_before_the_others(tmp_path, averaged, raw, how, order):
+def test_averaged_weights_take_precedence(tmp_path, averaged, raw, how, order):
     document = UNDERSTOOD[how](averaged, raw)
     document = {**document, "model": raw} if order == "before" else {"model": raw, **document}
     torch.save(document, tmp_path / "x.pt")
@@ -67,7 +67,7 @@ def test_averaged_weights_go_before_the_others(tmp_path, averaged, raw, how, ord
     assert all(torch.equal(loaded[name], value) for name, value in averaged.items())
 
 
-def test_names_without_dots_are_explained_by_a_model_of_data_parallel_training(tmp_path, averaged, raw):
+def test_names_without_dots_are_explained_by_a_data_parallel_model(tmp_path, averaged, raw):
     torch.save({"ema": dotless(averaged), "model": prefixed("module.", raw)}, tmp_path / "x.pt")
     read = read_state(tmp_path / "x.pt", TokenizerConfig)
     assert read.place == "ema"
@@ -83,9 +83,9 @@ REFUSED: dict[str, Callable[[State], Any]] = {
 
 
 @pytest.mark.parametrize("how", REFUSED)
-def test_averaged_weights_that_are_not_understood_are_refused_by_name(tmp_path, averaged, raw, how):
+def test_ambiguous_averaged_weights_are_refused_by_name(tmp_path, averaged, raw, how):
     torch.save({"ema": REFUSED[how](averaged), "model": raw}, tmp_path / "x.pt")
-    with pytest.raises(imagefolder.InputError, match=r"x\.pt: 'ema' holds (several|averaged)") as caught:
+    with pytest.raises(imagefolder.InputError, match=r"x\.pt: 'ema' contains (several|averaged)") as caught:
         imagefolder.load_tokenizer(NAME, weights=tmp_path / "x.pt")
     assert "\n" not in str(caught.value)
 
@@ -93,17 +93,17 @@ def test_averaged_weights_that_are_not_understood_are_refused_by_name(tmp_path, 
 @pytest.mark.parametrize(
     "absent", [None, {}, 0.9999, {"decay": 0.9}, {"module": {}}, "ema.pt", {"step": torch.ones(1)}]
 )
-def test_where_nothing_was_averaged_the_trained_weights_are_taken(tmp_path, raw, absent):
+def test_raw_weights_are_loaded_if_nothing_was_averaged(tmp_path, raw, absent):
     torch.save({"ema": absent, "model": raw}, tmp_path / "x.pt")
     assert read_state(tmp_path / "x.pt", TokenizerConfig).place == "model"
 
 
-def test_averages_of_something_else_are_left_alone(tmp_path, raw):
+def test_averages_of_other_models_are_ignored(tmp_path, raw):
     torch.save({"disc_ema": {"w": torch.zeros(3)}, "schema": {"a": torch.zeros(3)}, "model": raw}, tmp_path / "x.pt")
     assert read_state(tmp_path / "x.pt", TokenizerConfig).place == "model"
 
 
-def test_a_generators_file_keeps_its_own_order(tmp_path, averaged):
+def test_a_generator_file_has_its_own_precedence(tmp_path, averaged):
     generator = imagefolder.load_generator("VAR-mini-MSVR3P2-256", imagefolder.load_tokenizer(NAME))
     state = generator.transformer.state_dict()
     other = {name: value + 1 for name, value in state.items()}
@@ -115,12 +115,12 @@ def test_a_generators_file_keeps_its_own_order(tmp_path, averaged):
     assert read_state(tmp_path / "y.pth", GeneratorConfig).place == "ema.module"
 
 
-def test_a_small_file_that_names_a_list_astronomically_often_is_read_at_once(tmp_path: Path, raw: State) -> None:
+def test_a_small_file_that_repeats_a_list_astronomically_often_is_read_at_once(tmp_path: Path, raw: State) -> None:
     nested: list[Any] = [torch.zeros(2)]
     for _ in range(100):
         nested = [nested, nested]
     torch.save({"ema": nested, "model": raw}, tmp_path / "x.pt")
-    with pytest.raises(imagefolder.InputError, match="'ema' holds"):
+    with pytest.raises(imagefolder.InputError, match="'ema' contains"):
         read_state(tmp_path / "x.pt", TokenizerConfig)
     torch.save({"ema": nested}, tmp_path / "x.pt")
     with pytest.raises(NoWeights):

@@ -1,4 +1,4 @@
-"""What weight files may hold: kinds of tensors, numbers, archives; and what the commands do with them."""
+"""What weight files may contain (tensor types, values, archives), and what the commands do with them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_weights_of_any_precision_are_converted(tmp_path, state, dtype, suffix):
     assert torch.equal(load(tmp_path / f"x{suffix}"), stored[BIAS].float())
 
 
-def test_any_layout_in_memory_is_the_same_weights(tmp_path, state):
+def test_any_memory_layout_loads_the_same_weights(tmp_path, state):
     changed = {name: value.t().contiguous().t() if value.ndim == 2 else value for name, value in state.items()}
     changed[BIAS] = torch.cat([torch.zeros(5), state[BIAS], torch.zeros(500)])[5 : 5 + SIZE]
     torch.save(changed, tmp_path / "x.pt")
@@ -56,7 +56,7 @@ def test_any_layout_in_memory_is_the_same_weights(tmp_path, state):
 
 def quantized() -> Tensor:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # newer versions of torch give them up
+        warnings.simplefilter("ignore")  # deprecated in newer versions of torch
         return torch.quantize_per_tensor(torch.zeros(SIZE), 0.1, 0, torch.qint8)
 
 
@@ -78,14 +78,14 @@ ODD: dict[str, Callable[[], Tensor]] = {
 
 
 @pytest.mark.parametrize("what", ODD)
-def test_a_tensor_that_is_no_weight_is_refused_by_its_name(tmp_path, state, what):
+def test_a_tensor_that_cannot_be_a_weight_is_refused_by_name(tmp_path, state, what):
     torch.save({"ema": {**state, BIAS: ODD[what]()}}, tmp_path / "x.pt")
     with pytest.raises(imagefolder.InputError, match=rf"x\.pt: .*{BIAS}") as caught:
         load(tmp_path / "x.pt")
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_not_finite_is_refused_in_a_native_checkpoint_and_never_written(tmp_path, state):
+def test_native_checkpoints_with_values_that_are_not_finite_are_neither_read_nor_written(tmp_path, state):
     tokenizer = imagefolder.load_tokenizer(NAME)
     tokenizer.quant_conv.bias.data[3] = float("nan")
     with pytest.raises(imagefolder.InputError, match=rf"{BIAS} hold NaN"):
@@ -100,13 +100,13 @@ def test_what_is_not_finite_is_refused_in_a_native_checkpoint_and_never_written(
         load(tmp_path / "x.safetensors")
 
 
-def test_two_tensors_of_one_name_are_refused(tmp_path, state):
+def test_two_tensors_with_the_same_name_are_refused(tmp_path, state):
     torch.save({**state, f"module.{BIAS}": state[BIAS]}, tmp_path / "x.pt")
     with pytest.raises(imagefolder.InputError, match=f"{BIAS} under several names"):
         load(tmp_path / "x.pt")
 
 
-def test_a_published_backbone_that_is_damaged_is_refused_by_its_file(tmp_path, monkeypatch):
+def test_a_damaged_published_backbone_is_refused_by_file(tmp_path, monkeypatch):
     monkeypatch.setenv("IMAGEFOLDER_WEIGHTS", str(tmp_path))
     name, path = "vit_tiny_patch16_224", tmp_path / "vit_tiny_patch16_224.safetensors"
     weights = timm.create_model(name).state_dict()
@@ -143,7 +143,7 @@ def make_truncated(path: Path) -> None:
 MADE: dict[str, Callable[[Path], object]] = {
     "a bomb": make_bomb,
     "a tar": make_tar,
-    "cut short": make_truncated,
+    "truncated": make_truncated,
     "empty": lambda path: path.touch(),
     "a folder": lambda path: path.mkdir(),
     "a pipe": os.mkfifo,
@@ -151,13 +151,13 @@ MADE: dict[str, Callable[[Path], object]] = {
     "an empty zip": lambda path: zipfile.ZipFile(path, "w").close(),
     "a number": lambda path: torch.save(5, path),
     "a list": lambda path: torch.save([torch.zeros(3)], path),
-    "keys that are no names": lambda path: torch.save({1: torch.zeros(3), (2, 3): torch.zeros(3)}, path),
+    "keys that are not names": lambda path: torch.save({1: torch.zeros(3), (2, 3): torch.zeros(3)}, path),
 }
 
 
 @pytest.mark.parametrize("what", MADE)
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_what_is_no_checkpoint_is_refused_in_one_line_without_a_warning(tmp_path, recwarn, what, suffix):
+def test_what_is_not_a_checkpoint_is_refused_in_one_line_without_a_warning(tmp_path, recwarn, what, suffix):
     MADE[what](path := tmp_path / f"x{suffix}")
     with pytest.raises(imagefolder.InputError, match=r"x(\.pt|\.safetensors|/config\.json)?") as caught:
         load(path)
@@ -181,8 +181,10 @@ def run(command: str, *arguments: object) -> tuple[int, str, str]:
         unittest.mock.patch("sys.argv", ["checkpoints", command, *map(str, arguments)]),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as end,
     ):
-        return main(), out.getvalue(), err.getvalue()
+        main()
+    return end.value.code, out.getvalue(), err.getvalue()
 
 
 def test_inspect_names_the_configuration_of_our_own_checkpoints(tmp_path, state):
@@ -204,14 +206,14 @@ def test_inspect_names_the_configuration_of_our_own_checkpoints(tmp_path, state)
     assert "model.safetensors" in err
 
 
-def test_convert_creates_its_folder_and_replaces_nothing(tmp_path, state):
+def test_convert_creates_its_folder_and_overwrites_nothing(tmp_path, state):
     torch.save({"ema": state}, tmp_path / "x.pt")
     imagefolder.load_tokenizer(NAME).save_pretrained(tmp_path / "mine")
     before = file_sha256(tmp_path / "mine" / "model.safetensors")
     for folder in (tmp_path / "mine", tmp_path / "x.pt"):
         code, _, err = run("convert", tmp_path / "x.pt", folder)
         assert (code, err.count("\n")) == (2, 1)
-        assert f"{folder}: is there already" in err
+        assert f"{folder}: already exists" in err
     assert file_sha256(tmp_path / "mine" / "model.safetensors") == before
     assert run("convert", tmp_path / "mine", tmp_path / "new")[0] == 2
     (tmp_path / "empty").mkdir()

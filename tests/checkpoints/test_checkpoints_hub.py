@@ -1,4 +1,4 @@
-"""Publishing to and loading from a hub: huggingface_hub's own client against a server of the test."""
+"""Publishing to and loading from a hub: huggingface_hub's own client against a test server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def hub():
 
 
 def run(code: str, endpoint: str, cache: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """The client reads its endpoint when it is imported, hence a process of its own."""
+    """Run in a separate process, because the client reads its endpoint when it is imported."""
     environment = {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_TOKEN": "hf_x", "HF_HUB_DISABLE_XET": "1"}
     script = f"import imagefolder, torch\nfrom imagefolder import InputError\n{code}"
     return subprocess.run(
@@ -53,7 +53,7 @@ def published(hub, tmp_path):
     return tokenizer
 
 
-def test_published_models_come_back_and_are_cached(hub, tmp_path):
+def test_published_models_load_and_are_cached(hub, tmp_path):
     code = f"""
 torch.manual_seed(1)
 tokenizer = imagefolder.load_tokenizer({NAME!r})
@@ -72,8 +72,8 @@ print(equal(tokenizer, again), equal(tokenizer, by_location), equal(generator, s
     assert {"me/tok/model.safetensors", "me/tok/config.json", "me/tok/README.md"} <= hub.files.keys()
     assert b"arxiv:2410.01756" in hub.files["me/tok/README.md"]
     downloads = [r for r in hub.requests if r.startswith("GET") and "model.safetensors" in r]
-    assert len(downloads) == 2  # one each: what is in the cache is not fetched again
-    # The cache serves where there is no network at all
+    assert len(downloads) == 2  # one each: cached files are not downloaded again
+    # The cache works without network
     code = f"imagefolder.load_tokenizer({NAME!r}, weights='hf://me/tok'); print('loaded')"
     result = run(code, "http://127.0.0.1:9", tmp_path / "home")
     assert result.stdout.strip() == "loaded", result.stderr
@@ -91,11 +91,11 @@ for attempt in range(2):
     result = run(code, hub.endpoint, tmp_path / "home")
     lines = result.stdout.strip().splitlines()
     assert len(lines) == 2, result.stderr
-    assert all(f"{file}: the download does not match its hash" in line for line in lines)
+    assert all(f"{file}: the download did not match its hash" in line for line in lines)
 
 
 @pytest.mark.slow
-def test_what_is_not_there_is_named(hub, published, tmp_path):
+def test_what_does_not_exist_is_named(hub, published, tmp_path):
     code = f"""
 for weights in ("hf://me/none", "hf://me/tok/other.pt", "hf://tok"):
     try: imagefolder.load_tokenizer({NAME!r}, weights=weights)
@@ -103,7 +103,7 @@ for weights in ("hf://me/none", "hf://me/tok/other.pt", "hf://tok"):
 """
     lines = run(code, hub.endpoint, tmp_path / "home").stdout.strip().splitlines()
     assert "hf://me/none/config.json: no such repository" in lines[0]
-    assert "hf://me/tok/other.pt: the repository holds no such file" in lines[1]
+    assert "hf://me/tok/other.pt: the repository has no such file" in lines[1]
     assert "hf://tok: expected hf://owner/repo" in lines[2]
 
 

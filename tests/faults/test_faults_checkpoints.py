@@ -1,4 +1,4 @@
-"""Configurations and weight files from elsewhere: understood, or refused in one line, quickly and in little memory."""
+"""Untrusted configurations and weight files are read or refused in one line, quickly and in little memory."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ DOCUMENTS = 400  # mutated configuration documents
 HEADERS = 60  # mutated headers of safetensors files
 FLIPS = 60  # damaged safetensors files
 TORCH_FILES = 250  # damaged torch files
-SECONDS, MIB = 5.0, 300  # of the processor, of one attempt; of all attempts of a test together
+SECONDS, MIB = 5.0, 300  # CPU time of one attempt; memory of all attempts of a test
 
 CONFIGS: dict[type, Any] = {
     TokenizerConfig: TokenizerConfig(),
@@ -82,10 +82,10 @@ GENERATOR = GeneratorConfig(
 
 @pytest.fixture(autouse=True)
 def bounded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No attempt asks the network, and together they take little memory."""
+    """No attempt uses the network, and together they take little memory."""
 
     def no_network(*arguments: object, **_: object) -> None:
-        raise AssertionError(f"the network was asked: {arguments[:1]}")
+        raise AssertionError(f"used the network: {arguments[:1]}")
 
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     reset_peak_memory()
@@ -96,7 +96,7 @@ def bounded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a native checkpoint of a tiny tokenizer; not to be changed."""
+    """The folder of a native checkpoint of a tiny tokenizer; do not change it."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("native") / "tiny"
     save_checkpoint(folder, Tokenizer(TINY), TINY)
@@ -104,7 +104,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refusal(attempt: Callable[[], object]) -> str | None:
-    """Why something was refused, None if it was not; whatever else is raised goes through."""
+    """The reason for a refusal, None if there was none; other exceptions propagate."""
     clock, said = time.process_time(), None
     try:
         attempt()
@@ -116,7 +116,7 @@ def refusal(attempt: Callable[[], object]) -> str | None:
 
 
 def with_document(checkpoint: Path, folder: Path, document: Any) -> Path:
-    """The checkpoint with another config.json, as a stranger would write it: without our checksum."""
+    """The checkpoint with another config.json, written by someone else: without our checksum."""
     shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
     (folder / "config.json").write_text(document if isinstance(document, str) else json.dumps(document))
     return folder
@@ -126,7 +126,7 @@ def with_document(checkpoint: Path, folder: Path, document: Any) -> Path:
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_every_odd_value_of_every_field_is_refused_by_its_name_or_means_a_configuration(kind: type, tally: Any) -> None:
+def test_every_odd_value_of_every_field_is_refused_by_name_or_valid(kind: type, tally: Any) -> None:
     counts = tally("odd configuration")
     for field in dataclasses.fields(kind):
         for value in ODD:
@@ -140,12 +140,12 @@ def test_every_odd_value_of_every_field_is_refused_by_its_name_or_means_a_config
 
 @pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize("document", [None, [], [1], 5, "text", True, {}, {"colour": "red"}])
-def test_what_is_no_configuration_at_all_is_refused(kind: type, document: Any) -> None:
+def test_what_is_not_a_configuration_is_refused(kind: type, document: Any) -> None:
     assert "x/config.json: " in (refusal(lambda: from_dict(kind, document, "x/config.json")) or "")
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_a_lost_field_is_named_and_never_made_up(kind: type) -> None:
+def test_a_missing_field_is_named_and_never_filled_in(kind: type) -> None:
     for field in dataclasses.fields(kind):
         document = {name: value for name, value in to_dict(CONFIGS[kind]).items() if name != field.name}
         if field.name in TRAINING_ONLY:
@@ -154,7 +154,7 @@ def test_a_lost_field_is_named_and_never_made_up(kind: type) -> None:
         assert f"missing {kind.__name__} field(s) {field.name};" in refusal(lambda d=document: from_dict(kind, d, "x"))
 
 
-def test_what_means_the_same_is_stored_alike() -> None:
+def test_equal_values_are_stored_alike() -> None:
     assert json.dumps(to_dict(SamplingConfig(guidance=2))) == json.dumps(to_dict(SamplingConfig(guidance=2.0)))
     assert from_dict(TokenizerConfig, to_dict(TokenizerConfig()), "x") == TokenizerConfig()
 
@@ -166,7 +166,9 @@ json_values = st.recursive(
     | st.integers(-2, 600)
     | st.floats()
     | st.text(max_size=20)
-    | st.sampled_from(["vq", "bsq", "lfq", "none", "all", "folded", "raster", "vit_tiny_patch16_224", "resnet50"]),
+    | st.sampled_from(
+        ["vq", "bsq", "lfq", "fsq", "none", "all", "folded", "raster", "vit_tiny_patch16_224", "resnet50"]
+    ),
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
@@ -183,7 +185,7 @@ def mutated_documents(draw: st.DrawFn) -> tuple[type, Any]:
 
 @settings(max_examples=DOCUMENTS, deadline=None, derandomize=True)
 @given(mutated_documents())
-def test_whatever_is_accepted_can_be_built_where_it_takes_no_memory(mutated: tuple[type, Any]) -> None:
+def test_whatever_is_accepted_can_be_built_on_the_meta_device(mutated: tuple[type, Any]) -> None:
     kind, document = mutated
 
     def build() -> None:
@@ -203,7 +205,7 @@ LARGEST = [
 
 
 @pytest.mark.parametrize("config", LARGEST, ids=["tokens", "codes", "positions", "classes"])
-def test_the_largest_configurations_are_built_on_no_device_in_no_time(config: Any) -> None:
+def test_the_largest_configurations_are_built_on_the_meta_device_in_no_time(config: Any) -> None:
     def build() -> nn.Module:
         with torch.device("meta"):
             return Tokenizer(config) if isinstance(config, TokenizerConfig) else Transformer(config)
@@ -215,21 +217,21 @@ def test_the_largest_configurations_are_built_on_no_device_in_no_time(config: An
 
 
 HOSTILE = {
-    "more codes than the file holds": {"codebook_size": 2**22},
-    "more branches than the file holds": {"branches": 64, "shared_phi": 1},
-    "deeper than the file": {"depth": 96},
-    "larger images than the file's": {"image_size": 4096},
+    "more codes than in the file": {"codebook_size": 2**22},
+    "more branches than in the file": {"branches": 64, "shared_phi": 1},
+    "deeper than in the file": {"depth": 96},
+    "larger images than in the file": {"image_size": 4096},
     "no such backbone": {"backbone": "vit_unheard_of"},
     "another kind of network": {"backbone": "resnet50"},
-    "a transformer without what is used": {"backbone": "eva_giant_patch14_224"},
+    "a transformer of another kind": {"backbone": "eva_giant_patch14_224"},
     "a tag that timm does not know": {"backbone": "vit_tiny_patch16_224.somebody"},
-    "a name that is none": {"backbone": "a b"},
+    "not a name": {"backbone": "a b"},
     "heads that do not divide the width": {"heads": 3},
 }
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_a_configuration_takes_no_more_than_its_weights_justify(
+def test_a_configuration_that_asks_for_more_than_its_weights_is_refused(
     checkpoint: Path, tmp_path: Path, case: str, tally: Any
 ) -> None:
     document = {"kind": "TokenizerConfig", "config": {**to_dict(TINY), **HOSTILE[case]}}
@@ -246,12 +248,12 @@ def test_a_configuration_takes_no_more_than_its_weights_justify(
     ["", "[]", "5", "null", "{", "{}", '{"config": null}', '{"config": [1]}', "[" * 100_000, '{"a": NaN}', "\x00",
      '{"config": {}, "config": {}}', '{"a": "' + "x" * 2**23 + '"}'],
 )  # fmt: skip
-def test_a_document_that_is_none_is_refused(checkpoint: Path, tmp_path: Path, document: str) -> None:
+def test_an_invalid_document_is_refused(checkpoint: Path, tmp_path: Path, document: str) -> None:
     folder = with_document(checkpoint, tmp_path / "hostile", document)
     assert "config.json" in (refusal(lambda: Tokenizer.from_pretrained(folder)) or "")
 
 
-def test_a_checkpoint_of_elsewhere_without_our_checksum_is_loaded(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_without_our_checksum_is_loaded(checkpoint: Path, tmp_path: Path) -> None:
     document = read_json(checkpoint / "config.json")
     folder = with_document(checkpoint, tmp_path / "foreign", document)
     loaded, expected = (Tokenizer.from_pretrained(path).state_dict() for path in (folder, checkpoint))
@@ -262,7 +264,7 @@ def test_a_checkpoint_of_elsewhere_without_our_checksum_is_loaded(checkpoint: Pa
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_a_pipe_or_folder_in_a_files_place_is_refused_at_once(checkpoint: Path, tmp_path: Path, name: str) -> None:
+def test_a_pipe_or_folder_in_place_of_a_file_is_refused_at_once(checkpoint: Path, tmp_path: Path, name: str) -> None:
     for make in (os.mkfifo, os.mkdir):
         folder = shutil.copytree(checkpoint, tmp_path / make.__name__)
         (folder / name).unlink()
@@ -271,7 +273,7 @@ def test_a_pipe_or_folder_in_a_files_place_is_refused_at_once(checkpoint: Path, 
 
 
 def load_with_hash(checkpoint: Path, folder: Path, weights: bytes) -> str | None:
-    """Load the checkpoint with another weight file, whose hash stands beside it: only its content can tell."""
+    """Load the checkpoint with another weight file and its hash, so that only the content can be wrong."""
     shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
     (folder / "model.safetensors").write_bytes(weights)
     document = {**read_json(checkpoint / "config.json"), "weights_sha256": file_sha256(folder / "model.safetensors")}
@@ -284,7 +286,7 @@ def load_with_hash(checkpoint: Path, folder: Path, weights: bytes) -> str | None
     max_examples=HEADERS, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
-def test_a_header_that_claims_anything_else_is_refused(checkpoint: Path, tmp_path: Path, data: st.DataObject) -> None:
+def test_a_changed_header_is_refused(checkpoint: Path, tmp_path: Path, data: st.DataObject) -> None:
     content = (checkpoint / "model.safetensors").read_bytes()
     size = struct.unpack("<Q", content[:8])[0]
     header = json.loads(content[8 : 8 + size])
@@ -309,7 +311,7 @@ def test_a_header_that_claims_anything_else_is_refused(checkpoint: Path, tmp_pat
 
 
 def damaged(content: bytes, draw: random.Random) -> bytes:
-    """A few bytes flipped, cut off, lost, inserted or repeated; more often near the beginning or the end."""
+    """The content with a few bytes flipped, cut off, lost, inserted or repeated, mostly near the start or the end."""
     changed = bytearray(content)
     for _ in range(draw.choice([1, 1, 1, 3])):
         share = draw.choice([draw.random(), draw.random() ** 4, 1 - draw.random() ** 4])
@@ -330,18 +332,18 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
     return bytes(changed)
 
 
-def test_damaged_safetensors_are_loaded_as_they_say_or_refused(checkpoint: Path, tmp_path: Path, tally: Any) -> None:
+def test_damaged_safetensors_are_loaded_or_refused(checkpoint: Path, tmp_path: Path, tally: Any) -> None:
     draw, counts = random.Random(0), tally("damaged safetensors")
     content = (checkpoint / "model.safetensors").read_bytes()
     for _ in range(FLIPS):
         said = load_with_hash(checkpoint, tmp_path / "x", damaged(content, draw))
-        counts.add("right" if said is None else "refused")  # a number that is another number: the hash is for that
+        counts.add("right" if said is None else "refused")  # only the hash could detect a changed number
 
 
 # Torch files
 
 
-def test_damaged_torch_files_are_loaded_as_they_say_or_refused(tmp_path: Path, tally: Any) -> None:
+def test_damaged_torch_files_are_loaded_or_refused(tmp_path: Path, tally: Any) -> None:
     draw, counts = random.Random(0), tally("damaged torch file")
     torch.manual_seed(0)
     model = Tokenizer(TINY)
@@ -365,7 +367,7 @@ def test_damaged_torch_files_are_loaded_as_they_say_or_refused(tmp_path: Path, t
         counts.add("right" if said is None else "refused")
 
 
-def test_a_changed_number_in_a_zipped_torch_file_is_noticed(tmp_path: Path) -> None:
+def test_a_changed_number_in_a_zipped_torch_file_is_detected(tmp_path: Path) -> None:
     weight = torch.full((1, 4, 8), 0.123)
     torch.save({"encoder.latent_tokens": weight}, tmp_path / "x.pt")
     content = bytearray((tmp_path / "x.pt").read_bytes())
@@ -375,6 +377,6 @@ def test_a_changed_number_in_a_zipped_torch_file_is_noticed(tmp_path: Path) -> N
     assert "x.pt: cannot be read" in (refusal(lambda: read_state(tmp_path / "x.pt", TokenizerConfig)) or "")
 
 
-def test_a_models_name_that_is_no_plain_text_is_refused() -> None:
+def test_a_model_name_that_is_not_plain_text_is_refused() -> None:
     for name in (5, None, [], "\x1b[31m", "x" * 10**6):
         assert "unknown model" in (refusal(lambda name=name: imagefolder.load_tokenizer(name)) or "")
