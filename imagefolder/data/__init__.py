@@ -1,1 +1,1 @@
-"""Data sets, transforms and the order in which images are seen."""
+"""Datasets, image transforms and the order in which images are seen."""

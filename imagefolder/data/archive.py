@@ -1,4 +1,4 @@
-"""The headers of a tar shard: where its images lie, and what must not be taken for one."""
+"""The headers of a tar shard: where its images are, and which members must not be read as images."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
-from imagefolder.data.disk import is_hidden
+from imagefolder.data.disk import IMAGE_SUFFIXES, is_hidden
 from imagefolder.errors import InputError
 from imagefolder.files import reading
 
 LONGEST_NAME = 2**16  # bytes that a header may add for a long name
 LONGEST_CLASS = 64  # bytes of a .cls member
 CHUNK = 2**20
-REMEDY = "; fetch or write it again"
+REMEDY = "; download or create it again"
 
 _EXTENSIONS = (
     tarfile.GNUTYPE_LONGNAME,
@@ -32,7 +30,7 @@ _EXTENSIONS = (
 
 
 class Member(NamedTuple):
-    """An image in a shard: `offset` and `size` are those of its bytes."""
+    """An image in a shard: the position and number of its bytes."""
 
     name: str
     offset: int
@@ -41,7 +39,7 @@ class Member(NamedTuple):
 
 @dataclass
 class Headers:
-    """What a shard holds. `images` and `classes` (indices from .cls members) by key, the name without its suffix."""
+    """The contents of a shard. `images` and `classes` (indices from .cls members) by key: the name without suffix."""
 
     images: dict[str, Member] = field(default_factory=dict)
     classes: dict[str, int] = field(default_factory=dict)
@@ -50,28 +48,29 @@ class Headers:
 
 
 def read_headers(shard: Path) -> Headers:
-    """Read all headers of a shard. Names come out plain: "./cats/a.png" is "cats/a.png".
+    """Read all headers of a shard. Names are normalized: "./cats/a.png" becomes "cats/a.png".
 
     Raises:
-        InputError: naming the shard, and the member if it is one that is at fault: damage, another archive behind the
-            end, an image that is no plain file, a name that leads out of the shard, a class that is no index.
+        InputError: naming the shard, and the member where one is to blame: damage, another archive after the end, an
+            image that is not a regular file, a name that points outside the shard, an invalid class index.
     """
     found = Headers()
     with reading(shard, "a tar file", REMEDY):
-        if not stat.S_ISREG(shard.stat().st_mode):  # a pipe would block
-            raise InputError(f"{shard}: it is no file")
-        with tarfile.open(shard, "r:", tarinfo=_Header, encoding="utf-8", errors="surrogateescape") as tar:
+        if not stat.S_ISREG(shard.stat().st_mode):  # opening a pipe would block
+            raise InputError(f"{shard}: not a regular file")
+        options = {"tarinfo": _Header, "encoding": "utf-8", "errors": "surrogateescape"}
+        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:", **options) as tar:
             for member in tar:
-                _take(found, member, tar.fileobj, shard)
-                tar.members.clear()  # tarfile keeps a kB for each
-            _require_end(shard, tar.fileobj, tar.offset)
+                _add(found, member, file, shard)
+                vars(tar)["members"].clear()  # tarfile keeps a kB for each
+            _require_end(shard, file, tar.offset)
     if not found.images:
-        raise InputError(f"{shard}: holds no images ({', '.join(IMG_EXTENSIONS)})")
+        raise InputError(f"{shard}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
     return found
 
 
-def _take(found: Headers, member: tarfile.TarInfo, file: IO[bytes], shard: Path) -> None:
-    """Add one member of the shard, opened as `file`, to what was found."""
+def _add(found: Headers, member: tarfile.TarInfo, file: IO[bytes], shard: Path) -> None:
+    """Add one member of the shard, which is open as `file`, to what was found."""
     if member.isdir():
         return
     origin = f"{shard}: {member.name}"
@@ -81,20 +80,20 @@ def _take(found: Headers, member: tarfile.TarInfo, file: IO[bytes], shard: Path)
         return
     name = "/".join(parts)
     key, suffix = posixpath.splitext(name)
-    is_image = suffix.lower() in IMG_EXTENSIONS
+    is_image = suffix.lower() in IMAGE_SUFFIXES
     if not is_image and suffix != ".cls":
         found.other_kinds += 1
         return
     if member.name.startswith("/") or ".." in parts:
-        raise InputError(f"{origin}: the name leads out of the shard; write the shard with relative names")
+        raise InputError(f"{origin}: the name points outside the shard; create the shard with relative names")
     if not member.isreg() or member.issparse():
-        raise InputError(f"{origin}: {_kind(member)}, not a plain file; write the shard with the image itself")
+        raise InputError(f"{origin}: {_kind(member)}, not a regular file; store the image itself in the shard")
     if is_image:
         if key in found.images:
-            raise InputError(f"{shard}: two images are called {key}")
+            raise InputError(f"{shard}: two images are named {key}")
         found.images[key] = Member(name, member.offset_data, member.size)
     elif member.size > LONGEST_CLASS:
-        raise InputError(f"{origin}: a class index is expected, not {member.size:,} bytes")
+        raise InputError(f"{origin}: expected a class index, not {member.size:,} bytes")
     else:
         found.classes[key] = _class_index(os.pread(file.fileno(), member.size, member.offset_data), origin)
 
@@ -102,20 +101,20 @@ def _take(found: Headers, member: tarfile.TarInfo, file: IO[bytes], shard: Path)
 def _kind(member: tarfile.TarInfo) -> str:
     if member.islnk() or member.issym():
         return f"a link to {member.linkname}"
-    return "stored with holes" if member.issparse() else "a device or pipe"
+    return "a sparse file" if member.issparse() else "a device or pipe"
 
 
 def _class_index(text: bytes, origin: str) -> int:
     index = int(text) if re.fullmatch(rb"\s*[0-9]+\s*", text) else -1
     if not 0 <= index < 2**31:
-        raise InputError(f"{origin}: a class index is expected, not {text[:20]!r}")
+        raise InputError(f"{origin}: expected a class index, not {text[:20]!r}")
     return index
 
 
 def _require_end(shard: Path, file: IO[bytes], offset: int) -> None:
-    """Behind the last member there must be a block of zeros, and nothing but zeros behind that.
+    """The last member must be followed by a block of zeros, and that by nothing but zeros.
 
-    `tarfile` takes damage behind the first member for the end, and what follows an end for nothing.
+    `tarfile` takes damage after the first member for the end of the archive, and ignores what follows an end.
     """
     file.seek(offset)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -123,13 +122,13 @@ def _require_end(shard: Path, file: IO[bytes], offset: int) -> None:
     while chunk := file.read(CHUNK):
         if chunk.count(0) < len(chunk):
             raise InputError(
-                f"{shard}: more data follows the end of the archive at byte {offset}; if tar files were joined into "
-                "one, keep them as shards of their own"
+                f"{shard}: more data follows the end of the archive at byte {offset}; if tar files were concatenated, "
+                "keep them as separate shards"
             )
 
 
 class _Header(tarfile.TarInfo):
-    """A header, refused where it announces a name so long that reading it would fill the memory."""
+    """A header that is rejected if it announces a name so long that reading it would fill the memory."""
 
     @classmethod
     def frombuf(cls, buf: bytes, encoding: str, errors: str) -> _Header:

@@ -1,6 +1,6 @@
 """Every image is read once: a damaged one is found before training, and its hash becomes part of the data's identity.
 
-What was found is kept in an index file, so that a million images are not read again at every start.
+The results are kept in an index file, so that a million images need not be read again at every start.
 """
 
 from __future__ import annotations
@@ -9,19 +9,20 @@ import hashlib
 import io
 import os
 import time
-from collections.abc import Mapping
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.lib import format as npy
 
+from imagefolder.data.batches import require_room_for_sockets, usable_cpus
 from imagefolder.data.disk import say
 from imagefolder.data.imagenet import CLASSES, imagenet_labels
 from imagefolder.data.images import DataSplits, safe_name
-from imagefolder.data.loading import require_room_for_sockets, usable_cpus
-from imagefolder.data.stored import BLOCK, CORRUPT, GOOD, UNCHECKED, StoredImages, location, make_rows, read
+from imagefolder.data.stored import BLOCK, CORRUPT, GOOD, UNCHECKED, StoredImages, location, make_rows, read_image
 from imagefolder.data.transforms import open_rgb
 from imagefolder.errors import InputError
 from imagefolder.files import write_atomically
@@ -35,8 +36,24 @@ UNREADABLE = "unreadable"
 MOST_NAMED = 20
 
 
+@dataclass(frozen=True)
+class Listing:
+    """The images of a data folder, not checked yet.
+
+    `rows` (N,), see `stored.FIELDS`; `labels` int64 (N,), positions in `classes`; `is_test` bool (N,); `left_out`:
+    numbers of files that are not among the rows, by reason.
+    """
+
+    root: Path
+    classes: list[str]
+    rows: np.ndarray
+    labels: np.ndarray
+    is_test: np.ndarray
+    left_out: Counter[str]
+
+
 def index_file(index: Path | None, root: Path) -> Path | None:
-    """The index of the data folder `root` within the folder of indices."""
+    """The index of the data folder `root`, in the folder of indices."""
     if index is None:
         return None
     path = root.resolve()
@@ -46,7 +63,7 @@ def index_file(index: Path | None, root: Path) -> Path | None:
 def read_index(path: Path | None) -> np.ndarray:
     """Rows of an earlier start; none if there is no index, or it is damaged or of another version.
 
-    The file is a .npy and behind it the sha256 of that.
+    The file is a .npy file followed by its sha256.
     """
     try:
         content = path.read_bytes() if path else b""
@@ -60,45 +77,34 @@ def read_index(path: Path | None) -> np.ndarray:
     return make_rows([])
 
 
-def checked_splits(
-    root: Path,
-    rows: np.ndarray,
-    labels: np.ndarray,
-    is_test: np.ndarray,
-    classes: list[str],
-    image_size: int,
-    skip_corrupt: bool,
-    index: Path | None,
-    left_out: Mapping[str, int],
-) -> DataSplits:
-    """The splits of a data folder once all images are checked.
+def checked_splits(listing: Listing, image_size: int, *, skip_corrupt: bool, index: Path | None) -> DataSplits:
+    """Check all images of a data folder and return its splits.
 
     Args:
-        rows: of all images (N,), filled in place.
-        labels: int64 (N,), positions in `classes`.
-        is_test: bool (N,).
-        skip_corrupt: leave unreadable training images out instead of failing. Test images are never left out, since
+        listing: its rows are filled in place.
+        skip_corrupt: leave out unreadable training images instead of failing. Test images are never left out, since
             the reference of a metric would change silently.
-        index: folder of indices, or None.
-        left_out: numbers of files that are not among the rows, by reason.
+        index: the index file of this data folder, or None.
 
     Raises:
         InputError: naming images that cannot be read, a class without any, or classes that are not ImageNet's.
     """
+    root, classes, rows, labels = listing.root, listing.classes, listing.rows, listing.labels
     require_room_for_sockets()
     known_labels = imagenet_labels(classes, str(root))
-    reasons = check_images(root, rows, index_file(index, root))
-    bad_train, bad_test = (np.flatnonzero((rows["state"] == CORRUPT) & (is_test == side)) for side in (False, True))
-    if len(bad_test) or (len(bad_train) and not skip_corrupt):
-        bad = [*bad_train, *bad_test]
-        hint = "" if len(bad_test) else ", or pass --skip-corrupt to train without them"
+    reasons = check_images(root, rows, index)
+    corrupt = rows["state"] == CORRUPT
+    bad_train, bad_test = (np.flatnonzero(corrupt & side).tolist() for side in (~listing.is_test, listing.is_test))
+    if bad_test or (bad_train and not skip_corrupt):
+        bad = bad_train + bad_test
+        hint = "" if bad_test else ", or pass --skip-corrupt to train without them"
         named = "; ".join(reasons[i] for i in bad[:5])
         raise InputError(f"{len(bad)} corrupt image(s), repair or remove them{hint}: {named}")
-    if len(bad_train):
+    if bad_train:
         named = "; ".join(reasons[i] for i in bad_train[:MOST_NAMED])
         more = f"; and {len(bad_train) - MOST_NAMED} more" if len(bad_train) > MOST_NAMED else ""
         say(f"skipping {len(bad_train)} corrupt training image(s): {named}{more}")
-    train, test = (np.flatnonzero((rows["state"] == GOOD) & (is_test == side)) for side in (False, True))
+    train, test = (np.flatnonzero(~corrupt & side) for side in (~listing.is_test, listing.is_test))
     missing = np.flatnonzero(np.bincount(labels[train], minlength=len(classes)) == 0)
     if len(missing):
         raise InputError(f"{root}: class {classes[missing[0]]!r} has no readable training image")
@@ -106,15 +112,15 @@ def checked_splits(
         raise InputError(f"{root}: no test images; a class needs at least 2 images, or use train/ and val/ folders")
     if known_labels is not None and len(classes) < CLASSES:
         say(f"{root}: {len(classes)} of ImageNet's {CLASSES} classes")
-    left_out = {reason: number for reason, number in left_out.items() if number}
+    left_out = {reason: number for reason, number in listing.left_out.items() if number}
     if left_out:
         say(f"{root}: left out: {', '.join(f'{number:,} {reason}' for reason, number in left_out.items())}")
-    if len(bad_train):
+    if bad_train:
         left_out[UNREADABLE] = len(bad_train)
     return DataSplits(
         name=safe_name(root.resolve().name),
-        train=StoredImages(root, rows[train], torch.from_numpy(labels[train]), image_size),
-        test=StoredImages(root, rows[test], torch.from_numpy(labels[test]), image_size),
+        train=StoredImages(root=root, rows=rows[train], labels=torch.from_numpy(labels[train]), image_size=image_size),
+        test=StoredImages(root=root, rows=rows[test], labels=torch.from_numpy(labels[test]), image_size=image_size),
         classes=classes,
         image_size=image_size,
         imagenet_labels=known_labels,
@@ -122,42 +128,42 @@ def checked_splits(
     )
 
 
-def check_images(root: Path, rows: np.ndarray, path: Path | None) -> dict[int, str]:
-    """Fill in `state` and `sha256` of every row: from the index at `path` where the file is unchanged, or by reading.
+def check_images(root: Path, rows: np.ndarray, index: Path | None) -> dict[int, str]:
+    """Fill in `state` and `sha256` of every row: from the index file where the file is unchanged, else by reading.
 
-    The index is written now and then, so that an interrupted check continues.
+    The index is written every minute, so that an interrupted check resumes.
 
     Returns:
         Which images cannot be read and why, by row.
     """
     reasons: dict[int, str] = {}
-    _recall(rows, read_index(path))
+    _recall(rows, read_index(index))
     todo = np.flatnonzero(rows["state"] == UNCHECKED)
     if not len(todo):
         return reasons
 
-    def look(i: int) -> bytes | str:
+    def check(i: int) -> bytes | str:
         age = time.time_ns() - int(rows["ctime"][i])
         if 0 <= age < TICK:
-            time.sleep((TICK - age) / 1e9)  # so that what changes the file after this reading changes its time too
+            time.sleep((TICK - age) / 1e9)  # so that a change of the file after this reading changes its time too
         try:
-            data = read(root, rows[i])
+            data = read_image(root, rows[i])
             open_rgb(data, location(root, rows[i]))
             return hashlib.sha256(data).digest()
         except InputError as error:
             return str(error)
 
     def save() -> None:
-        if path:
-            write_atomically(path, lambda temporary: _save(temporary, rows))
+        if index:
+            write_atomically(index, lambda temporary: _save(temporary, rows))
 
     saved, start = time.monotonic(), len(rows) - len(todo)
     title = f"{root.resolve().name}: checking images"
     with Phase(title, len(rows), start) as phase, ThreadPoolExecutor(usable_cpus()) as pool:
         try:
             for at in range(0, len(todo), BLOCK):
-                block = todo[at : at + BLOCK]
-                for i, found in zip(block, pool.map(look, block), strict=True):
+                block = todo[at : at + BLOCK].tolist()
+                for i, found in zip(block, pool.map(check, block), strict=True):
                     if isinstance(found, str):
                         rows["state"][i], reasons[i] = CORRUPT, found
                     else:
@@ -172,7 +178,7 @@ def check_images(root: Path, rows: np.ndarray, path: Path | None) -> dict[int, s
 
 
 def _recall(rows: np.ndarray, known: np.ndarray) -> None:
-    """Take over what is known about unchanged files. Unreadable ones are tried again: the disk may be at fault."""
+    """Copy what is known about unchanged files. Unreadable ones are tried again: the disk may have been at fault."""
     known = known[known["state"] == GOOD]
     if not len(known):
         return

@@ -1,6 +1,8 @@
-"""The embedded data set: scikit-learn's handwritten digits (1797 real scans of 8 x 8, 10 classes)."""
+"""The embedded dataset: scikit-learn's handwritten digits (1797 real scans of 8 x 8 pixels, 10 classes)."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +14,13 @@ TEST_IMAGES = 450
 
 
 def digits(image_size: int = 32) -> DataSplits:
-    """Digits as RGB images (bicubic from 8 x 8), stratified into 1347 training and 450 test images, always the same."""
-    from sklearn.datasets import load_digits  # takes seconds to import, and only this function needs it
+    """Digits as RGB images (bicubic from 8 x 8), in a fixed stratified split of 1347 training and 450 test images."""
+    from sklearn.datasets import load_digits  # slow imports that only this function needs
     from sklearn.model_selection import train_test_split
 
-    bunch = load_digits()
+    bunch: Any = load_digits()
     small = (bunch.images * 255 / 16).round().astype(np.uint8)
-    # Pillow resizes 8-bit images in integer arithmetic: the same pixels, and so the same hash, on every machine
+    # Pillow resizes 8-bit images in integer arithmetic, so that pixels and hash are the same on every machine
     size = (image_size, image_size)
     large = [np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) for image in small]
     images = torch.from_numpy(np.stack(large))[:, None].expand(-1, 3, -1, -1).contiguous()

@@ -1,4 +1,4 @@
-"""Files as they lie on the disk: which of them count, and reading one that is still as it was when it was listed."""
+"""Files on disk: which of them count as data, and reading one that has not changed since it was listed."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ import stat
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from imagefolder.distributed import is_main
 from imagefolder.errors import InputError, reason
 from imagefolder.progress import console
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 LARGEST_FILE = 2**29  # bytes of an image file
 SYSTEM_FOLDERS = frozenset(
     {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
-)  # what archives and file servers add
+)  # added by archivers and file servers
 
 HIDDEN, OTHER_KINDS, LINKS, OUTPUTS = (
     "hidden",
@@ -25,8 +27,18 @@ HIDDEN, OTHER_KINDS, LINKS, OUTPUTS = (
     "in output folders of runs",
 )
 
-File = tuple[bytes, int, int, int, int]  # path below the root, bytes, times of last change (data, status) in ns, inode
-Stamp = tuple[int, int, int]  # bytes, and the times of the last change of data and status in ns
+Stamp = tuple[int, int, int]  # size in bytes, and the times of the last change of data and of status in ns
+
+
+class File(NamedTuple):
+    """A file below a root: its path there, size in bytes, times of the last change of data and status in ns, inode."""
+
+    name: bytes
+    size: int
+    mtime: int
+    ctime: int
+    inode: int
+
 
 _KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -38,13 +50,13 @@ _KINDS = {
 
 
 def say(text: str) -> None:
-    """A line for people, from the main process alone."""
+    """Print a line; only rank 0 prints."""
     if is_main():
         console.print(text)
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is none of the user's: a notebook's copies, what macOS leaves, ..."""
+    """Whether a file or folder of this name is not the user's own: notebook checkpoints, macOS metadata, ..."""
     return name.startswith(".") or name in SYSTEM_FOLDERS
 
 
@@ -52,87 +64,86 @@ def stamp(status: os.stat_result) -> Stamp:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def read_unchanged(path: Path, known: Stamp, offset: int, size: int, origin: str, sha256: bytes = b"") -> bytes:
-    """`size` bytes from `offset` on of a file that must still have its stamp.
+def read_unchanged(path: Path, known: Stamp, *, offset: int, size: int, origin: str, sha256: bytes = b"") -> bytes:
+    """Read `size` bytes at `offset` of a file that must still have the stamp `known`.
 
-    Where the status alone has changed (permissions, links, or content by someone who set the time back), `sha256`
-    decides, if it is known.
-    What is no regular file is not even opened: a pipe would block, a device may act.
+    If only the status has changed (permissions, links, or the content with the time set back), `sha256` decides, where
+    it is given. What is not a regular file is never opened: a pipe would block, a device might react.
 
     Raises:
-        InputError: naming `origin`: gone, changed, unreadable, no regular file, or more than `LARGEST_FILE` bytes.
+        InputError: naming `origin`: missing, changed, unreadable, not a regular file, or larger than `LARGEST_FILE`.
     """
     try:
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):
             raise InputError(f"{origin}: it is {_KINDS.get(stat.S_IFMT(mode), 'a special file')}, not a file")
         if size > LARGEST_FILE:
-            raise InputError(f"{origin}: {size:,} bytes are more than the {LARGEST_FILE:,} an image may have")
+            raise InputError(f"{origin}: {size:,} bytes are more than the {LARGEST_FILE:,} allowed for an image")
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             data = os.pread(descriptor, size, offset)
-            found = stamp(os.fstat(descriptor))  # after reading, so that a change meanwhile shows
+            found = stamp(os.fstat(descriptor))  # after reading, to notice a change in the meantime
         finally:
             os.close(descriptor)
     except FileNotFoundError:
-        what = "a link to nowhere" if path.is_symlink() else "it is gone; put it back, or start the run again"
+        what = "broken link" if path.is_symlink() else "the file is missing; restore it or start the run again"
         raise InputError(f"{origin}: {what}") from None
     except OSError as error:
         raise InputError(f"{origin}: cannot be read ({error.strerror or reason(error)})") from None
     touched = found[2] != known[2] and hashlib.sha256(data).digest() != sha256
     if found[:2] != known[:2] or touched or len(data) != size:
-        raise InputError(f"{origin}: has changed since the images were checked; start the run again")
+        raise InputError(f"{origin}: changed since the images were checked; start the run again")
     return data
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What one folder holds, sorted by name.
+    """The contents of one folder, sorted by name.
 
-    `folders`: names and real paths; `passed_over`: files and folders that do not count, and the reason.
+    `folders`: names and real paths; `skipped`: files and folders that do not count as data, with the reason.
     """
 
     folders: list[tuple[str, str]]
     files: list[os.DirEntry[str]]
-    passed_over: list[tuple[os.DirEntry[str], str]]
+    skipped: list[tuple[os.DirEntry[str], str]]
 
     def named(self, suffixes: tuple[str, ...]) -> list[str]:
-        """Names of the files that end with one of these suffixes, in whatever case."""
+        """Names of the files that end with one of these suffixes, in either case."""
         return [entry.name for entry in self.files if entry.name.lower().endswith(suffixes)]
 
-    def lost(self) -> list[str]:
-        """Names of the links to nowhere."""
+    def broken_links(self) -> list[str]:
+        """Names of links whose target does not exist."""
         return [entry.name for entry in self.files if entry.is_symlink() and not os.path.exists(entry.path)]
 
 
 class Walk:
-    """Looks through a data folder. Folders are named by their path below `root` ("" is `root` itself).
+    """Lists the files of a data folder. Folders are given by their path below `root` ("" is `root` itself).
 
-    Links to folders are followed, but no folder is read twice. `output`, the output folder of this run, does not exist
-    to it. Whatever else is passed over is counted by reason in `left_out`.
+    Links to folders are followed, but no folder is read twice. `output`, the output folder of this run, is ignored.
+    Whatever else is skipped is counted by reason in `left_out`.
     """
 
     def __init__(self, root: Path, output: Path | None = None) -> None:
         self.root = root
         self.output = None if output is None else os.path.realpath(output)
         self.left_out: Counter[str] = Counter()
-        self._read: dict[str, tuple[str, str]] = {}  # by real path: the folder asked for, and the path it was found at
+        self._read: dict[str, tuple[str, str]] = {}  # by real path: the folder requested, and the path it was found at
 
     def path(self, folder: str) -> Path:
         return self.root / folder
 
     def contents(self, folder: str) -> Contents:
-        """What a folder holds; `InputError` if it cannot be read. Counts nothing."""
+        """The contents of a folder; `InputError` if it cannot be read. Counts nothing."""
         *above, real = self._real_paths(folder)
         return self._list(folder, real, above)
 
     def files(self, folder: str, suffixes: tuple[str, ...]) -> list[File]:
         """All files at any depth of a folder whose names end with one of `suffixes`, sorted by path.
 
-        Links to nowhere are among them, whatever their names: what they led to is missing.
+        Broken links are included whatever their names: something is missing there.
 
         Raises:
-            InputError: a folder cannot be read, or is the same as one found in another folder asked for.
+            InputError: a folder cannot be read, or is the same as one found below another requested folder.
         """
         found: list[File] = []
         *above, real = self._real_paths(folder)
@@ -148,20 +159,20 @@ class Walk:
                 continue
             contents = self._list(path, real, above)
             self.leave_out(contents)
-            wanted = {*contents.named(suffixes), *contents.lost()}
+            wanted = {*contents.named(suffixes), *contents.broken_links()}
             self.left_out[OTHER_KINDS] += len(contents.files) - len(wanted)
             found += [_file(path, entry) for entry in contents.files if entry.name in wanted]
             todo += [(os.path.join(path, name), there, [*above, real]) for name, there in reversed(contents.folders)]
         return sorted(found)
 
     def leave_out(self, contents: Contents) -> None:
-        """Count what does not count in a folder."""
-        for entry, why in contents.passed_over:
+        """Count the skipped entries of a folder."""
+        for entry, why in contents.skipped:
             whole = _is_folder(entry) and not entry.is_symlink()
             self.left_out[why] += self.count(entry.path) if whole else 1
 
     def count(self, place: str | Path) -> int:
-        """Number of files at any depth of a folder, as far as it can be read; links inside are not followed."""
+        """Number of readable files at any depth of a folder; links are not followed."""
         number = 0
         for path, folders, files in os.walk(place):
             if os.path.realpath(path) == self.output:
@@ -171,12 +182,12 @@ class Walk:
         return number
 
     def _real_paths(self, folder: str) -> list[str]:
-        """Real paths of the root, of every folder on the way to `folder`, and of `folder`."""
+        """Real paths of the root, of every folder on the way to `folder`, and of `folder` itself."""
         parts = Path(folder).parts
         return [os.path.realpath(self.path(os.path.join("", *parts[:depth]))) for depth in range(len(parts) + 1)]
 
     def _list(self, folder: str, real: str, above: list[str]) -> Contents:
-        """`real`: the folder's real path, `above`: those of the folders it was reached through."""
+        """`real`: the folder's real path; `above`: those of the folders it was reached through."""
         path = self.path(folder)
         try:
             with os.scandir(path) as entries:
@@ -186,22 +197,22 @@ class Walk:
         found = Contents([], [], [])
         for entry in every:
             if is_hidden(entry.name):
-                found.passed_over.append((entry, HIDDEN))
+                found.skipped.append((entry, HIDDEN))
             elif not _is_folder(entry):
                 found.files.append(entry)
             else:
                 there = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(real, entry.name)
                 if entry.is_symlink() and any(os.path.commonpath([there, each]) == there for each in (*above, real)):
-                    found.passed_over.append((entry, LINKS))  # it would lie within itself
+                    found.skipped.append((entry, LINKS))  # a loop
                 elif _is_output(entry.path) and there != self.output:
-                    found.passed_over.append((entry, OUTPUTS))
+                    found.skipped.append((entry, OUTPUTS))
                 elif there != self.output:
                     found.folders.append((entry.name, there))
         return found
 
 
 def _is_output(folder: str) -> bool:
-    """Whether a folder is where a run of these programs keeps its models and pictures."""
+    """Whether a folder is the output folder of a run, with its models and pictures."""
     marks = (("data-index",), ("records", "report.html"))
     return any(all(os.path.exists(os.path.join(folder, name)) for name in every) for every in marks)
 
@@ -217,6 +228,6 @@ def _file(folder: str, entry: os.DirEntry[str]) -> File:
     name = os.fsencode(os.path.join(folder, entry.name))
     try:
         status = entry.stat()
-    except OSError:  # a link to nowhere: why it cannot be read is found where it is read
-        return name, 0, 0, 0, 0
-    return name, *stamp(status), status.st_ino
+    except OSError:  # a broken link, which is reported when it is read
+        return File(name, 0, 0, 0, 0)
+    return File(name, *stamp(status), status.st_ino)

@@ -1,4 +1,4 @@
-"""ImageNet's classes: is a data set labelled as the released models are?"""
+"""ImageNet's classes: whether a dataset is labelled as the released models expect."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ CLASSES = 1000
 
 
 def imagenet_labels(classes: list[str], origin: str) -> list[int] | None:
-    """ImageNet's index of every class, if all names are synsets (n01440764) of ImageNet's 1000; otherwise None.
+    """ImageNet's index of every class if all names are synsets (n01440764) of ImageNet-1k; otherwise None.
 
     Raises:
-        InputError: 1000 synsets that are not ImageNet's, in its order: every label after the wrong one would be off.
+        InputError: naming `origin`: 1000 synsets other than ImageNet's, or in another order, so that labels would be
+            wrong from there on.
     """
     if not all(re.fullmatch(r"n\d{8}", name) for name in classes):
         return None
-    from timm.data import ImageNetInfo  # takes seconds to import, and only synsets need it
+    from timm.data.imagenet_info import ImageNetInfo  # a slow import that only synsets need
 
     known = ImageNetInfo("imagenet-1k").label_names()
     if len(classes) == CLASSES:

@@ -1,4 +1,4 @@
-"""What a data set is here: 8-bit images by (epoch, index), with labels, in two splits, identified by a hash."""
+"""What a dataset is: 8-bit images by (epoch, index), with labels, in two splits, identified by a hash."""
 
 from __future__ import annotations
 
@@ -15,34 +15,45 @@ from torch.utils.data import Dataset
 Key = tuple[int, int]  # (epoch, index): augmentation is a function of both
 
 
-class Images(Protocol):
-    """A split. `__getitems__` fetches a batch: uint8 (B, 3, H, W) and int64 labels (B,)."""
+class BatchSource(Protocol):
+    """What batches are fetched from: a split of images, or the tokens of one."""
 
-    labels: Tensor
-    transform: str
-    """how the pixels are made, in one line"""
+    workers: int
+    """processes that fetch batches; 0: this one"""
 
     def __len__(self) -> int: ...
-    def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]: ...
+    def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]:
+        """A batch: uint8 images (B, 3, H, W) or int64 tokens (B, P, L), and int64 labels (B,)."""
+        ...
+
+
+class Images(BatchSource, Protocol):
+    """A split of images, uint8 (B, 3, H, W) by the batch."""
+
+    labels: Tensor
+    """int64 (N,)"""
+    transform: str
+    """how the pixels are computed, in one line"""
+
     def plain(self) -> Images:
         """The same images without augmentation."""
         ...
 
     def augmented(self, training: Literal["tokenizer", "generator"], seed: int = 0) -> Images:
-        """The same images, augmented as for one of the two trainings of a run with this seed."""
+        """The same images, augmented as in one of the two trainings of a run with this seed."""
         ...
 
     def fingerprint(self) -> str:
-        """sha256 over content and labels."""
+        """sha256 of contents and labels."""
         ...
 
     def verify(self) -> None:
-        """`InputError` naming an image of this process's part whose content is no longer the fingerprint's."""
+        """Read this process's share again; `InputError` naming an image that no longer matches the fingerprint."""
         ...
 
 
 class ArrayImages(Dataset):
-    """Images in memory, never augmented."""
+    """Images (or tokens) in memory, never augmented."""
 
     workers = 0
     transform = "none"
@@ -67,11 +78,11 @@ class ArrayImages(Dataset):
         return hashlib.sha256(self.images.numpy().tobytes() + self.labels.numpy().tobytes()).hexdigest()
 
     def verify(self) -> None:
-        """Nothing changes images in memory."""
+        """Images in memory do not change."""
 
 
 class SomeImages(Dataset):
-    """Images of a split at chosen places."""
+    """A subset of a split: the images at `places`."""
 
     def __init__(self, images: Images, places: Sequence[int]) -> None:
         self.images, self.places = images, places
@@ -98,11 +109,11 @@ class SomeImages(Dataset):
 
 @dataclass(frozen=True)
 class DataSplits:
-    """A data set: training and test images, both without augmentation (`train.augmented(...)` is what trainings see).
+    """A dataset: training and test images, both without augmentation (trainings see `train.augmented(...)`).
 
-    `name`: fit to be part of a file's name, see `safe_name`.
-    `imagenet_labels`: where all classes are of ImageNet's 1000, their indices there, by class; a generator for the
-    whole of ImageNet knows a class by this number.
+    `name`: safe as part of a file name, see `safe_name`.
+    `imagenet_labels`: the index of every class in ImageNet-1k, by which a generator for ImageNet knows it; None unless
+    all classes are among its 1000.
     `left_out`: how many files of the data folder are in neither split, by reason.
     """
 
@@ -116,13 +127,13 @@ class DataSplits:
 
     @cached_property
     def sha256(self) -> str:
-        """Identity of the images and labels of both splits at this size."""
+        """Identity of the images and labels of both splits at this image size."""
         text = f"{self.image_size}:{self.train.fingerprint()}:{self.test.fingerprint()}"
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def safe_name(name: str) -> str:
-    """The name of a folder as part of a file's name: at most 60 bytes of UTF-8, all of them printable; never empty."""
+    """The name of a folder as part of a file name: printable, 1 to 60 bytes of UTF-8."""
     printable = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in name)
     return printable.encode()[:60].decode(errors="ignore").strip() or "data"
 
@@ -133,10 +144,10 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Float in [-1, 1] -> uint8, by clamp(127.5 x + 128) and truncation as published for reconstructions."""
+    """Float in [-1, 1] -> uint8: clamp(127.5 x + 128), truncated, as published for reconstructions."""
     return (127.5 * images + 128).clamp(0, 255).to(torch.uint8)
 
 
 def samples_to_uint8(images: Tensor) -> Tensor:
-    """Generated images in [0, 1] -> uint8, by truncation of 255 x as published for samples."""
+    """Generated images in [0, 1] -> uint8: 255 x, truncated, as published for samples."""
     return (255 * images).clamp(0, 255).to(torch.uint8)

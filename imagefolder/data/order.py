@@ -1,4 +1,4 @@
-"""The order in which images are seen: for training a pure function of (seed, step), so no loader state needs saving."""
+"""The order in which images are seen: in training a pure function of (seed, step), so no loader state is saved."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch.utils.data import DataLoader, Dataset
 
-from imagefolder.data.images import Key
-from imagefolder.data.loading import Batches
+from imagefolder.data.batches import Batches
+from imagefolder.data.images import BatchSource, Key
 from imagefolder.errors import InputError
 
 
 @dataclass(frozen=True)
-class Shard:
-    """Which part of every global batch a process works on, and in how many pieces (gradient accumulation).
+class BatchPart:
+    """The part of every global batch that a process works on, and in how many pieces (gradient accumulation).
 
-    The process `rank` of `world` takes samples rank, rank + world, ... of the global batch, in order.
+    Process `rank` of `world` takes samples rank, rank + world, ... of the global batch, in order.
     """
 
     rank: int = 0
@@ -25,14 +24,14 @@ class Shard:
     pieces: int = 1
 
 
-WHOLE = Shard()
+WHOLE = BatchPart()
 
 
 def pieces_per_process(batch_size: int, processes: int, micro_batch: int) -> int:
-    """In how many pieces a process works through its share of a batch, none larger than `micro_batch` (0: any).
+    """The number of pieces of a process's share of a batch, none larger than `micro_batch` (0: no limit).
 
     Raises:
-        InputError: shares or pieces would not be equally large.
+        InputError: shares or pieces would differ in size.
     """
     pieces = -(-batch_size // (processes * micro_batch)) if micro_batch else 1
     _require_equal_pieces(batch_size, processes, pieces)
@@ -48,18 +47,20 @@ def _require_equal_pieces(batch_size: int, processes: int, pieces: int) -> None:
 
 
 class BatchOrder:
-    """Which images each training step sees: `shard.pieces` lists of keys per step.
+    """Which of `size` images the steps start..stop-1 see: `part.pieces` lists of keys per step.
 
     Every epoch is a new permutation; a batch may span two epochs, so that none is short. `seed`: any integer.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int, start: int, stop: int, shard: Shard) -> None:
-        _require_equal_pieces(batch_size, shard.world, shard.pieces)
+    def __init__(
+        self, size: int, batch_size: int, *, seed: int, start: int, stop: int, part: BatchPart = WHOLE
+    ) -> None:
+        _require_equal_pieces(batch_size, part.world, part.pieces)
         self.size, self.batch_size, self.seed, self.start, self.stop = size, batch_size, seed, start, stop
-        self.shard = shard
+        self.part = part
 
     def __len__(self) -> int:
-        return (self.stop - self.start) * self.shard.pieces
+        return (self.stop - self.start) * self.part.pieces
 
     def __iter__(self) -> Iterator[list[Key]]:
         generator = torch.Generator()
@@ -69,27 +70,27 @@ class BatchOrder:
             for position in range(step * self.batch_size, (step + 1) * self.batch_size):
                 if position // self.size != epoch:
                     epoch = position // self.size
-                    generator.manual_seed((self.seed * 1_000_003 + epoch) % 2**63)  # more bits torch does not take
+                    generator.manual_seed((self.seed * 1_000_003 + epoch) % 2**63)  # torch takes no more bits
                     order = torch.randperm(self.size, generator=generator).tolist()
                 keys.append((epoch, order[position % self.size]))
-            mine = keys[self.shard.rank :: self.shard.world]
-            piece = len(mine) // self.shard.pieces
+            mine = keys[self.part.rank :: self.part.world]
+            piece = len(mine) // self.part.pieces
             yield from (mine[at : at + piece] for at in range(0, len(mine), piece))
 
 
 def training_batches(
-    images: Dataset, batch_size: int, seed: int, start: int, stop: int, shard: Shard = WHOLE
-) -> DataLoader:
-    """This process's batches of the training steps start..stop-1, `shard.pieces` per step.
+    source: BatchSource, batch_size: int, seed: int, start: int, stop: int, *, part: BatchPart = WHOLE
+) -> Batches:
+    """This process's batches of the training steps start..stop-1, `part.pieces` per step.
 
     Raises:
-        InputError: here or from the iterator, where images cannot be read.
+        InputError: here or from the iterator, if images cannot be read.
     """
-    order = BatchOrder(len(images), batch_size, seed, start, stop, shard)
-    return Batches(images, order, pin_memory=torch.cuda.is_available())
+    order = BatchOrder(len(source), batch_size, seed=seed, start=start, stop=stop, part=part)
+    return Batches(source, order, pin_memory=torch.cuda.is_available())
 
 
-def ordered_batches(images: Dataset, batch_size: int, indices: range | None = None) -> DataLoader:
-    """All images once, or those of `indices`, in order. Errors as of `training_batches`."""
-    keys = [(0, i) for i in (range(len(images)) if indices is None else indices)]
-    return Batches(images, [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)])
+def ordered_batches(source: BatchSource, batch_size: int, indices: range | None = None) -> Batches:
+    """All images once, or those of `indices`, in order. Errors as in `training_batches`."""
+    keys = [(0, i) for i in (range(len(source)) if indices is None else indices)]
+    return Batches(source, [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)])

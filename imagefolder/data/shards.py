@@ -1,7 +1,7 @@
 """Images in tar shards: DIR/train/*.tar and DIR/val/*.tar, read in any order without unpacking.
 
-Either as webdataset writes them (KEY.jpg beside KEY.cls, which holds a class index, and DIR/classes.txt may name the
-classes, one per line), or with the images in class folders inside the shards (n01440764/n01440764_10026.JPEG).
+Two layouts: as webdataset writes them (KEY.jpg beside KEY.cls, which holds a class index; DIR/classes.txt may name the
+classes, one per line), or with class folders inside the shards (n01440764/n01440764_10026.JPEG).
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from imagefolder.data.archive import read_headers
-from imagefolder.data.checking import checked_splits, index_file, read_index
-from imagefolder.data.disk import HIDDEN, OTHER_KINDS, Walk
-from imagefolder.data.images import DataSplits
+from imagefolder.data.checking import Listing, read_index
+from imagefolder.data.disk import HIDDEN, IMAGE_SUFFIXES, OTHER_KINDS, Walk
 from imagefolder.data.layout import CLASS_NAMES, ELSEWHERE, Layout, shards_in
 from imagefolder.data.stored import UNCHECKED, location, make_rows
 from imagefolder.errors import InputError
@@ -28,41 +26,38 @@ from imagefolder.progress import Phase
 LONGEST_LIST = 2**24  # bytes of the list of class names
 
 
-def image_shards(walk: Walk, layout: Layout, image_size: int, skip_corrupt: bool, index: Path | None) -> DataSplits:
-    """Read the shards of a data folder, checking every image once. Arguments as of `image_folder`.
+def list_shards(walk: Walk, layout: Layout, index: Path | None) -> Listing:
+    """The images in the shards of a data folder. `index`: its index file, or None.
 
     Raises:
-        InputError: naming the shard, and the member at fault.
+        InputError: naming the shard, and the member where one is to blame.
     """
     root = walk.root
-    shards = [_find_shards(walk, split) for split in (layout.train, layout.test)]
-    known = _by_shard(read_index(index_file(index, root)))
+    train, test = (_find_shards(walk, split) for split in layout.splits)
+    known = _by_shard(read_index(index))
     parts: list[np.ndarray] = []
-    with Phase(f"{root.resolve().name}: reading shards", sum(map(len, shards))) as phase:
-        for shard in itertools.chain(*shards):
+    with Phase(f"{root.resolve().name}: reading shards", len(train) + len(test)) as phase:
+        for shard in train + test:
             parts.append(_rows_of(root, shard, known))
             phase.update(len(parts))
     for part in parts:
         walk.left_out += Counter({HIDDEN: int(part["hidden"][0]), OTHER_KINDS: int(part["other_kinds"][0])})
     rows = np.concatenate(parts)  # names as wide as the widest
-    is_test = np.arange(len(rows)) >= sum(map(len, parts[: len(shards[0])]))
-    classes, labels = _classes(root, rows, walk.path(layout.train).parent / CLASS_NAMES)
-    odd = np.setxor1d(labels[is_test], labels[~is_test])
-    if len(odd):
-        pair = f"{os.path.basename(layout.train)} and {os.path.basename(layout.test)}"
-        raise InputError(f"{root}: {pair} have different classes: {', '.join(classes[label] for label in odd[:5])}")
-    return checked_splits(root, rows, labels, is_test, classes, image_size, skip_corrupt, index, walk.left_out)
+    is_test = np.arange(len(rows)) >= sum(map(len, parts[: len(train)]))
+    classes, labels = _classes(root, rows, walk.path(layout.splits[0]).parent / CLASS_NAMES)
+    layout.require_same_classes(root, {classes[label] for label in np.setxor1d(labels[is_test], labels[~is_test])})
+    return Listing(root, classes, rows, labels, is_test, walk.left_out)
 
 
 def _find_shards(walk: Walk, split: str) -> list[str]:
-    """The shards of a split by their path below the data folder, sorted."""
+    """Paths of the shards of a split below the data folder, sorted."""
     contents, path = walk.contents(split), walk.path(split)
     shards = shards_in(contents)
     if not shards:
-        raise InputError(f"{path}: no .tar shards, but there are some in the other of the two splits")
+        raise InputError(f"{path}: no .tar shards, but the other split has some")
     for name, _ in contents.folders:
-        if walk.contents(os.path.join(split, name)).named(IMG_EXTENSIONS):
-            raise InputError(f"{path} holds tar shards and a folder of images, {name}; move one of the two away")
+        if walk.contents(os.path.join(split, name)).named(IMAGE_SUFFIXES):
+            raise InputError(f"{path} holds tar shards and a folder of images, {name}; move one of them away")
         walk.left_out[ELSEWHERE] += walk.count(path / name)
     walk.leave_out(contents)
     walk.left_out[OTHER_KINDS] += len(contents.files) - len(shards)
@@ -70,7 +65,7 @@ def _find_shards(walk: Walk, split: str) -> list[str]:
 
 
 def _by_shard(rows: np.ndarray) -> dict[bytes, np.ndarray]:
-    """The rows of an index by shard; those of one shard lie together."""
+    """The rows of an index by shard; those of one shard are adjacent."""
     shards = [name[:length] for name, length in zip(rows["name"].tolist(), rows["shard"].tolist(), strict=True)]
     found, start = {}, 0
     for shard, group in itertools.groupby(shards):
@@ -92,13 +87,13 @@ def _rows_of(root: Path, shard: str, known: dict[bytes, np.ndarray]) -> np.ndarr
     }
     rows = known.get(name)
     if rows is not None and all(rows[field][0] == value for field, value in state.items()):
-        rows["state"] = UNCHECKED  # what the check found is taken over there
+        rows["state"] = UNCHECKED  # the check itself copies what is known from the index
         return rows
     found = read_headers(path)
     images, classes = found.images, found.classes
     missing = [member.name for key, member in images.items() if key not in classes] if classes else []
     if missing:
-        raise InputError(f"{path}: {missing[0]} has no .cls beside it, as other images of the shard have")
+        raise InputError(f"{path}: {missing[0]} has no .cls member, unlike other images of the shard")
     return make_rows(
         [name + b"/" + os.fsencode(member.name) for member in images.values()],
         shard=len(name),
@@ -112,20 +107,20 @@ def _rows_of(root: Path, shard: str, known: dict[bytes, np.ndarray]) -> np.ndarr
 
 
 def _classes(root: Path, rows: np.ndarray, names: Path) -> tuple[list[str], np.ndarray]:
-    """Class names and int64 labels: as the shards' .cls members say, else the images' folders."""
+    """Class names and int64 labels (N,): from the shards' .cls members, or else from the images' folders."""
     from_cls = rows["cls"] >= 0
     if not from_cls.any():
         members = zip(rows["name"].tolist(), rows["shard"].tolist(), strict=True)
         folders = [os.fsdecode(posixpath.basename(posixpath.dirname(name[shard + 1 :]))) for name, shard in members]
         if "" in folders:
             origin = location(root, rows[folders.index("")])
-            raise InputError(f"{origin} has neither a .cls member beside it nor a class folder")
+            raise InputError(f"{origin} has neither a .cls member nor a class folder")
         classes = sorted(set(folders))
         position = {name: label for label, name in enumerate(classes)}
         return classes, np.array([position[name] for name in folders])
     if not from_cls.all():
         origin = location(root, rows[np.argmin(from_cls)])
-        raise InputError(f"{origin} has no .cls beside it, as the images of other shards have")
+        raise InputError(f"{origin} has no .cls member, unlike the images of other shards")
     labels = rows["cls"].astype(np.int64)
     if os.path.lexists(names):
         classes = _read_names(names)
@@ -138,16 +133,16 @@ def _classes(root: Path, rows: np.ndarray, names: Path) -> tuple[list[str], np.n
     if len(gaps):
         origin = location(root, rows[np.argmax(labels)])
         raise InputError(
-            f"{root}: class '{gaps[0]}' has no readable training image, nor any, but {origin} is of class "
-            f"{present[-1]}; number the classes from 0 on without gaps, or name them all in {names}"
+            f"{root}: class '{gaps[0]}' has no readable training image, but {origin} is of class "
+            f"{present[-1]}; number the classes from 0 without gaps, or name them all in {names}"
         )
     return [str(label) for label in present], labels
 
 
 def _read_names(path: Path) -> list[str]:
-    """The class names of a text file, one per line, in whatever way lines end there."""
+    """The class names of a text file, one per line, with any kind of line ending."""
     if not path.is_file():
-        raise InputError(f"{path} is no file")
+        raise InputError(f"{path} is not a regular file")
     if path.stat().st_size > LONGEST_LIST:
         raise InputError(f"{path}: {path.stat().st_size:,} bytes are too many for a list of class names")
     with reading(path, "a list of class names in UTF-8"):
@@ -155,5 +150,5 @@ def _read_names(path: Path) -> list[str]:
     classes = [line.strip() for line in lines if line.strip()]
     if len(set(classes)) < len(classes):
         twice = next(name for position, name in enumerate(classes) if name in classes[:position])
-        raise InputError(f"{path}: {twice} is there twice")
+        raise InputError(f"{path}: {twice} is listed twice")
     return classes

@@ -1,10 +1,11 @@
-"""Images that stay in their files, or in tar shards, until a batch asks for them."""
+"""Images that stay in their files or tar shards until a batch needs them."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,36 +15,36 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from imagefolder.data.batches import image_workers, usable_cpus
 from imagefolder.data.disk import read_unchanged
 from imagefolder.data.images import Key
-from imagefolder.data.loading import image_workers, usable_cpus
 from imagefolder.data.transforms import View, describe_view, open_rgb, square
 from imagefolder.distributed import my_part
 from imagefolder.errors import InputError
 from imagefolder.progress import Phase
 
 UNCHECKED, GOOD, CORRUPT = 0, 1, 2
-BLOCK = 1000  # images that threads read at a time
+BLOCK = 1000  # images read by threads between two reports of progress
 
-# One row per image. ImageNet has 1.28 million: as an array they take 0.15 GB and reach worker processes at once.
+# One row per image. As an array, ImageNet's 1.28 million take 0.15 GB and are passed to worker processes at once.
 FIELDS = [
-    ("shard", "i4"),  # how many bytes of the name are the shard's path; 0: the image is a file of its own
+    ("shard", "i4"),  # number of bytes of the name that are the path of the shard; 0: the image is a file
     ("offset", "i8"),  # of the image in its file, bytes
     ("size", "i8"),  # of the image, bytes
     ("file_size", "i8"),  # of the file or shard
     ("mtime", "i8"),  # of the file or shard, ns
-    ("ctime", "i8"),  # of the file or shard, ns: unlike mtime nobody can set it back
+    ("ctime", "i8"),  # of the file or shard, ns; unlike mtime it cannot be set back
     ("inode", "u8"),  # of the file or shard
-    ("hidden", "i4"),  # how many hidden members the shard has
-    ("other_kinds", "i4"),  # how many members that are neither images nor classes
-    ("cls", "i4"),  # class index that the shard gives, or -1
+    ("hidden", "i4"),  # number of hidden members of the shard
+    ("other_kinds", "i4"),  # number of members that are neither images nor classes
+    ("cls", "i4"),  # class index from the shard, or -1
     ("state", "u1"),
     ("sha256", "u1", 32),  # of the image, once checked
 ]
 
 
 def make_rows(names: list[bytes], **columns: list[int] | int) -> np.ndarray:
-    """Rows of images not checked yet. `names`: path below the data folder; for shards PATH/MEMBER."""
+    """Rows of images not checked yet. `names`: paths below the data folder; in shards SHARD/MEMBER."""
     rows = np.zeros(len(names), [("name", f"S{max(map(len, names), default=1)}"), *FIELDS])
     rows["name"] = names
     for column, values in columns.items():
@@ -52,71 +53,82 @@ def make_rows(names: list[bytes], **columns: list[int] | int) -> np.ndarray:
 
 
 def location(root: Path, row: np.void) -> str:
-    """Where an image lies, for people."""
+    """The place of an image as shown in messages: PATH, or SHARD: MEMBER."""
     name, shard = row["name"], row["shard"]
     if not shard:
         return str(root / os.fsdecode(name))
     return f"{root / os.fsdecode(name[:shard])}: {os.fsdecode(name[shard + 1 :])}"
 
 
-def read(root: Path, row: np.void) -> bytes:
-    """The bytes of an image file. Opened for each: beside decoding that costs nothing, and nothing is left open.
+def read_image(root: Path, row: np.void) -> bytes:
+    """The bytes of an image. Files are opened for each: next to decoding that costs nothing, and none stays open.
 
     Raises:
-        InputError: naming the image: its file has changed, is gone, or is none that can be read.
+        InputError: naming the image: its file has changed, is missing or cannot be read.
     """
-    path = root / os.fsdecode(row["name"][: row["shard"] or None])
-    known = (int(row["file_size"]), int(row["mtime"]), int(row["ctime"]))
-    place, sha256 = (int(row["offset"]), int(row["size"])), row["sha256"].tobytes()
-    return read_unchanged(path, known, *place, location(root, row), sha256)
+    return read_unchanged(
+        root / os.fsdecode(row["name"][: row["shard"] or None]),
+        (int(row["file_size"]), int(row["mtime"]), int(row["ctime"])),
+        offset=int(row["offset"]),
+        size=int(row["size"]),
+        origin=location(root, row),
+        sha256=row["sha256"].tobytes(),
+    )
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class StoredImages(Dataset):
-    """Images described by rows, as squares of one view; `seed` is that of a random one."""
+    """The images of `rows` (N,) with int64 `labels` (N,), as squares in one view; `seed`: of a random view."""
 
-    def __init__(
-        self, root: Path, rows: np.ndarray, labels: Tensor, image_size: int, view: View = "plain", seed: int = 0
-    ) -> None:
-        self.root, self.rows, self.labels, self.image_size = root, rows, labels, image_size
-        self.view, self.seed = view, seed
-        self.transform = describe_view(image_size, view, seed)
-        self.workers = image_workers()
+    root: Path
+    rows: np.ndarray
+    labels: Tensor
+    image_size: int
+    view: View = "plain"
+    seed: int = 0
+    workers: int = field(default_factory=image_workers, init=False)
+    transform: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.transform = describe_view(self.image_size, self.view, self.seed)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]:
-        size, view = self.image_size, self.view
-        arrays = [square(self.open(index), size, view, epoch, index, self.seed) for epoch, index in keys]
+        arrays = [
+            square(self.open(index), self.image_size, view=self.view, epoch=epoch, index=index, seed=self.seed)
+            for epoch, index in keys
+        ]
         images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
         return images, self.labels[[index for _, index in keys]]
 
     def open(self, index: int) -> Image.Image:
-        """One whole image."""
+        """An image as it is stored, in RGB."""
         row = self.rows[index]
-        return open_rgb(read(self.root, row), location(self.root, row))
+        return open_rgb(read_image(self.root, row), location(self.root, row))
 
     def plain(self) -> StoredImages:
         """The same images, centre-cropped."""
-        return StoredImages(self.root, self.rows, self.labels, self.image_size)
+        return replace(self, view="plain", seed=0)
 
     def augmented(self, training: Literal["tokenizer", "generator"], seed: int = 0) -> StoredImages:
-        """The same images, cropped and flipped at random as for one of the two trainings of a run with this seed."""
-        return StoredImages(self.root, self.rows, self.labels, self.image_size, training, seed)
+        """The same images, cropped and flipped at random as in one of the two trainings of a run with this seed."""
+        return replace(self, view=training, seed=seed)
 
     def fingerprint(self) -> str:
-        """sha256 over class and content of every image, in order."""
+        """sha256 of the class and content of every image, in order."""
         return hashlib.sha256(self.labels.numpy().tobytes() + self.rows["sha256"].tobytes()).hexdigest()
 
     def verify(self) -> None:
-        """Read this process's part of the files again, for changes that show in no size and no time.
+        """Read this process's share of the files again, to find changes that leave sizes and times as they were.
 
         Raises:
-            InputError: naming the first image whose content is another than when it was checked, or that is gone.
+            InputError: naming the first image that is missing or whose content changed since it was checked.
         """
 
         def digest(row: np.void) -> bytes:
-            return hashlib.sha256(read(self.root, row)).digest()
+            return hashlib.sha256(read_image(self.root, row)).digest()
 
         title = f"{self.root.resolve().name}: reading images again"
         part = my_part(len(self.rows))
@@ -126,8 +138,6 @@ class StoredImages(Dataset):
                 block = rows[at : at + BLOCK]
                 for row, found in zip(block, pool.map(digest, block), strict=True):
                     if found != row["sha256"].tobytes():
-                        place = location(self.root, row)
-                        raise InputError(
-                            f"{place}: its content has changed since the images were checked; start the run again"
-                        )
+                        changed = "its content changed since the images were checked; start the run again"
+                        raise InputError(f"{location(self.root, row)}: {changed}")
                 phase.update(at + len(block))

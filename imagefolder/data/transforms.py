@@ -1,6 +1,6 @@
-"""From an image file's bytes to a square of 8-bit pixels: as evaluated, and as the two trainings augment.
+"""From the bytes of an image file to a square of 8-bit pixels: for evaluation, and augmented for the two trainings.
 
-JPEG files are decoded in full: shrinking while decoding (Pillow's draft mode) is faster and gives other pixels.
+JPEG files are decoded in full: shrinking while decoding (Pillow's draft mode) is faster but gives other pixels.
 """
 
 from __future__ import annotations
@@ -18,29 +18,28 @@ from imagefolder.errors import InputError, reason
 View = Literal["plain", "tokenizer", "generator"]
 
 SMALLEST_CROP = 0.8  # of the image's shorter side, for the tokenizer
-ENLARGED = 1.125  # from which the generator's squares are cropped
+ENLARGED = 1.125  # shorter side over the side of the generator's squares, which are cropped from it
 
-
-FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP")  # what the suffixes of images mean; no decoder starts a program
+FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP")  # those of the image suffixes; no decoder starts a program
 MOST_PIXELS = 2**27
-LONGEST = 100  # longer side over shorter side; resized to a square's side, thinner images would fill the memory
+LONGEST = 100  # longer over shorter side: resized, a thinner image would fill the memory
 
-# Pillow's own bound is lower, warns without a name, and is for the whole process. Images are bounded here, by name.
+# Pillow's own limit is lower, names no file and holds for the whole process. The limits here name the image.
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS
 
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, and the value of one
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF tags, and a value of the second
 _PNG_DEPTH = 24  # the byte of a PNG file that holds its bits per sample
 
 
 def open_rgb(data: bytes, origin: str) -> Image.Image:
     """The bytes of an image file as RGB.
 
-    Transparent images are laid over white, whatever colours they have beneath. 16 bits are scaled to 8, and so are
-    floats from 0 to 1. An orientation in EXIF data turns no JPEG, PNG or WebP: published training and evaluation see
-    the pixels as they are stored.
+    Transparent images are composited over white, whatever colours are hidden. 16-bit values, and floats in [0, 1], are
+    scaled to 8 bits. EXIF orientation is ignored in JPEG, PNG and WebP: published training and evaluation see the
+    pixels as they are stored.
 
     Raises:
-        InputError: naming `origin`: no readable image, too large or too thin, or values of unknown meaning.
+        InputError: naming `origin`: not a readable image, too large, too thin, or with values of unknown range.
     """
     try:
         with open_bounded(io.BytesIO(data)) as image:
@@ -50,21 +49,21 @@ def open_rgb(data: bytes, origin: str) -> Image.Image:
             return _eight_bits(image).convert("RGB")
     except MemoryError:
         raise
-    except Exception as error:  # whatever a decoder stumbles over: damaged files make them raise almost anything
+    except Exception as error:  # damaged files make decoders raise almost anything
         raise InputError(f"{origin}: not a readable image ({reason(error)})") from None
 
 
 def open_bounded(file: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Image.Image:
-    """An image not decoded yet, of one of some formats and of bounded size.
+    """Open an image of one of `formats` and of bounded size, without decoding it.
 
     Raises:
-        ValueError: it is none, or has too many pixels, or is too thin.
-        Exception: of other kinds, where the header is damaged.
+        ValueError: not such an image, too many pixels, or too thin.
+        Exception: of other kinds, if the header is damaged.
     """
     try:
         image = Image.open(file, formats=formats)
     except UnidentifiedImageError:
-        raise ValueError(f"its content is not {' or '.join(formats)}, or its beginning is damaged") from None
+        raise ValueError(f"its content is not {' or '.join(formats)}, or its header is damaged") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(f"it has more than {MOST_PIXELS:,} pixels") from None
     width, height = image.size
@@ -76,17 +75,17 @@ def open_bounded(file: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Image.Im
 
 
 def is_16_bit_png(data: bytes) -> bool:
-    """Whether the bytes of a PNG file say that it has 16 bits per sample; of colours Pillow drops half of them."""
+    """Whether a PNG file (its bytes) has 16 bits per sample; Pillow reads only 8 of them in colour images."""
     return data[_PNG_DEPTH : _PNG_DEPTH + 1] == b"\x10"
 
 
 def _over_white(image: Image.Image, data: bytes) -> Image.Image:
-    """A decoded image with transparency, in whatever form, over white. RGB."""
+    """A decoded image with any kind of transparency, over white. RGB."""
     key = image.info.get("transparency")
     if key is None or image.mode == "P":
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    # A PNG with one transparent colour, given in the file's own bits. Pillow compares it with scaled values.
+    # A PNG with one transparent colour, given in the bit depth of the file; Pillow compares it with scaled values
     values = np.asarray(image)
     if image.mode == "RGB":
         if is_16_bit_png(data):
@@ -106,10 +105,10 @@ def _over_white(image: Image.Image, data: bytes) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Greys of 16 bits or of floats as 8 bits, as Pillow would clip them instead of scaling; others as they are.
+    """Scale 16-bit and float greys, which Pillow would clip, to 8 bits; return other images as they are.
 
     Raises:
-        ValueError: values beyond 16 bits, or floats beyond 0 to 1.
+        ValueError: values outside 16 bits, floats outside [0, 1], or an unknown white level.
     """
     if image.mode != "F" and not image.mode.startswith("I"):
         return image
@@ -118,10 +117,10 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     low, high = values.min(), values.max()
     white = 1 if image.mode == "F" else 4095 if bits == 12 else 65535
-    if not (low >= 0 and high <= white):  # the other way round, NaN would pass
-        raise ValueError(f"its values are {low:g} to {high:g}, where white can only be taken to be {white}")
+    if not (low >= 0 and high <= white):  # written so that NaN fails
+        raise ValueError(f"its values are {low:g} to {high:g}, outside 0 to {white}")
     if image.mode == "I" and bits == 32 and 0 < high <= 255:
-        raise ValueError(f"its values are {low} to {high} in 32 bits, so which of them is white is not known")
+        raise ValueError(f"its values are {low} to {high} in 32 bits, so its white level is unknown")
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         values = white - values
     if image.mode == "F":
@@ -130,11 +129,11 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(scaled.astype(np.uint8))
 
 
-def square(image: Image.Image, size: int, view: View, epoch: int, index: int, seed: int) -> np.ndarray:
-    """One view of image number `index`, the same whenever and wherever it is asked for. uint8 (size, size, 3)."""
+def square(image: Image.Image, size: int, *, view: View, epoch: int, index: int, seed: int) -> np.ndarray:
+    """One view of image `index`: uint8 (size, size, 3), a function of the arguments alone."""
     if view == "plain":
         return center_crop(image, size)
-    rng = random.Random(f"{seed}:{epoch}:{index}")  # of the run, the epoch and the image, not of workers or processes
+    rng = random.Random(f"{seed}:{epoch}:{index}")  # not of the worker or process
     if view == "generator":
         return enlarged_crop(image, size, rng)
     array = random_crop(image, size, rng)
@@ -142,7 +141,7 @@ def square(image: Image.Image, size: int, view: View, epoch: int, index: int, se
 
 
 def describe_view(size: int, view: View, seed: int) -> str:
-    """One line saying how `square` makes its pixels."""
+    """How `square` computes its pixels, in one line."""
     return {
         "plain": f"ADM centre crop to {size}",
         "tokenizer": f"ADM random crop of {SMALLEST_CROP} to 1 of the shorter side to {size}, random flip, seed {seed}",
@@ -151,26 +150,26 @@ def describe_view(size: int, view: View, seed: int) -> str:
 
 
 def center_crop(image: Image.Image, size: int) -> np.ndarray:
-    """ADM's centre crop: box halving while twice too large, bicubic to the shorter side, centre. uint8 (H, W, 3)."""
+    """ADM's centre crop: box halving while at least twice `size`, bicubic to it, centre. uint8 (size, size, 3)."""
     image = _shrink(image, size)
     top, left = (image.height - size) // 2, (image.width - size) // 2
     return np.asarray(image)[top : top + size, left : left + size]
 
 
 def random_crop(image: Image.Image, size: int, rng: random.Random) -> np.ndarray:
-    """ADM's random crop: shorter side anywhere in size..ceil(size / 0.8), as for its centre crop, then a random square.
+    """ADM's random crop: resized as for the centre crop, to a shorter side in size..ceil(size / 0.8), then cropped.
 
-    uint8 (H, W, 3).
+    uint8 (size, size, 3).
     """
     image = _shrink(image, rng.randint(size, math.ceil(size / SMALLEST_CROP)))
     return _random_square(image, size, rng)
 
 
 def enlarged_crop(image: Image.Image, size: int, rng: random.Random) -> np.ndarray:
-    """Shorter side to 1.125 x size (Lanczos; the longer one truncated), then a random square. uint8 (H, W, 3)."""
+    """Shorter side to 1.125 x size (Lanczos; longer side truncated), then cropped. uint8 (size, size, 3)."""
     shorter, least = round(size * ENLARGED), min(image.size)
-    enlarged = tuple(shorter if side == least else shorter * side // least for side in image.size)
-    return _random_square(image.resize(enlarged, Image.Resampling.LANCZOS), size, rng)
+    width, height = (shorter if side == least else shorter * side // least for side in image.size)
+    return _random_square(image.resize((width, height), Image.Resampling.LANCZOS), size, rng)
 
 
 def _shrink(image: Image.Image, shorter: int) -> Image.Image:

@@ -1,1 +1,1 @@
-"""Training: one task per model on one loop."""
+"""Training: one task per model, on one loop."""

@@ -9,24 +9,24 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from imagefolder.checkpoints.native import save_checkpoint
 from imagefolder.config import Execution, GeneratorConfig, TrainingConfig, to_dict
-from imagefolder.data.images import to_float
-from imagefolder.distributed import barrier, is_main, own_samples, world_size
+from imagefolder.data.images import BatchSource, to_float
+from imagefolder.distributed import own_samples, world_size
 from imagefolder.generator.model import Generator
 from imagefolder.numerics import any_seed
 from imagefolder.tokenizer.model import Tokenizer
-from imagefolder.training.loop import DEFAULT_EXECUTION, Batch, Step, Task, adamw, fit, mean_over_pieces, update
-from imagefolder.training.state import remove_state
+from imagefolder.training.loop import DEFAULT_EXECUTION, finish, fit
+from imagefolder.training.task import Batch, Step, TrainingTask, adamw, mean_over_pieces, update
 
 
-class GeneratorTask(Task):
-    """Cross-entropy of every token given all earlier blocks, the class dropped now and then.
+class GeneratorTask(TrainingTask):
+    """Cross-entropy of every token given all earlier blocks, with the class dropped for some samples.
 
-    A batch holds tokens, or images (uint8), which are then encoded in every step anew.
+    A batch holds tokens, or images (uint8), which are then encoded in every step.
     """
+
+    config: GeneratorConfig
 
     def __init__(self, generator: Generator, training: TrainingConfig) -> None:
         self.model, self.training, self.config = generator.transformer, training, generator.config
@@ -34,9 +34,8 @@ class GeneratorTask(Task):
         self.tokenizer = generator.tokenizer
         self.frozen, self.modules = [self.tokenizer], {}
         self.settings = {"generator": to_dict(generator.config), "tokenizer": to_dict(generator.tokenizer.config)}
-        self.optimizers = [
-            adamw(_decay_groups(self.model, training.weight_decay), training, training.learning_rate, 0.0)
-        ]
+        groups = _decay_groups(self.model, training.weight_decay)
+        self.optimizers = [adamw(groups, training, rate=training.learning_rate, weight_decay=0.0)]
 
     def step(self, pieces: list[Batch], step: Step) -> dict[str, Tensor]:
         whole = len(pieces[0][1]) * step.pieces * world_size()
@@ -47,7 +46,7 @@ class GeneratorTask(Task):
             step.seed_noise(i)
             with step.accumulating(self.model, i):
                 results.append(self._learn(tokens, labels.masked_fill(unclassed, self.config.num_classes), step))
-        update(self.optimizers[0], self.model.parameters(), self.training.clip, step.accelerator)
+        update(self.optimizers[0], self.model.parameters(), step.accelerator, clip=self.training.clip)
         return mean_over_pieces(results)
 
     def _learn(self, tokens: Tensor, labels: Tensor, step: Step) -> dict[str, Tensor]:
@@ -68,46 +67,51 @@ class GeneratorTask(Task):
 
 def train_generator(
     config: GeneratorConfig,
-    training: TrainingConfig,
-    tokenizer: Tokenizer,
-    tokens: Dataset,
+    tokens: BatchSource,
     folder: Path,
+    *,
+    tokenizer: Tokenizer,
+    training: TrainingConfig,
     seed: int,
     title: str,
     about: dict[str, Any],
     execution: Execution = DEFAULT_EXECUTION,
     evaluate: Callable[[Generator], float] | None = None,
 ) -> None:
-    """Train a generator from scratch and write its EMA weights into `folder` (with `about` beside them).
+    """Train a generator from scratch and write its EMA weights into `folder`, with `about` in the config beside them.
 
     Args:
-        about: JSON values; a saved state is continued only where they are the same (say, the tokenizer's sha256).
         tokens: fetched by (epoch, index) as batches of tokens int64 (B, P, L) and labels, or of uint8 images
             (B, 3, H, W) and labels.
-        evaluate: of the generator with the weights that `fit` evaluates; `fit` has the rest.
+        about: JSON values; a saved state is resumed only if they are the same (for example the tokenizer's sha256).
+        evaluate: called as in `fit`, with the generator.
+
+    The other arguments and the errors are those of `fit`.
     """
     torch.manual_seed(any_seed(seed))
     generator = Generator(config, tokenizer)
+    judge = None if evaluate is None else _of_transformer(evaluate, generator)
     task = GeneratorTask(generator, training)
     task.settings["about"] = about
+    averaged, summary = fit(task, tokens, folder, seed=seed, title=title, execution=execution, evaluate=judge)
+    finish(task, folder, averaged, summary)
 
-    def evaluate_weights(transformer: torch.nn.Module) -> float:
+
+def _of_transformer(evaluate: Callable[[Generator], float], generator: Generator) -> Callable[[Any], float]:
+    """The evaluation of a transformer: that of the generator with it in place of its own."""
+
+    def judge(transformer: Any) -> float:
         trained, generator.transformer = generator.transformer, transformer
         try:
             return evaluate(generator.eval())
         finally:
             generator.transformer = trained
 
-    judge = None if evaluate is None else evaluate_weights
-    averaged, summary = fit(task, tokens, folder, seed, title, execution, judge)
-    if is_main():
-        save_checkpoint(folder, averaged, config, **summary, **about)
-    remove_state(folder)
-    barrier()
+    return judge
 
 
 def _decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on matrices and the class embedding: none on biases, 1-d tensors and what belongs to positions."""
+    """Parameter groups: weight decay on matrices and the class embedding; none on biases, vectors and positions."""
     plain, decayed = [], []
     for name, parameter in model.named_parameters():
         embedding = any(key in name for key in ("level_embed", "empty_embed", "position", "log_scale"))

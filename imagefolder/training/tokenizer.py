@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from imagefolder.checkpoints.native import save_checkpoint
 from imagefolder.config import Execution, LossConfig, TokenizerConfig, TrainingConfig, to_dict
 from imagefolder.data.images import Images, to_float
-from imagefolder.distributed import barrier, is_main, mean_with_gradient, own_samples, world_size
+from imagefolder.distributed import mean_with_gradient, own_samples, world_size
 from imagefolder.errors import InputError
 from imagefolder.numerics import any_seed
 from imagefolder.tokenizer.discriminator import build_discriminator
@@ -32,26 +31,18 @@ from imagefolder.tokenizer.losses import (
 from imagefolder.tokenizer.model import Tokenizer, TrainingOutput
 from imagefolder.tokenizer.quantizers import Perturbation, codebook_entropy, floor_of_share
 from imagefolder.tokenizer.semantic import Teacher, pretrained_vit
-from imagefolder.training.loop import (
-    DEFAULT_EXECUTION,
-    Batch,
-    Step,
-    Task,
-    adamw,
-    fit,
-    learning_rate_share,
-    mean_over_pieces,
-    update,
-)
-from imagefolder.training.state import remove_state
+from imagefolder.tokenizer.vit import ViT
+from imagefolder.training.loop import DEFAULT_EXECUTION, finish, fit
+from imagefolder.training.schedule import adversarial_step, discriminator_rate
+from imagefolder.training.task import Batch, Step, TrainingTask, adamw, mean_over_pieces, update
 
 Contributions = dict[str, Tensor]
-"""What one piece of a step contributes to the terms that all of its samples decide together"""
+"""what one piece of a step contributes to the terms that depend on all samples of the step together"""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One piece of a step: uint8 images, features of the teachers, and what was drawn (see `Tokenizer.forward`)."""
+    """One piece of a step: uint8 images, features of the teachers, and the draws (see `Tokenizer.forward`)."""
 
     images: Tensor
     features: list[Tensor | None]
@@ -62,41 +53,44 @@ class Piece:
 
 @dataclass(frozen=True)
 class Ahead:
-    """What a first pass over all pieces of a step finds out: the terms that all samples decide together, their
-    gradients with respect to what each piece contributes, and the adaptive weight."""
+    """Results of a first pass over all pieces of a step: the terms that depend on all samples together, their gradients
+    with respect to what each piece contributes, and the adaptive weight (0 before the adversarial term sets in)."""
 
     values: dict[str, Tensor]
     gradients: list[Contributions]
-    weight: Tensor | None
+    weight: Tensor
 
 
-class TokenizerTask(Task):
-    """Generator-side losses always; discriminator once `adversarial_start` of the training is done.
+class TokenizerTask(TrainingTask):
+    """The tokenizer's losses, joined by a discriminator once `adversarial_start` of the training is done.
 
-    `teacher` and `detail_teacher` give the features (B, D) of the contrastive losses of the last and first branch;
-    `features` is the frozen network under the discriminator's heads (None: the published DINO, where it needs one).
+    `teacher` and `detail_teacher` give the features (B, D) of the contrastive losses of the last and first branch, if
+    any; `features` is the frozen network under the discriminator's heads (None: the published DINO, if needed).
 
-    Most terms are means over samples, so that pieces of a batch add up. Three are not: the contrastive losses, the
-    entropy of the codebook, and the adaptive weight. Where a batch has several pieces, a first pass collects what they
-    need of every piece, without the graph of the transformers, and the second one passes their gradients on to it
-    (gradient caching, Gao et al. 2021, arXiv:2101.06983): the outcome is that of the whole batch at once.
+    Most terms are means over samples, so that the pieces of a batch add up. Three are not: the contrastive losses, the
+    entropy of the codebook, and the adaptive weight. If a batch has several pieces, a first pass collects what they
+    need from every piece, without the graph of the transformers, and the second pass feeds their gradients back into it
+    (gradient caching, Gao et al. 2021, arXiv:2101.06983): the result is that of the whole batch at once.
     """
+
+    config: TokenizerConfig
 
     def __init__(
         self,
         model: Tokenizer,
         training: TrainingConfig,
         loss: LossConfig,
+        *,
         teacher: nn.Module | None,
         detail_teacher: nn.Module | None = None,
-        features: nn.Module | None = None,
+        features: ViT | None = None,
     ) -> None:
         if training.precision == "fp16":
             raise InputError("precision fp16 is for generators; train tokenizers with bf16 or no")
         contrasted = training.batch_size - model.quantizer.touched(training.batch_size)
         if (teacher is not None or detail_teacher is not None) and contrasted < 2:
             raise InputError(
-                f"{contrasted} image(s) are left for the semantic loss, which contrasts at least two: batch_size "
+                f"{contrasted} image(s) are left for the semantic loss, which needs at least two: batch_size "
                 f"{training.batch_size}, quantizer_dropout {model.config.quantizer_dropout}"
             )
         for net in (teacher, detail_teacher):
@@ -110,7 +104,8 @@ class TokenizerTask(Task):
         self.settings = {"tokenizer": to_dict(model.config), "loss": to_dict(loss)}
         self.teachers = [None if net is None else net.eval().requires_grad_(False) for net in (teacher, detail_teacher)]
         self.perceptual = Perceptual() if loss.perceptual else None
-        self.optimizers = [adamw(model.parameters(), training, training.learning_rate, training.weight_decay)]
+        rate, weight_decay = training.learning_rate, training.weight_decay
+        self.optimizers = [adamw(model.parameters(), training, rate=rate, weight_decay=weight_decay)]
         self.frozen = [module for module in (*self.teachers, self.perceptual) if module is not None]
         self.modules = {}
         self.start = adversarial_step(training, loss)
@@ -118,8 +113,9 @@ class TokenizerTask(Task):
             self.discriminator = build_discriminator(loss, features)
             self.lecam = LeCam()
             self.modules = {"discriminator": self.discriminator, "lecam": self.lecam}
-            parameters, decay = self.discriminator.parameters(), loss.discriminator_weight_decay
-            self.optimizers.append(adamw(parameters, training, loss.discriminator_rate, decay))
+            rate, weight_decay = loss.discriminator_rate, loss.discriminator_weight_decay
+            optimizer = adamw(self.discriminator.parameters(), training, rate=rate, weight_decay=weight_decay)
+            self.optimizers.append(optimizer)
 
     def learning_rates(self, step: int) -> dict[str, float]:
         rates = super().learning_rates(step)
@@ -128,7 +124,7 @@ class TokenizerTask(Task):
         return rates
 
     def progress(self, step: int) -> float:
-        """Share of the training that is done when the epoch of a step begins, 0..1: what is annealed follows it."""
+        """Share of the training done when the epoch of a step begins, 0..1; annealing follows it."""
         return (step - step % self.training.epoch_steps) / self.training.steps
 
     def step(self, pieces: list[Batch], step: Step) -> dict[str, Tensor]:
@@ -148,16 +144,16 @@ class TokenizerTask(Task):
                 logits.append(self._mean_logits(*shown, step.accelerator))
             results.append({name: value.detach() for name, value in losses.items()})
         clip, accelerator = self.training.clip, step.accelerator
-        update(self.optimizers[0], self.tokenizer.parameters(), clip, accelerator)
+        update(self.optimizers[0], self.tokenizer.parameters(), accelerator, clip=clip)
         if adversarial:
-            update(self.optimizers[1], self.discriminator.parameters(), clip, accelerator, average=True)
+            update(self.optimizers[1], self.discriminator.parameters(), accelerator, clip=clip, average=True)
         if logits:  # the running means follow the logits from the first step on
             self.lecam.update(*torch.stack(logits).mean(0))
         self.tokenizer.quantizer.record_hits(torch.stack(counts).sum(0))
         return mean_over_pieces(results)
 
     def _prepare(self, pieces: list[Batch], step: Step) -> list[Piece]:
-        """Draw for the whole batch what decides the objective, and give every piece its part."""
+        """Draw what decides the objective for the whole batch, and split it over the pieces."""
         quantizer, config, size = self.tokenizer.quantizer, self.config, len(pieces[0][0])
         whole, device = size * step.pieces * world_size(), pieces[0][0].device
         kept, share = quantizer.draw_kept(whole, step.generator), None
@@ -201,8 +197,8 @@ class TokenizerTask(Task):
         return out, losses | values
 
     def _look_ahead(self, pieces: list[Piece], step: Step, adversarial: bool) -> Ahead | None:
-        """A first pass over the pieces, with the very draws of the second one; None if nothing needs it."""
-        if not adversarial and self.config.quantizer == "vq" and self.teachers == [None, None]:
+        """A first pass over the pieces, with the same draws as the second one; None if nothing needs it."""
+        if not adversarial and not self.tokenizer.quantizer.has_entropy and self.teachers == [None, None]:
             return None
         found, gradients, logits = [], [], []
         for i, piece in enumerate(pieces):
@@ -218,7 +214,7 @@ class TokenizerTask(Task):
                 fooled = self._fooled(reconstructed, step.accelerator)
                 gradients.append(torch.stack(last_layer_gradients(pixel, fooled, self.last_layer)))
                 logits.append(self._mean_logits(images, reconstructed.detach(), step.accelerator))
-        weight = None
+        weight = self.last_layer.new_zeros(())
         if adversarial:
             weight = weight_of_gradients(*torch.stack(gradients).mean(0))
             self.lecam.update(*torch.stack(logits).mean(0))
@@ -228,33 +224,41 @@ class TokenizerTask(Task):
         return Ahead(values, [{name: next(of_inputs) for name in piece} for piece in found], weight)
 
     def _forward(self, model: nn.Module, piece: Piece, accelerator: Accelerator) -> TrainingOutput:
+        semantic, detail = piece.features
         with accelerator.autocast():
-            return model(to_float(piece.images), *piece.features, piece.kept, piece.share, piece.perturbation)
+            return model(
+                to_float(piece.images),
+                semantic=semantic,
+                detail=detail,
+                kept=piece.kept,
+                share=piece.share,
+                perturbation=piece.perturbation,
+            )
 
     def _contributions(self, out: TrainingOutput) -> Contributions:
         contributions = {}
         for name, pair in (("semantic", out.semantic), ("detail", out.detail)):
             if pair is not None:
                 contributions |= {f"{name} projected": pair[0].float(), f"{name} pooled": pair[1].float()}
-        if self.config.quantizer != "vq":
+        if self.tokenizer.quantizer.has_entropy:
             contributions |= {"sample entropy": out.quantized.sample_entropy, "bits": out.quantized.bits}
         return contributions
 
-    def _together(
-        self, pieces: list[Contributions], share: Tensor, step: Step
-    ) -> tuple[Tensor | float, dict[str, Tensor]]:
-        """The terms that all samples of a step decide together: their weighted sum, and each by itself.
+    def _together(self, pieces: list[Contributions], share: Tensor, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        """The terms that depend on all samples of a step together: their weighted sum, and each one.
 
-        `share`: of the samples that keep each scale.
+        `share` (S,): of the samples that keep each scale.
         """
-        values, total, progress = {}, 0.0, self.progress(step.number)
+        values, total = {}, share.new_zeros(())
         first, last = self.loss.semantic_scale
-        scale, normalise = first + (last - first) * progress, self.loss.semantic_normalise
+        scale, normalise = first + (last - first) * self.progress(step.number), self.loss.semantic_normalise
         for name, weight in (("semantic", self.loss.semantic), ("detail", self.loss.detail)):
             if f"{name} pooled" in pieces[0]:
-                sides = [torch.cat([piece[f"{name} {side}"] for piece in pieces]) for side in ("projected", "pooled")]
-                touched = self.tokenizer.quantizer.touched(len(sides[0]) * world_size())
-                values[name] = semantic_loss(*sides, scale, normalise, skip=touched)
+                projected, pooled = (
+                    torch.cat([piece[f"{name} {side}"] for piece in pieces]) for side in ("projected", "pooled")
+                )
+                touched = self.tokenizer.quantizer.touched(len(projected) * world_size())
+                values[name] = semantic_loss(projected, pooled, logit_scale=scale, normalise=normalise, skip=touched)
                 total = total + weight * values[name]
         if "bits" in pieces[0]:
             names = ("sample entropy", "bits")
@@ -264,14 +268,17 @@ class TokenizerTask(Task):
         return total, values
 
     def _fooled(self, reconstructed: Tensor, accelerator: Accelerator) -> Tensor:
-        """The adversarial loss of reconstructions, without gradients of the discriminator's weights."""
+        """The adversarial loss of reconstructions, without gradients for the discriminator's weights."""
         self.discriminator.requires_grad_(False)
         fooled = adversarial_loss(self.loss.adversarial_kind, self._logits(reconstructed, accelerator))
         self.discriminator.requires_grad_(True)
         return fooled
 
     def _judge(self, images: Tensor, reconstructed: Tensor, step: Step, average_in: bool) -> Tensor:
-        """Discriminator's loss on a piece, and the backward pass; `average_in` the logits to LeCAM's means first."""
+        """The discriminator's loss on a piece, and its backward pass.
+
+        `average_in`: update LeCAM's running means with the logits first.
+        """
         real, fake = (self._logits(shown, step.accelerator) for shown in (images, reconstructed))
         if average_in:
             self.lecam.update(real.mean(), fake.mean())
@@ -281,7 +288,7 @@ class TokenizerTask(Task):
 
     @torch.no_grad()
     def _mean_logits(self, images: Tensor, reconstructed: Tensor, accelerator: Accelerator) -> Tensor:
-        """Mean logit of real and of reconstructed images (2,)."""
+        """Mean logits of real and of reconstructed images (2,)."""
         return torch.stack([self._logits(shown, accelerator).mean() for shown in (images, reconstructed)])
 
     def _logits(self, images: Tensor, accelerator: Accelerator) -> Tensor:
@@ -290,7 +297,7 @@ class TokenizerTask(Task):
             return self.discriminator(images).float()
 
     def _pixel_losses(self, reconstructed: Tensor, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """The single terms, and their weighted sum."""
+        """Each term, and their weighted sum."""
         losses = {"reconstruction": F.mse_loss(reconstructed, images)}
         pixel = self.loss.reconstruction * losses["reconstruction"]
         if self.perceptual is not None:
@@ -299,35 +306,16 @@ class TokenizerTask(Task):
         return losses, pixel
 
     def _perturbation_left(self, progress: float) -> float:
-        """Factor on alpha and delta: 1, falling to a half between the two points of `perturbation_anneal`."""
+        """Factor on alpha and delta: 1, falling to one half between the two points of `perturbation_anneal`."""
         start, stop = self.loss.perturbation_anneal
         return 1 - 0.5 * min(max((progress - start) / (stop - start), 0.0), 1.0)
 
 
-def adversarial_step(training: TrainingConfig, loss: LossConfig) -> int:
-    """The first step with an adversarial term."""
-    return round(loss.adversarial_start * training.steps)
+def new_tokenizer(config: TokenizerConfig, *, pretrained: bool = False) -> Tokenizer:
+    """A tokenizer to be trained: from scratch, or with encoder and decoder from the backbone's published weights.
 
-
-def discriminator_rate(step: int, training: TrainingConfig, loss: LossConfig) -> float:
-    """Learning rate of the discriminator: its own warm-up and cosine, from the first step with an adversarial term."""
-    start = adversarial_step(training, loss)
-    schedule = replace(
-        training,
-        steps=max(training.steps - start, 1),
-        schedule="cosine",
-        warmup=loss.discriminator_warmup,
-        initial_rate=loss.discriminator_initial_rate,
-        final_rate=loss.discriminator_final_rate,
-    )
-    return loss.discriminator_rate * learning_rate_share(max(step - start, 0), schedule)
-
-
-def new_tokenizer(config: TokenizerConfig, pretrained: bool) -> Tokenizer:
-    """A tokenizer to be trained: encoder and decoder from the backbone's published weights, or from scratch.
-
-    From scratch, timm's initialisation (std 0.02, meant for wide models) leaves attention blind to position, and the
-    small autoencoder stays at the mean image for hundreds of steps: Xavier weights and clear positions avoid that.
+    From scratch, timm's initialisation (std 0.02, meant for wide models) leaves attention blind to position, and a
+    small autoencoder stuck at the mean image for hundreds of steps: Xavier weights and distinct positions avoid that.
     """
     model = Tokenizer(config)
     for side in (model.encoder, model.decoder):
@@ -344,38 +332,39 @@ def new_tokenizer(config: TokenizerConfig, pretrained: bool) -> Tokenizer:
 
 def train_tokenizer(
     config: TokenizerConfig,
+    images: Images,
+    folder: Path,
+    *,
     training: TrainingConfig,
     loss: LossConfig,
-    images: Images,
     teacher: nn.Module | None,
-    folder: Path,
+    detail_teacher: nn.Module | None = None,
+    features: ViT | None = None,
+    pretrained: bool = False,
     seed: int,
     title: str,
     about: dict[str, Any],
-    pretrained: bool = False,
-    features: nn.Module | None = None,
     execution: Execution = DEFAULT_EXECUTION,
     evaluate: Callable[[nn.Module], float] | None = None,
-    detail_teacher: nn.Module | None = None,
 ) -> None:
-    """Train a tokenizer and write its EMA weights into `folder` (with `about` beside them).
+    """Train a tokenizer and write its EMA weights into `folder`, with `about` in the config beside them.
 
     Args:
         teacher: of the last branch or of all, see `TokenizerTask`; None: no semantic regularisation, whatever
-            `config.semantic` says.
-        about: JSON values; a saved state is continued only where they are the same (say, the teacher's sha256).
-        pretrained: start from the backbone's published weights.
+            `config.semantic` is.
+        detail_teacher: of the first branch, if `config.detail` asks for one: `Teacher(vit, read="patches")`.
         features: frozen network under the discriminator's heads, see `TokenizerTask`.
-        evaluate: of the tokenizer, as in `fit`, which has the rest.
-        detail_teacher: of the first branch, where `config.detail` asks for one: `Teacher(vit, read="patches")`.
+        pretrained: start from the backbone's published weights.
+        about: JSON values; a saved state is resumed only if they are the same (for example the teacher's sha256).
+        evaluate: called as in `fit`, with the tokenizer.
+
+    The other arguments and the errors are those of `fit`.
     """
     if config.detail != (detail_teacher is not None):
         raise InputError("detail guidance needs both: TokenizerConfig.detail, and a detail_teacher")
     torch.manual_seed(any_seed(seed))
-    task = TokenizerTask(new_tokenizer(config, pretrained), training, loss, teacher, detail_teacher, features)
+    model = new_tokenizer(config, pretrained=pretrained)
+    task = TokenizerTask(model, training, loss, teacher=teacher, detail_teacher=detail_teacher, features=features)
     task.settings["about"] = about
-    averaged, summary = fit(task, images, folder, seed, title, execution, evaluate)
-    if is_main():
-        save_checkpoint(folder, averaged, config, **summary, **about)
-    remove_state(folder)
-    barrier()
+    averaged, summary = fit(task, images, folder, seed=seed, title=title, execution=execution, evaluate=evaluate)
+    finish(task, folder, averaged, summary)

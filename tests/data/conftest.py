@@ -1,4 +1,4 @@
-"""What tests of data sets ask of them."""
+"""Fixtures of the tests of datasets."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ from imagefolder.data.stored import StoredImages, location
 def files_of(images: StoredImages) -> list[Path]:
     """The files of a split, in order."""
     return [Path(location(images.root, row)) for row in images.rows]
+
+
+@pytest.fixture
+def pixels(tmp_path: Path, image_at: Callable[..., Path]) -> bytes:
+    """An image file."""
+    return image_at(tmp_path / "x.png", 1).read_bytes()
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from imagefolder.data.images import ArrayImages, samples_to_uint8, to_float, to_uint8
-from imagefolder.data.order import BatchOrder, Shard, ordered_batches, training_batches
+from imagefolder.data.order import BatchOrder, ordered_batches, training_batches
 
 SIZE, BATCH, STEPS = 23, 5, 40
 
 
 def keys(start: int = 0, stop: int = STEPS, seed: int = 3) -> list[list[tuple[int, int]]]:
-    return list(BatchOrder(SIZE, BATCH, seed, start, stop, Shard()))
+    return list(BatchOrder(SIZE, BATCH, seed=seed, start=start, stop=stop))
 
 
 @pytest.mark.parametrize("start", [1, 4, 5, 17, 39])
@@ -43,12 +43,12 @@ def test_batches_are_full_and_span_epochs() -> None:
 
 
 def test_batch_larger_than_the_data_spans_many_epochs() -> None:
-    (batch,) = BatchOrder(3, 8, 0, 0, 1, Shard())
+    (batch,) = BatchOrder(3, 8, seed=0, start=0, stop=1)
     assert [epoch for epoch, _ in batch] == [0, 0, 0, 1, 1, 1, 2, 2]
 
 
 def test_order_has_the_length_of_its_steps() -> None:
-    assert len(BatchOrder(SIZE, BATCH, 0, 7, 40, Shard())) == 33
+    assert len(BatchOrder(SIZE, BATCH, seed=0, start=7, stop=40)) == 33
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_training_batches_follow_the_order(numbered: ArrayImages) -> None:
         assert images[:, 0, 0, 0].tolist() == labels.tolist()
 
 
-def test_ordered_batches_give_everything_once(numbered: ArrayImages) -> None:
+def test_ordered_batches_yield_everything_once(numbered: ArrayImages) -> None:
     labels = [labels.tolist() for _, labels in ordered_batches(numbered, BATCH)]
     assert [i for batch in labels for i in batch] == list(range(SIZE))
     assert len(labels[-1]) == SIZE % BATCH
@@ -109,7 +109,7 @@ def test_samples_to_uint8_truncates(value: float, expected: int) -> None:
     assert result.tolist() == [expected] == [max(0, min(255, math.floor(255 * value)))]
 
 
-def test_8_bit_images_survive_the_way_to_float_and_back() -> None:
+def test_8_bit_images_survive_the_round_trip_to_float() -> None:
     every = torch.arange(256, dtype=torch.uint8)
     floats = to_float(every)
     assert floats.dtype == torch.float32

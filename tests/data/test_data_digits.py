@@ -44,7 +44,7 @@ def test_images_are_8_bit_rgb_over_the_whole_range(splits: DataSplits, split: st
     assert torch.equal(images[:, 0], images[:, 1])
 
 
-def test_both_splits_have_the_classes_in_equal_shares(splits: DataSplits) -> None:
+def test_both_splits_have_the_same_class_shares(splits: DataSplits) -> None:
     train, test = (torch.bincount(s.labels, minlength=10) for s in (splits.train, splits.test))
     whole = (train + test).double()
     assert ((test - whole * 450 / 1797).abs() <= 1).all()
@@ -58,7 +58,7 @@ def test_no_scan_is_in_both_splits(splits: DataSplits) -> None:
 
 
 def test_labels_belong_to_their_images(splits: DataSplits) -> None:
-    """The area average of an enlarged digit is near the scan of its label's mean, more often than any other's."""
+    """Averaged back to 8 x 8, most digits are closest to the mean scan of their own label."""
     bunch = load_digits()
     means = torch.stack([torch.from_numpy(bunch.images[bunch.target == c].mean(0)) for c in range(10)])
     images, labels = fetch_all(splits.test)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from imagefolder.data.folder import image_folder, read_data
+from imagefolder.data.folder import read_data
 from imagefolder.data.stored import StoredImages
 
 CLASSES = {"cats": 10, "dogs": 12, "owls": 2}
@@ -22,7 +22,7 @@ def names(paths: Callable[[StoredImages], list[Path]]) -> Names:
 
 
 def test_a_fifth_of_every_class_is_the_test_split(tmp_path: Path, classes_at: Draw, names: Names) -> None:
-    splits = image_folder(classes_at(tmp_path / "animals", CLASSES), 8)
+    splits = read_data(classes_at(tmp_path / "animals", CLASSES), 8)
     assert splits.name == "animals"
     assert splits.classes == ["cats", "dogs", "owls"]
     assert splits.test.labels.bincount().tolist() == [2, 2, 1]
@@ -30,9 +30,9 @@ def test_a_fifth_of_every_class_is_the_test_split(tmp_path: Path, classes_at: Dr
     assert not names(splits.train) & names(splits.test)
 
 
-def test_the_split_depends_on_file_names_alone(tmp_path: Path, classes_at: Draw, names: Names) -> None:
-    first = image_folder(classes_at(tmp_path / "a", CLASSES), 8)
-    other = image_folder(classes_at(tmp_path / "b", CLASSES, seed=99), 8)
+def test_the_split_depends_only_on_file_names(tmp_path: Path, classes_at: Draw, names: Names) -> None:
+    first = read_data(classes_at(tmp_path / "a", CLASSES), 8)
+    other = read_data(classes_at(tmp_path / "b", CLASSES, seed=99), 8)
     assert names(first.test) == names(other.test)
     for name in names(first.test):
         assert (tmp_path / "a" / name).is_file()
@@ -41,9 +41,9 @@ def test_the_split_depends_on_file_names_alone(tmp_path: Path, classes_at: Draw,
 
 def test_adding_one_image_moves_few_others(tmp_path: Path, classes_at: Draw, image_at: Draw, names: Names) -> None:
     root = classes_at(tmp_path, CLASSES)
-    before = names(image_folder(root, 8).test)
+    before = names(read_data(root, 8).test)
     image_at(root / "cats" / "new.png", 7)
-    after = names(image_folder(root, 8).test)
+    after = names(read_data(root, 8).test)
     assert len(before ^ after) <= 2
 
 
@@ -65,19 +65,19 @@ def test_nested_and_upper_case_files_are_found_and_others_ignored(
     image_at(root / "a" / "deep" / "x.PNG", 1)
     (root / "a" / "notes.txt").write_text("not an image")
     (root / ".cache").mkdir()
-    splits = image_folder(root, 8)
+    splits = read_data(root, 8)
     assert splits.classes == ["a"]
     assert len(splits.train) + len(splits.test) == 3
 
 
 def test_identity_changes_with_the_content_of_any_file(tmp_path: Path, classes_at: Draw, image_at: Draw) -> None:
     root = classes_at(tmp_path, CLASSES)
-    before = image_folder(root, 8)
+    before = read_data(root, 8)
     times = (root / "owls").stat().st_mtime, (root / "owls" / "000.png").stat().st_mtime
-    assert image_folder(root, 8).sha256 == before.sha256
+    assert read_data(root, 8).sha256 == before.sha256
     image_at(root / "owls" / "000.png", 12345)
     os.utime(root / "owls" / "000.png", times)
-    assert image_folder(root, 8).sha256 != before.sha256
+    assert read_data(root, 8).sha256 != before.sha256
 
 
 def test_identity_covers_labels(tmp_path: Path, classes_at: Draw) -> None:
@@ -86,16 +86,16 @@ def test_identity_covers_labels(tmp_path: Path, classes_at: Draw) -> None:
     classes_at(tmp_path / "val", {"cats": 1, "dogs": 1}, seed=50)
     for path in (tmp_path / "train" / "dogs").iterdir():
         path.rename(path.with_stem("1" + path.stem))
-    before = image_folder(tmp_path, 8)
+    before = read_data(tmp_path, 8)
     (tmp_path / "train" / "cats" / "002.png").rename(tmp_path / "train" / "dogs" / "002.png")
-    after = image_folder(tmp_path, 8)
+    after = read_data(tmp_path, 8)
     assert (after.train.rows["sha256"] == before.train.rows["sha256"]).all()
     assert after.sha256 != before.sha256
 
 
 def test_identity_changes_with_the_class_of_a_file(tmp_path: Path, classes_at: Draw) -> None:
     root = classes_at(tmp_path, CLASSES)
-    before = image_folder(root, 8).sha256
+    before = read_data(root, 8).sha256
     (root / "cats" / "005.png").rename(root / "dogs" / "05.png")
-    assert image_folder(root, 8).sha256 != before
-    assert image_folder(root, 16).sha256 != image_folder(root, 8).sha256
+    assert read_data(root, 8).sha256 != before
+    assert read_data(root, 16).sha256 != read_data(root, 8).sha256

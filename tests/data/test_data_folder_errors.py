@@ -1,4 +1,4 @@
-"""Image folders with faults: one line naming the culprit."""
+"""Faulty image folders: one line that names what is wrong."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from imagefolder.data.folder import image_folder
+from imagefolder.data.folder import read_data
 from imagefolder.errors import InputError
 
 Draw = Callable[..., Path]
@@ -16,7 +16,7 @@ Paths = Callable[..., list[Path]]
 
 def message(root: Path, **options: bool) -> str:
     with pytest.raises(InputError) as caught:
-        image_folder(root, 8, **options)
+        read_data(root, 8, **options)
     text = str(caught.value)
     assert "\n" not in text
     return text
@@ -29,7 +29,7 @@ def folder(tmp_path: Path, classes_at: Draw) -> Path:
 
 @pytest.fixture
 def train_and_test_file(folder: Path, paths: Paths) -> tuple[Path, Path]:
-    splits = image_folder(folder, 8)
+    splits = read_data(folder, 8)
     return paths(splits.train)[0], paths(splits.test)[0]
 
 
@@ -98,10 +98,10 @@ def test_many_corrupt_images_are_counted_and_some_named(folder: Path) -> None:
 def test_skip_corrupt_leaves_training_images_out(
     folder: Path, train_and_test_file: tuple[Path, Path], paths: Paths, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = image_folder(folder, 8)
+    whole = read_data(folder, 8)
     train, _ = train_and_test_file
     train.write_bytes(b"no image")
-    splits = image_folder(folder, 8, skip_corrupt=True)
+    splits = read_data(folder, 8, skip_corrupt=True)
     assert len(splits.train) == len(whole.train) - 1
     assert train not in paths(splits.train)
     assert paths(splits.test) == paths(whole.test)
@@ -109,7 +109,7 @@ def test_skip_corrupt_leaves_training_images_out(
     assert str(train) in capsys.readouterr().out
 
 
-def test_corrupt_test_image_refuses_even_with_skip_corrupt(
+def test_corrupt_test_image_is_an_error_even_with_skip_corrupt(
     folder: Path, train_and_test_file: tuple[Path, Path]
 ) -> None:
     _, test = train_and_test_file
@@ -120,20 +120,20 @@ def test_corrupt_test_image_refuses_even_with_skip_corrupt(
 
 
 def test_class_whose_training_images_are_all_corrupt(folder: Path, paths: Paths) -> None:
-    for path in paths(image_folder(folder, 8).train):
+    for path in paths(read_data(folder, 8).train):
         if path.parent.name == "dogs":
             path.write_bytes(b"no image")
     assert "'dogs'" in message(folder, skip_corrupt=True)
 
 
-def test_link_to_nowhere_is_a_corrupt_image(folder: Path) -> None:
+def test_a_broken_link_is_a_corrupt_image(folder: Path) -> None:
     link = folder / "cats" / "0.png"
     link.symlink_to(folder / "gone.png")
     assert str(link) in message(folder)
 
 
-def test_image_that_went_away_is_named(folder: Path, train_and_test_file: tuple[Path, Path]) -> None:
-    train = image_folder(folder, 8).train
+def test_an_image_that_disappeared_is_named(folder: Path, train_and_test_file: tuple[Path, Path]) -> None:
+    train = read_data(folder, 8).train
     train_and_test_file[0].unlink()
     with pytest.raises(InputError, match=train_and_test_file[0].name):
         train.__getitems__([(0, 0)])

@@ -1,4 +1,4 @@
-"""ImageNet's class map: labels that mean what the released models mean by them."""
+"""ImageNet's class map: labels mean what they mean to the released models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from imagefolder.data.folder import image_folder
+from imagefolder.data.folder import read_data
 from imagefolder.data.imagenet import imagenet_labels
 from imagefolder.errors import InputError
 
@@ -21,7 +21,7 @@ def synsets() -> list[str]:
     return ImageNetInfo("imagenet-1k").label_names()
 
 
-def test_known_places_of_the_list(synsets: list[str]) -> None:
+def test_known_positions_in_the_list(synsets: list[str]) -> None:
     """Class 0 is the tench, 207 the golden retriever, 999 toilet tissue; sorted by synset."""
     assert (synsets[0], synsets[207], synsets[999]) == ("n01440764", "n02099601", "n15075141")
     assert synsets == sorted(synsets)
@@ -39,21 +39,21 @@ def test_the_first_wrong_class_is_named(synsets: list[str]) -> None:
         imagenet_labels([*synsets[:999], "n99999999"], "/data")
 
 
-def test_a_subset_knows_its_places(synsets: list[str]) -> None:
+def test_a_subset_is_mapped_to_its_indices(synsets: list[str]) -> None:
     assert imagenet_labels([synsets[i] for i in (207, 3, 999)], "x") == [207, 3, 999]
 
 
 @pytest.mark.parametrize(
     "classes", [["cats", "dogs"], ["n01440764", "dogs"], ["n01440764", "n00000001"], ["n1440764"], ["0", "1"]]
 )
-def test_other_classes_have_no_place(classes: list[str]) -> None:
+def test_other_classes_are_not_mapped(classes: list[str]) -> None:
     assert imagenet_labels(classes, "x") is None
 
 
 def test_splits_carry_the_map(tmp_path: Path, classes_at: Draw, capsys: pytest.CaptureFixture[str]) -> None:
     root = classes_at(tmp_path / "few", {"n02099601": 2, "n01440764": 2})
-    splits = image_folder(root, 8)
+    splits = read_data(root, 8)
     assert splits.classes == ["n01440764", "n02099601"]
     assert splits.imagenet_labels == [0, 207]
     assert "2 of ImageNet's 1000 classes" in capsys.readouterr().out
-    assert image_folder(classes_at(tmp_path / "animals", {"cats": 2}), 8).imagenet_labels is None
+    assert read_data(classes_at(tmp_path / "animals", {"cats": 2}), 8).imagenet_labels is None

@@ -1,4 +1,4 @@
-"""The index of checked images: nothing is read twice, nothing changed is missed."""
+"""The index of checked images: nothing is read twice, and no change is missed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from imagefolder.data import checking
-from imagefolder.data.folder import image_folder
+from imagefolder.data.folder import read_data
 from imagefolder.data.images import DataSplits
 from imagefolder.data.stored import StoredImages
 from imagefolder.errors import InputError
@@ -25,12 +25,12 @@ def root(tmp_path: Path, classes_at: Draw) -> Path:
 
 @pytest.fixture
 def read(root: Path, tmp_path: Path) -> Callable[..., DataSplits]:
-    return lambda **options: image_folder(root, 8, index=tmp_path / "index", **options)
+    return lambda **options: read_data(root, 8, index=tmp_path / "index", **options)
 
 
 @pytest.fixture
-def looked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows with every image that is decoded for a check."""
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows with every image that is decoded by the check."""
     calls: list[int] = []
     decode = checking.open_rgb
 
@@ -42,69 +42,69 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-def replace_but_for_times(path: Path, content: bytes) -> None:
-    """Other content of the same size, as of the same time."""
+def replace_keeping_times(path: Path, content: bytes) -> None:
+    """Other content of the same size, with the same modification time."""
     status = path.stat()
     path.write_bytes(content.ljust(status.st_size, b"\0"))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def test_the_second_start_reads_no_image(root: Path, read: Callable[..., DataSplits], looked: list[int]) -> None:
+def test_the_second_start_reads_no_image(root: Path, read: Callable[..., DataSplits], decoded: list[int]) -> None:
     first = read()
-    assert len(looked) == 22
+    assert len(decoded) == 22
     second = read()
-    assert len(looked) == 22
+    assert len(decoded) == 22
     assert second.sha256 == first.sha256
 
 
-def test_a_change_that_keeps_size_and_time_is_noticed(root: Path, read: Callable[..., DataSplits]) -> None:
+def test_a_change_that_keeps_size_and_time_is_detected(root: Path, read: Callable[..., DataSplits]) -> None:
     read()
-    replace_but_for_times(root / "cats" / "000.png", b"no image")
+    replace_keeping_times(root / "cats" / "000.png", b"no image")
     with pytest.raises(InputError, match=r"cats/000\.png"):
         read()
 
 
 def test_identity_is_the_same_without_an_index(root: Path, read: Callable[..., DataSplits]) -> None:
-    assert read().sha256 == read().sha256 == image_folder(root, 8).sha256
+    assert read().sha256 == read().sha256 == read_data(root, 8).sha256
 
 
 def test_only_changed_and_new_images_are_read(
-    root: Path, read: Callable[..., DataSplits], looked: list[int], image_at: Draw
+    root: Path, read: Callable[..., DataSplits], decoded: list[int], image_at: Draw
 ) -> None:
     first = read()
     status = image_at(root / "dogs" / "003.png", 999).stat()
     os.utime(root / "dogs" / "003.png", ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     image_at(root / "dogs" / "z.png", 1000)
     (root / "cats" / "002.png").unlink()
-    looked.clear()
+    decoded.clear()
     second = read()
-    assert len(looked) == 2
+    assert len(decoded) == 2
     assert second.sha256 != first.sha256
-    assert second.sha256 == image_folder(root, 8).sha256
-    looked.clear()
+    assert second.sha256 == read_data(root, 8).sha256
+    decoded.clear()
     read()
-    assert looked == []
+    assert decoded == []
 
 
-def test_a_change_of_size_alone_is_noticed(root: Path, read: Callable[..., DataSplits], looked: list[int]) -> None:
+def test_a_change_of_size_alone_is_detected(root: Path, read: Callable[..., DataSplits], decoded: list[int]) -> None:
     read()
     path = root / "cats" / "001.png"
     status = path.stat()
     path.write_bytes(path.read_bytes() + b"\0")
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    looked.clear()
+    decoded.clear()
     read()
-    assert len(looked) == 1
+    assert len(decoded) == 1
 
 
-def test_an_interrupted_check_continues(
-    root: Path, read: Callable[..., DataSplits], looked: list[int], monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_check_resumes(
+    root: Path, read: Callable[..., DataSplits], decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checking, "BLOCK", 4)
     counting = checking.open_rgb
 
     def interrupted(data: bytes, origin: str):
-        if len(looked) == 10:
+        if len(decoded) == 10:
             raise KeyboardInterrupt
         return counting(data, origin)
 
@@ -112,15 +112,15 @@ def test_an_interrupted_check_continues(
     with pytest.raises(KeyboardInterrupt):
         read()
     monkeypatch.setattr(checking, "open_rgb", counting)
-    looked.clear()
-    assert read().sha256 == image_folder(root, 8).sha256
-    assert len(looked) - 22 <= 14  # 22 by the reading without an index; whole blocks of 4 are kept
+    decoded.clear()
+    assert read().sha256 == read_data(root, 8).sha256
+    assert len(decoded) - 22 <= 14  # 22 without an index; whole blocks of 4 are kept
 
 
 def test_the_index_is_written_while_checking(
     root: Path, read: Callable[..., DataSplits], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that is killed outright leaves the last written index."""
+    """A killed process leaves the index it wrote last."""
     monkeypatch.setattr(checking, "BLOCK", 4)
     monkeypatch.setattr(checking, "SAVE_SECONDS", 0.0)
     states: list[int] = []
@@ -153,20 +153,20 @@ def test_a_repaired_image_is_read_again(
 def test_an_image_that_could_not_be_read_is_tried_again(
     read: Callable[..., DataSplits], paths: Callable[[StoredImages], list[Path]]
 ) -> None:
-    """Even if nothing about its file has changed: it may have been the disk."""
+    """Even if nothing about its file has changed: the disk may have been at fault."""
     whole = read()
     path = paths(whole.train)[0]
     content = path.read_bytes()
     path.write_bytes(b"no image".ljust(len(content), b"\0"))
     with pytest.raises(InputError, match=path.name):
         read()
-    replace_but_for_times(path, content)
+    replace_keeping_times(path, content)
     assert read().sha256 == whole.sha256
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "another version"])
-def test_a_damaged_index_is_made_anew(
-    root: Path, tmp_path: Path, read: Callable[..., DataSplits], looked: list[int], damage: str
+def test_a_damaged_index_is_rebuilt(
+    root: Path, tmp_path: Path, read: Callable[..., DataSplits], decoded: list[int], damage: str
 ) -> None:
     whole = read()
     (file,) = (tmp_path / "index").iterdir()
@@ -174,17 +174,17 @@ def test_a_damaged_index_is_made_anew(
         np.save(file, np.load(file)[["name", "size", "sha256"]])
     else:
         file.write_bytes(file.read_bytes()[:1000] if damage == "truncated" else b"garbage")
-    looked.clear()
+    decoded.clear()
     assert read().sha256 == whole.sha256
-    assert len(looked) == 22
+    assert len(decoded) == 22
     read()
-    assert len(looked) == 22
+    assert len(decoded) == 22
 
 
-def test_data_folders_share_a_folder_of_indices(tmp_path: Path, classes_at: Draw, looked: list[int]) -> None:
+def test_data_folders_share_a_folder_of_indices(tmp_path: Path, classes_at: Draw, decoded: list[int]) -> None:
     folders = [classes_at(tmp_path / side / "animals", {"a": 5}, seed) for seed, side in enumerate("lr")]
     for _ in range(2):
-        identities = {image_folder(folder, 8, index=tmp_path / "index").sha256 for folder in folders}
+        identities = {read_data(folder, 8, index=tmp_path / "index").sha256 for folder in folders}
         assert len(identities) == 2
-    assert len(looked) == 10
+    assert len(decoded) == 10
     assert len(list((tmp_path / "index").iterdir())) == 2

@@ -1,4 +1,4 @@
-"""From the bytes of an image to RGB: transparency, depth, sizes, and what is refused."""
+"""From the bytes of an image to RGB: transparency, bit depth, sizes, and what is rejected."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from imagefolder.errors import InputError
 
 
 def opened(data: bytes) -> list[list[int]]:
-    """All pixels in turn."""
+    """All pixels in order."""
     return np.asarray(open_rgb(data, "x.png")).reshape(-1, 3).tolist()
 
 
@@ -33,7 +33,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 def png(width: int, height: int, depth: int, color: int, rows: list[bytes], key: bytes = b"") -> bytes:
-    """A PNG as Pillow cannot write it; `key` is its tRNS chunk."""
+    """A PNG that Pillow cannot write; `key` is its tRNS chunk."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -44,7 +44,7 @@ def png(width: int, height: int, depth: int, color: int, rows: list[bytes], key:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "WEBP"])
-def test_colours_under_transparency_do_not_matter(mode: str) -> None:
+def test_colours_hidden_by_transparency_do_not_matter(mode: str) -> None:
     seen = []
     for under in (0, 200):
         pixels = np.full((1, 4, 4), under, np.uint8)
@@ -65,7 +65,7 @@ def test_colours_under_transparency_do_not_matter(mode: str) -> None:
 @pytest.mark.parametrize(
     ("depth", "color", "row", "key", "expected"),
     [
-        (1, 0, b"\xa0", b"\0\0", [255, 255, 255]),  # black is taken out of white, black, white
+        (1, 0, b"\xa0", b"\0\0", [255, 255, 255]),  # white, black, white without the black
         (2, 0, b"\x1b", b"\0\2", [0, 85, 255]),
         (4, 0, b"\x3c\xf0", b"\0\3", [255, 204, 255]),
         (8, 0, b"\7\10\11", b"\0\10", [7, 255, 9]),
@@ -79,7 +79,7 @@ def test_a_single_transparent_colour_is_white(
     assert opened(png(3, 1, depth, color, [row], key)) == [[value] * 3 for value in expected]
 
 
-def test_a_transparent_colour_of_more_bits_than_are_read_is_refused() -> None:
+def test_a_transparent_colour_of_more_bits_than_are_read_is_rejected() -> None:
     row = struct.pack(">6H", 1, 2, 3, 40000, 5, 6)
     assert opened(png(2, 1, 16, 2, [row])) == [[0, 0, 0], [156, 0, 0]]
     assert "a transparent colour of 16 bits" in unreadable(png(2, 1, 16, 2, [row], row[:6]))
@@ -100,7 +100,7 @@ def test_a_transparent_colour_of_more_bits_than_are_read_is_refused() -> None:
         (np.array([0, 200], np.int32), "its values are 0 to 200 in 32 bits"),
     ],
 )
-def test_deep_greys_are_scaled_or_refused_but_never_clipped(values: np.ndarray, expected: list[int] | str) -> None:
+def test_deep_greys_are_scaled_or_rejected_but_never_clipped(values: np.ndarray, expected: list[int] | str) -> None:
     data = encoded(Image.fromarray(values[None]), "TIFF")
     if isinstance(expected, str):
         assert expected in unreadable(data)
@@ -110,7 +110,7 @@ def test_deep_greys_are_scaled_or_refused_but_never_clipped(values: np.ndarray, 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP"])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_plain_images_have_the_pixels_that_pillow_gives_them(kind: str, mode: str) -> None:
+def test_plain_images_have_the_pixels_that_pillow_reads(kind: str, mode: str) -> None:
     if mode == "CMYK" and kind not in ("JPEG", "TIFF"):
         return
     noise = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
@@ -118,7 +118,7 @@ def test_plain_images_have_the_pixels_that_pillow_gives_them(kind: str, mode: st
     assert np.array_equal(opened(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).reshape(-1, 3))
 
 
-def test_orientation_in_exif_data_turns_nothing() -> None:
+def test_exif_orientation_is_ignored() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encoded(Image.new("RGB", (8, 4)), "JPEG", exif=exif)
@@ -135,12 +135,12 @@ def test_orientation_in_exif_data_turns_nothing() -> None:
         ((7, 701), "7 x 701 pixels: one side"),
     ],
 )
-def test_the_size_is_looked_at_before_anything_is_decoded(size: tuple[int, int], why: str) -> None:
+def test_the_size_is_checked_before_anything_is_decoded(size: tuple[int, int], why: str) -> None:
     assert why in unreadable(png(*size, 8, 0, []))
 
 
-def test_large_images_within_the_bounds_pass_without_a_warning() -> None:
-    """Pillow warns of 90 million pixels."""
+def test_large_images_within_the_limits_open_without_a_warning() -> None:
+    """Pillow itself warns from 90 million pixels."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert open_bounded(io.BytesIO(png(2**14, 2**13, 8, 0, []))).size == (2**14, 2**13)

@@ -10,26 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from tar_shards import Members, message, one_shard_each, write_shard
 
 import imagefolder.data.checking
 import imagefolder.data.shards
-from imagefolder.data.folder import image_folder, read_data
+from imagefolder.data.folder import read_data
 from imagefolder.data.images import DataSplits
 from imagefolder.data.order import ordered_batches, training_batches
 from imagefolder.errors import InputError
 
 Draw = Callable[..., Path]
-Members = dict[str, bytes]
-
-
-def write_shard(path: Path, members: Members) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
 
 
 @pytest.fixture
@@ -65,7 +55,7 @@ def shards(request: pytest.FixtureRequest, folders: Path, tmp_path: Path) -> Pat
 
 
 def test_shards_hold_the_images_of_the_folders(folders: Path, shards: Path) -> None:
-    expected, splits = image_folder(folders, 8), read_data(shards, 8)
+    expected, splits = read_data(folders, 8), read_data(shards, 8)
     assert splits.classes in (["cats", "dogs"], ["0", "1"])
     assert splits.name == "shards"
     assert splits.sha256 == expected.sha256  # the same content in the same order
@@ -75,10 +65,10 @@ def test_shards_hold_the_images_of_the_folders(folders: Path, shards: Path) -> N
         assert torch.equal(labels, wanted_labels)
 
 
-def test_training_from_shards_sees_what_training_from_folders_sees(folders: Path, tmp_path: Path) -> None:
+def test_training_from_shards_sees_the_same_batches_as_from_folders(folders: Path, tmp_path: Path) -> None:
     """In the middle of a training, with worker processes, augmented."""
     images = read_data(pack(folders, tmp_path / "shards", "cls"), 8).train.augmented("tokenizer", 0)
-    expected = image_folder(folders, 8).train.augmented("tokenizer", 0)
+    expected = read_data(folders, 8).train.augmented("tokenizer", 0)
     expected.workers = 0
     assert images.workers > 0
     both = zip(training_batches(images, 5, 1, 4, 9), training_batches(expected, 5, 1, 4, 9), strict=True)
@@ -87,7 +77,9 @@ def test_training_from_shards_sees_what_training_from_folders_sees(folders: Path
         assert torch.equal(labels, wanted_labels)
 
 
-def test_an_index_spares_headers_and_images(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_an_index_neither_headers_nor_images_are_read_again(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def read() -> DataSplits:
         return read_data(shards, 8, index=tmp_path / "index")
 
@@ -102,7 +94,7 @@ def test_an_index_spares_headers_and_images(shards: Path, tmp_path: Path, monkey
     assert (after.sha256, after.left_out) == (before.sha256, before.left_out)
 
 
-def test_a_shard_changed_but_for_size_and_time_is_read_again(shards: Path, tmp_path: Path) -> None:
+def test_a_shard_changed_except_for_size_and_time_is_read_again(shards: Path, tmp_path: Path) -> None:
     before = read_data(shards, 8, index=tmp_path / "index").sha256
     shard = shards / "train" / "0004.tar"
     content, status = shard.read_bytes(), shard.stat()
@@ -147,14 +139,6 @@ def test_skip_corrupt_leaves_a_member_out(folders: Path, tmp_path: Path, capsys:
     assert f"{root}/train/0008.tar: dogs/003.png" in capsys.readouterr().out
 
 
-def message(root: Path) -> str:
-    with pytest.raises(InputError) as caught:
-        read_data(root, 8)
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
-
-
 def broken(path: Path) -> bytes:
     path.write_bytes(b"no image")
     return b"no image"
@@ -190,26 +174,15 @@ def test_damaged_header_in_the_middle(shards: Path) -> None:
     assert f"{shard}: truncated or damaged at byte {start}" in message(shards)
 
 
-@pytest.fixture
-def pixels(tmp_path: Path, image_at: Draw) -> bytes:
-    return image_at(tmp_path / "x.png", 1).read_bytes()
-
-
-def one_shard_each(root: Path, train: Members, val: Members) -> Path:
-    write_shard(root / "train" / "0.tar", train)
-    write_shard(root / "val" / "0.tar", val)
-    return root
-
-
 def test_missing_cls_in_a_shard(tmp_path: Path, pixels: bytes) -> None:
     good = {"a.png": pixels, "a.cls": b"0"}
     text = message(one_shard_each(tmp_path, {**good, "b.png": pixels}, good))
-    assert "train/0.tar: b.png has no .cls" in text
+    assert "train/0.tar: b.png has no .cls member" in text
 
 
 def test_shard_without_any_cls_among_others(tmp_path: Path, pixels: bytes) -> None:
     text = message(one_shard_each(tmp_path, {"a.png": pixels, "a.cls": b"0"}, {"0/b.png": pixels}))
-    assert "val/0.tar: 0/b.png has no .cls" in text
+    assert "val/0.tar: 0/b.png has no .cls member" in text
 
 
 def test_neither_cls_nor_class_folder(tmp_path: Path, pixels: bytes) -> None:
@@ -231,7 +204,7 @@ def test_label_without_a_name(tmp_path: Path, pixels: bytes) -> None:
     assert "train/0.tar: b.png is of class 2" in text
     assert "names 2 classes" in text
     (root / "classes.txt").write_text("cats\ndogs\ncats\n")
-    assert "cats is there twice" in message(root)
+    assert "cats is listed twice" in message(root)
 
 
 def test_class_index_that_no_image_has(tmp_path: Path, pixels: bytes) -> None:
@@ -261,9 +234,9 @@ def test_shard_without_images(tmp_path: Path, pixels: bytes) -> None:
     assert "val/0.tar: holds no images" in message(one_shard_each(tmp_path, {"c/a.png": pixels}, {"c/a.txt": b"a"}))
 
 
-def test_two_images_of_one_name(tmp_path: Path, pixels: bytes) -> None:
+def test_two_images_of_the_same_name(tmp_path: Path, pixels: bytes) -> None:
     text = message(one_shard_each(tmp_path, {"a.png": pixels, "a.jpg": pixels, "a.cls": b"0"}, {"c/a.png": pixels}))
-    assert "train/0.tar: two images are called a" in text
+    assert "train/0.tar: two images are named a" in text
 
 
 def test_members_of_other_kinds_are_ignored(tmp_path: Path, pixels: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Tar shards as others write them: joined, with links, with hidden members, with numbers that take all memory."""
+"""Tar shards from elsewhere: concatenated, with links, with hidden members, with numbers that would fill the memory."""
 
 from __future__ import annotations
 
@@ -10,56 +10,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tar_shards import member, message, one_shard_each, write_shard
 
 from imagefolder.data.folder import read_data
 from imagefolder.data.order import ordered_batches
 from imagefolder.errors import InputError
 
 Draw = Callable[..., Path]
-Members = dict[str, bytes]
-
-
-def write_shard(path: Path, members: Members) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            tar.addfile(member(name, size=len(content)), io.BytesIO(content))
-    return path
-
-
-def one_shard_each(root: Path, train: Members, val: Members) -> Path:
-    write_shard(root / "train" / "0.tar", train)
-    write_shard(root / "val" / "0.tar", val)
-    return root
-
-
-def message(root: Path) -> str:
-    """The line that a data folder is refused with."""
-    with pytest.raises(InputError) as caught:
-        read_data(root, 8)
-    return str(caught.value)
-
-
-@pytest.fixture
-def pixels(tmp_path: Path, image_at: Draw) -> bytes:
-    return image_at(tmp_path / "x.png", 1).read_bytes()
-
-
-def member(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.size, info.linkname = kind, size, "a.png"
-    return info
 
 
 def sparse(path: Path, info: tarfile.TarInfo) -> None:
-    """A shard of one member whose data are a hole in the file."""
+    """A shard of one member whose data is a hole in the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         file.write(info.tobuf(tarfile.GNU_FORMAT))
         file.truncate(file.tell() + info.size + 1024)
 
 
-def test_joined_shards_are_refused_with_a_remedy(tmp_path: Path, pixels: bytes) -> None:
+def test_concatenated_shards_are_rejected_with_a_remedy(tmp_path: Path, pixels: bytes) -> None:
     root = one_shard_each(tmp_path / "shards", {"cats/a.png": pixels}, {"cats/a.png": pixels})
     first = root / "train" / "0.tar"
     second = write_shard(tmp_path / "other.tar", {"cats/b.png": pixels})
@@ -67,7 +35,7 @@ def test_joined_shards_are_refused_with_a_remedy(tmp_path: Path, pixels: bytes) 
     assert len(read_data(root, 8).train) == 1  # zeros may follow
     first.write_bytes(first.read_bytes() + second.read_bytes())
     assert "0.tar: more data follows the end of the archive" in message(root)
-    assert "keep them as shards of their own" in message(root)
+    assert "keep them as separate shards" in message(root)
 
 
 @pytest.mark.parametrize(
@@ -79,20 +47,20 @@ def test_joined_shards_are_refused_with_a_remedy(tmp_path: Path, pixels: bytes) 
         (tarfile.FIFOTYPE, "a device or pipe"),
     ],
 )
-def test_images_that_are_no_files_are_refused(tmp_path: Path, pixels: bytes, kind: bytes, what: str) -> None:
+def test_images_that_are_not_regular_files_are_rejected(tmp_path: Path, pixels: bytes, kind: bytes, what: str) -> None:
     root = one_shard_each(tmp_path / "shards", {"cats/a.png": pixels}, {"cats/a.png": pixels})
     with tarfile.open(root / "train" / "0.tar", "a") as tar:
         tar.addfile(member("cats/b.png", kind))
-    assert f"0.tar: cats/b.png: {what}, not a plain file" in message(root)
+    assert f"0.tar: cats/b.png: {what}, not a regular file" in message(root)
 
 
 @pytest.mark.parametrize("name", ["/cats/b.png", "../cats/b.png", "cats/../../b.png", "./../b.cls"])
-def test_names_that_lead_out_of_the_shard_are_refused(tmp_path: Path, pixels: bytes, name: str) -> None:
+def test_names_that_point_outside_the_shard_are_rejected(tmp_path: Path, pixels: bytes, name: str) -> None:
     root = one_shard_each(tmp_path / "shards", {"cats/a.png": pixels, name: pixels}, {"cats/a.png": pixels})
-    assert f"0.tar: {name}: the name leads out of the shard" in message(root)
+    assert f"0.tar: {name}: the name points outside the shard" in message(root)
 
 
-def test_names_that_begin_with_a_dot_and_a_slash_are_plain(tmp_path: Path, pixels: bytes) -> None:
+def test_names_that_begin_with_a_dot_and_a_slash_are_normalized(tmp_path: Path, pixels: bytes) -> None:
     root = one_shard_each(
         tmp_path / "shards", {"./cats/a.png": pixels, "./dogs//b.png": pixels}, {"cats/a.png": pixels}
     )
@@ -101,7 +69,7 @@ def test_names_that_begin_with_a_dot_and_a_slash_are_plain(tmp_path: Path, pixel
         tar.addfile(info, io.BytesIO(pixels))
     assert read_data(root, 8).classes == ["cats", "dogs"]
     write_shard(root / "val" / "2.tar", {"./a.png": pixels})
-    assert "neither a .cls member beside it nor a class folder" in message(root)
+    assert "neither a .cls member nor a class folder" in message(root)
 
 
 def test_hidden_and_other_members_are_counted_with_and_without_the_index(
@@ -128,7 +96,7 @@ def test_shards_and_folders_of_images_do_not_mix(tmp_path: Path, pixels: bytes, 
 
 
 @pytest.mark.parametrize("test", ["test", "validation"])
-def test_shards_need_a_test_split_of_any_usual_name(tmp_path: Path, pixels: bytes, test: str) -> None:
+def test_shards_need_a_test_split_of_any_common_name(tmp_path: Path, pixels: bytes, test: str) -> None:
     root = one_shard_each(tmp_path / "outer" / "shards", {"cats/a.png": pixels}, {"cats/a.png": pixels})
     (root / "val").rename(root / test)
     assert len(read_data(tmp_path / "outer", 8).test) == 1  # and one folder too deep
@@ -137,7 +105,9 @@ def test_shards_need_a_test_split_of_any_usual_name(tmp_path: Path, pixels: byte
 
 
 @pytest.mark.parametrize("names", ["\ufeffcats\r\ndogs\r\n", "cats\n\n dogs "])
-def test_lists_of_class_names_as_windows_writes_them(tmp_path: Path, pixels: bytes, names: str) -> None:
+def test_lists_of_class_names_may_have_windows_line_ends_and_blank_lines(
+    tmp_path: Path, pixels: bytes, names: str
+) -> None:
     both = {"a.png": pixels, "a.cls": b"0\r\n", "b.png": pixels, "b.cls": b" 1"}
     root = one_shard_each(tmp_path / "shards", both, both)
     (root / "classes.txt").write_bytes(names.encode())
@@ -146,11 +116,12 @@ def test_lists_of_class_names_as_windows_writes_them(tmp_path: Path, pixels: byt
     assert splits.left_out == {}
 
 
-def test_lists_of_class_names_that_are_none(tmp_path: Path, pixels: bytes) -> None:
+def test_unreadable_lists_of_class_names_are_rejected(tmp_path: Path, pixels: bytes) -> None:
     both = {"a.png": pixels, "a.cls": b"0"}
     root = one_shard_each(tmp_path / "shards", both, both)
     names = root / "classes.txt"
-    for content, reason in ((b"caf\xe9\n", "not readable as a list of class names in UTF-8"), (None, "is no file")):
+    latin = b"caf\xe9\n", "not readable as a list of class names in UTF-8"
+    for content, reason in (latin, (None, "is not a regular file")):
         if content is None:
             names.unlink()
             os.mkfifo(names)
@@ -172,16 +143,16 @@ def test_class_indices_have_no_gaps_and_take_no_memory(tmp_path: Path, pixels: b
     text = message(root)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert f"is of class {max(indices)}; number the classes from 0 on" in text
+    assert f"is of class {max(indices)}; number the classes from 0 without" in text
     assert peak < 2**24
 
 
-def test_huge_members_are_refused_without_reading_them(tmp_path: Path, pixels: bytes) -> None:
+def test_huge_members_are_rejected_without_reading_them(tmp_path: Path, pixels: bytes) -> None:
     root = one_shard_each(tmp_path / "shards", {"a.png": pixels, "a.cls": b"0"}, {"a.png": pixels, "a.cls": b"0"})
     shard = root / "train" / "1.tar"
     tracemalloc.start()
     for info, reason in (
-        (member("x.cls", size=5 * 2**30), "1.tar: x.cls: a class index is expected, not 5,368,709,120 bytes"),
+        (member("x.cls", size=5 * 2**30), "1.tar: x.cls: expected a class index, not 5,368,709,120 bytes"),
         (member("name", tarfile.GNUTYPE_LONGNAME, 5 * 2**30), "a name or header of 5,368,709,120 bytes"),
     ):
         sparse(shard, info)
@@ -197,20 +168,20 @@ def test_huge_members_are_refused_without_reading_them(tmp_path: Path, pixels: b
 def test_a_shard_that_is_a_pipe_is_not_opened(tmp_path: Path, pixels: bytes) -> None:
     root = one_shard_each(tmp_path / "shards", {"cats/a.png": pixels}, {"cats/a.png": pixels})
     os.mkfifo(root / "train" / "1.tar")
-    assert "train/1.tar: it is no file" in message(root)
+    assert "train/1.tar: not a regular file" in message(root)
 
 
-def test_a_shard_replaced_while_it_is_used_is_noticed(tmp_path: Path, pixels: bytes) -> None:
+def test_a_shard_replaced_while_in_use_is_detected(tmp_path: Path, pixels: bytes) -> None:
     root = one_shard_each(tmp_path / "shards", {"cats/a.png": pixels, "cats/b.png": pixels}, {"cats/a.png": pixels})
     images = read_data(root, 8).train
     images.verify()
     shard = root / "train" / "0.tar"
     status = shard.stat()
-    shard.chmod(0o600)  # other permissions are no other content
+    shard.chmod(0o600)  # a change of permissions is not a change of content
     assert len(list(ordered_batches(images, 2))) == 1
     images.verify()
     shard.write_bytes(shard.read_bytes().replace(pixels, pixels[:-20] + bytes(20), 1))
     os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns))
     for use in (lambda: list(ordered_batches(images, 2)), images.verify):
-        with pytest.raises(InputError, match=r"^\S+/0\.tar: cats/a\.png: has changed since the images were checked"):
+        with pytest.raises(InputError, match=r"^\S+/0\.tar: cats/a\.png: changed since the images were checked"):
             use()

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from imagefolder.data.digits import digits
-from imagefolder.data.folder import image_folder
+from imagefolder.data.folder import read_data
 from imagefolder.data.order import ordered_batches, training_batches
 from imagefolder.data.stored import StoredImages
 from imagefolder.data.transforms import center_crop, enlarged_crop, open_rgb, random_crop
@@ -32,7 +32,7 @@ def opened(path: Path) -> Image.Image:
 
 
 def adm_resize(image: Image.Image, shorter: int) -> Image.Image:
-    """Written anew from the description of ADM's crops."""
+    """An independent implementation of ADM's resizing."""
     width, height = image.size
     while min(width, height) >= 2 * shorter:
         width, height = width // 2, height // 2
@@ -55,7 +55,7 @@ def test_centre_crop_is_adms(tmp_path: Path, image_at: Draw, size: tuple[int, in
 
 @pytest.mark.parametrize("shape", [(36, 47), (50, 36), (90, 80), (12, 14)])  # 36: halved for 16..18, not for 19 and 20
 def test_random_crop_is_adms(tmp_path: Path, image_at: Draw, shape: tuple[int, int]) -> None:
-    """Every square of every admitted size comes out, and nothing else: shorter side 16 to ceil(16 / 0.8) = 20."""
+    """Squares of every permitted size are drawn, and nothing else: shorter side 16 to ceil(16 / 0.8) = 20."""
     image = opened(image_at(tmp_path / "x.png", 0, shape))
     places: dict[bytes, set[tuple[int, int, int]]] = {}
     for shorter in range(16, 21):
@@ -107,11 +107,11 @@ def test_enlarged_crop_is_resized_by_lanczos(tmp_path: Path, image_at: Draw, lon
 
 @pytest.fixture
 def train(tmp_path: Path, classes_at: Draw) -> StoredImages:
-    return image_folder(classes_at(tmp_path, {"a": 25}), 12).train
+    return read_data(classes_at(tmp_path, {"a": 25}), 12).train
 
 
 def test_splits_are_centre_crops_in_order(tmp_path: Path, classes_at: Draw, paths: Paths) -> None:
-    splits = image_folder(classes_at(tmp_path, {"cats": 10, "dogs": 12, "owls": 2}), 8)
+    splits = read_data(classes_at(tmp_path, {"cats": 10, "dogs": 12, "owls": 2}), 8)
     for images in (splits.train, splits.test):
         (batch, labels), (again, _) = (next(iter(ordered_batches(images, 100))) for _ in range(2))
         assert batch.dtype == torch.uint8
@@ -151,19 +151,19 @@ def test_augmentation_differs_between_epochs(train: StoredImages, training: str)
 def test_half_of_the_tokenizers_images_are_flipped(
     tmp_path: Path, image_at: Draw, training: str, low: float, high: float
 ) -> None:
-    """A dark-to-bright ramp keeps its direction under any crop, so only flips turn it around."""
+    """A dark-to-bright ramp keeps its direction under any crop; only flips reverse it."""
     ramp = np.broadcast_to(np.linspace(0, 255, 30, dtype=np.uint8)[None, :, None], (30, 30, 3))
     for i in range(2):
         image_at(tmp_path / "a" / f"{i}.png", i)
         Image.fromarray(ramp).save(tmp_path / "a" / f"{i}.png")
-    train = image_folder(tmp_path, 24).train.augmented(training, 0)
+    train = read_data(tmp_path, 24).train.augmented(training, 0)
     images, _ = train.__getitems__([(epoch, 0) for epoch in range(200)])
     flipped = (images[:, 0, 0, 0] > images[:, 0, 0, -1]).double().mean()
     assert low <= float(flipped) <= high
 
 
 @TRAININGS
-def test_every_seed_of_a_run_sees_other_views(train: StoredImages, training: str) -> None:
+def test_runs_with_other_seeds_see_other_views(train: StoredImages, training: str) -> None:
     keys = [(0, index) for index in range(len(train))]
     views = [train.augmented(training, seed).__getitems__(keys)[0] for seed in (0, 1, 1)]
     assert not torch.equal(views[0], views[1])
@@ -187,7 +187,7 @@ def test_worker_processes_do_not_change_the_batches(train: StoredImages) -> None
         assert torch.equal(labels, own_labels)
 
 
-def test_images_travel_to_other_processes(train: StoredImages) -> None:
+def test_images_can_be_pickled(train: StoredImages) -> None:
     images = train.augmented("generator", 0)
     other = pickle.loads(pickle.dumps(images))
     keys = [(3, 1), (0, 7)]

@@ -1,7 +1,7 @@
-"""Images as they come: no images at all, half damaged, hostile, changing while they are used.
+"""Images in the wild: not images at all, damaged, hostile, or changing while in use.
 
-Whatever is not read as a person would expect is refused in one line that names it. Layouts of folders have their own
-tests (tests/data/test_data_layout.py), and so have pixels, shards and evaluated files.
+Whatever cannot be read as a person would expect is rejected in one line that names it. Folder layouts are tested in
+tests/data/test_data_layout.py, and pixels, shards and evaluated files elsewhere too.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import pytest
 import torch
 from PIL import Image
 
-from imagefolder.data import checking, disk, loading
+from imagefolder.data import checking, disk
+from imagefolder.data.batches import usable_cpus
 from imagefolder.data.folder import read_data
 from imagefolder.data.images import ArrayImages, SomeImages, safe_name
-from imagefolder.data.order import BatchOrder, Shard, ordered_batches, training_batches
+from imagefolder.data.order import BatchOrder, ordered_batches, training_batches
 from imagefolder.data.stored import StoredImages, location
 from imagefolder.errors import InputError
 
@@ -30,7 +31,7 @@ Change = Callable[[Path], object]
 
 
 def draw(path: Path, seed: int = 0) -> Path:
-    """Noise, stored without compression: all files are equally long."""
+    """Noise, stored without compression so that all files have the same size."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng([seed, *path.name.encode()]).integers(0, 256, (10, 12, 3), np.uint8)
     Image.fromarray(pixels).save(path, compress_level=0)
@@ -57,7 +58,7 @@ def one_line(caught: pytest.ExceptionInfo[InputError]) -> str:
     return text
 
 
-def refusal(root: Path, **options: object) -> str:
+def rejection(root: Path, **options: object) -> str:
     with pytest.raises(InputError) as caught:
         read_data(root, 8, **options)
     return one_line(caught)
@@ -67,8 +68,8 @@ def path_of(images: StoredImages, index: int) -> Path:
     return Path(location(images.root, images.rows[index]))
 
 
-def replace_but_for_times(path: Path) -> None:
-    """Another image in a file of equal size, as of the same time."""
+def replace_keeping_times(path: Path) -> None:
+    """Another image in a file of the same size, with the same modification time."""
     status = path.stat()
     draw(path, seed=99)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -97,7 +98,7 @@ def test_folders_may_have_names_of_any_bytes(
     assert "left out: 1 of other kinds" in out
     assert out.replace("\n", "").isprintable()
     (root / label / "0.png").write_bytes(b"no image")
-    assert "0.png: not a readable image" in refusal(root)
+    assert "0.png: not a readable image" in rejection(root)
 
 
 def test_ordinary_names_stay_as_they_are() -> None:
@@ -107,12 +108,12 @@ def test_ordinary_names_stay_as_they_are() -> None:
     assert safe_name("a/b") == "a_b"
 
 
-# --- what is no image ---
+# --- files that are not images ---
 
 
 def make_socket(path: Path) -> None:
     here = Path.cwd()
-    os.chdir(path.parent)  # the whole path may be too long for a socket's
+    os.chdir(path.parent)  # the full path may be too long for a socket
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path.name)
     os.chdir(here)
@@ -124,42 +125,42 @@ def make_socket(path: Path) -> None:
         (os.mkfifo, "it is a pipe"),
         (make_socket, "it is a socket"),
         (lambda path: path.symlink_to("/dev/zero"), "it is a device"),
-        (lambda path: path.symlink_to("gone.png"), "a link to nowhere"),
+        (lambda path: path.symlink_to("gone.png"), "broken link"),
         (lambda path: path.symlink_to(path.name), "cannot be read"),
         (lambda path: path.write_bytes(b""), "its content is not PNG"),
         (lambda path: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "its content is not PNG"),
         (lambda path: path.open("wb").truncate(disk.LARGEST_FILE + 1), "536,870,913 bytes are more than"),
     ],
 )
-def test_what_is_no_image_is_named_with_the_reason(pets: Path, make: Change, why: str) -> None:
+def test_files_that_are_not_images_are_named_with_the_reason(pets: Path, make: Change, why: str) -> None:
     path = pets / "cat" / "x.jpg"
     make(path)
-    text = refusal(pets)
+    text = rejection(pets)
     assert "1 corrupt" in text
     assert f"{path}: " in text
     assert why in text
 
 
-def test_what_is_not_regular_is_never_opened(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_irregular_files_are_never_opened(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(pets / "dog" / "x.png")
     opened: list[str] = []
     original = os.open
     monkeypatch.setattr(
         os, "open", lambda path, *rest, **more: opened.append(str(path)) or original(path, *rest, **more)
     )
-    refusal(pets)
+    rejection(pets)
     assert str(pets / "dog" / "dog0.png") in opened
     assert str(pets / "dog" / "x.png") not in opened
 
 
-def test_corrupt_images_have_their_reasons_and_skipped_ones_are_counted(
+def test_corrupt_images_are_reported_with_reasons_and_skipped_ones_are_counted(
     pets: Path, index: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train = read_data(pets, 8, index=index).train
     first, second = path_of(train, 0), path_of(train, 1)
     first.write_bytes(first.read_bytes()[:200])
     second.write_bytes(b"GIF89a")
-    text = refusal(pets, index=index)
+    text = rejection(pets, index=index)
     assert f"{first}: not a readable image (image file is truncated" in text
     assert f"{second}: not a readable image (its content is not PNG" in text
     splits = read_data(pets, 8, skip_corrupt=True, index=index)
@@ -176,7 +177,7 @@ def test_no_image_starts_a_program(pets: Path, tmp_path: Path, monkeypatch: pyte
     for suffix in ("jpg", "png", "tif"):
         text = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n%%EOF\n"
         (pets / "cat" / f"x.{suffix}").write_text(text)
-    assert "3 corrupt" in refusal(pets)
+    assert "3 corrupt" in rejection(pets)
     assert not (tmp_path / "ran").exists()
 
 
@@ -184,25 +185,25 @@ def test_no_image_starts_a_program(pets: Path, tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.fixture
-def looked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The images that are decoded to check them."""
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The images that are decoded by the check."""
     calls: list[str] = []
     decode = checking.open_rgb
     monkeypatch.setattr(checking, "open_rgb", lambda data, origin: calls.append(origin) or decode(data, origin))
     return calls
 
 
-def test_other_content_of_equal_size_and_time_is_noticed(pets: Path, index: Path, looked: list[str]) -> None:
+def test_other_content_of_the_same_size_and_time_is_detected(pets: Path, index: Path, decoded: list[str]) -> None:
     before = read_data(pets, 8, index=index)
     path = path_of(before.train, 0)
-    replace_but_for_times(path)
-    looked.clear()
+    replace_keeping_times(path)
+    decoded.clear()
     assert read_data(pets, 8, index=index).sha256 != before.sha256
-    assert looked == [str(path)]
+    assert decoded == [str(path)]
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "lengthened", "without checksum", "other"])
-def test_a_damaged_index_is_not_believed(pets: Path, index: Path, looked: list[str], damage: str) -> None:
+def test_a_damaged_index_is_not_trusted(pets: Path, index: Path, decoded: list[str], damage: str) -> None:
     before = read_data(pets, 8, index=index)
     (file,) = index.iterdir()
     content = bytearray(file.read_bytes())
@@ -216,11 +217,11 @@ def test_a_damaged_index_is_not_believed(pets: Path, index: Path, looked: list[s
             "other": b"{}",
         }.get(damage, content)
     )
-    looked.clear()
+    decoded.clear()
     assert read_data(pets, 8, index=index).sha256 == before.sha256
-    assert len(looked) == 10
+    assert len(decoded) == 10
     read_data(pets, 8, index=index)
-    assert len(looked) == 10
+    assert len(decoded) == 10
 
 
 def test_no_index_is_ever_unpickled(pets: Path, index: Path, tmp_path: Path) -> None:
@@ -237,7 +238,7 @@ def test_no_index_is_ever_unpickled(pets: Path, index: Path, tmp_path: Path) -> 
     assert not (tmp_path / "ran").exists()
 
 
-# --- changes while images are used ---
+# --- changes while images are in use ---
 
 
 def make_pipe(path: Path) -> None:
@@ -248,10 +249,10 @@ def make_pipe(path: Path) -> None:
 CHANGES = pytest.mark.parametrize(
     ("change", "why"),
     [
-        (replace_but_for_times, "has changed since the images were checked; start the run again"),
-        (lambda path: os.utime(path), "has changed since"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "has changed since"),
-        (Path.unlink, "it is gone"),
+        (replace_keeping_times, "changed since the images were checked; start the run again"),
+        (lambda path: os.utime(path), "changed since"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "changed since"),
+        (Path.unlink, "the file is missing"),
         (make_pipe, "it is a pipe"),
     ],
 )
@@ -259,7 +260,7 @@ CHANGES = pytest.mark.parametrize(
 
 @CHANGES
 @pytest.mark.parametrize("workers", [0, 1])
-def test_every_reading_notices_a_change(pets: Path, change: Change, why: str, workers: int) -> None:
+def test_every_read_detects_a_change(pets: Path, change: Change, why: str, workers: int) -> None:
     images = read_data(pets, 8).train.augmented("tokenizer")
     images.workers = workers
     path = path_of(images, 5)
@@ -269,11 +270,11 @@ def test_every_reading_notices_a_change(pets: Path, change: Change, why: str, wo
         with pytest.raises(InputError) as caught:
             list(batches)
         assert type(caught.value) is InputError
-        assert one_line(caught).startswith(f"{path}: ")  # and no traceback of a worker
+        assert one_line(caught).startswith(f"{path}: ")  # without the traceback of a worker
         assert why in str(caught.value)
 
 
-def test_batches_before_a_missing_image_still_come(pets: Path) -> None:
+def test_batches_before_a_missing_image_still_arrive(pets: Path) -> None:
     images = read_data(pets, 8).train
     path_of(images, 5).unlink()
     images.workers = 1
@@ -288,20 +289,20 @@ def test_other_errors_are_not_hidden() -> None:
         list(ordered_batches(ArrayImages(torch.zeros(1, 3, 2, 2), torch.zeros(3)), 3))
 
 
-def test_verify_finds_what_no_size_and_no_time_shows(pets: Path) -> None:
+def test_verify_finds_changes_that_leave_size_and_time_as_they_were(pets: Path) -> None:
     images = read_data(pets, 8).train
     some = SomeImages(images, [3])
     some.verify()
     path = path_of(images, 2)
-    replace_but_for_times(path)
+    replace_keeping_times(path)
     images.rows["ctime"][2] = path.stat().st_ctime_ns
     images.__getitems__([(0, 2)])
     for each in (images, images.augmented("generator"), some):
-        with pytest.raises(InputError, match="its content has changed") as caught:
+        with pytest.raises(InputError, match="its content changed") as caught:
             each.verify()
         assert str(path) in one_line(caught)
     path.unlink()
-    with pytest.raises(InputError, match="it is gone"):
+    with pytest.raises(InputError, match="the file is missing"):
         images.verify()
     ArrayImages(torch.zeros(1, 3, 2, 2), torch.zeros(1)).verify()
 
@@ -309,8 +310,8 @@ def test_verify_finds_what_no_size_and_no_time_shows(pets: Path) -> None:
 # --- the machine ---
 
 
-def test_a_temporary_folder_without_room_for_sockets_is_refused_at_once(
-    pets: Path, looked: list[str], monkeypatch: pytest.MonkeyPatch
+def test_a_temporary_folder_without_room_for_sockets_is_rejected_immediately(
+    pets: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = ArrayImages(torch.zeros(4, 3, 2, 2), torch.zeros(4))
     for length, workers in ((75, 1), (76, 1), (76, 0)):
@@ -320,25 +321,25 @@ def test_a_temporary_folder_without_room_for_sockets_is_refused_at_once(
             for make in (lambda: training_batches(images, 2, 0, 0, 1), lambda: ordered_batches(images, 2)):
                 with pytest.raises(InputError, match=r"TMPDIR: .* has 76 bytes.* allow 75; set TMPDIR to a short path"):
                     make()
-            assert "TMPDIR" in refusal(pets)
-            assert looked == []
+            assert "TMPDIR" in rejection(pets)
+            assert decoded == []
         else:
             ordered_batches(images, 2)
 
 
-def test_processors_are_counted_where_affinity_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert loading.usable_cpus() == len(os.sched_getaffinity(0))
+def test_cpus_are_counted_where_affinity_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert usable_cpus() == len(os.sched_getaffinity(0))
     monkeypatch.delattr(os, "sched_getaffinity")
     for number, expected in ((12, 12), (None, 1)):
         monkeypatch.setattr(os, "cpu_count", lambda number=number: number)
-        assert loading.usable_cpus() == expected
+        assert usable_cpus() == expected
 
 
 def orders(seed: int) -> list[list[tuple[int, int]]]:
-    return list(BatchOrder(40, 40, seed, 0, 2, Shard()))
+    return list(BatchOrder(40, 40, seed=seed, start=0, stop=2))
 
 
-def test_seeds_may_be_of_any_size() -> None:
+def test_seeds_may_have_any_size() -> None:
     seeds = [0, 1, 20241126120000, 2**64 + 5, 3**50, -1, -(7**30)]
     assert len({str(orders(seed)) for seed in seeds}) == len(seeds)
     for seed in (0, 3, 12345):

@@ -1,4 +1,4 @@
-"""Any tensor handed to the models as tokens, labels or images: an answer of the promised shape, or one line."""
+"""Any tensor passed to the models as tokens, labels or images gives a result of the right shape or a one-line error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ generator = imagefolder.load_generator("VAR-mini-MSVR3P2-256", tokenizer)
 
 @st.composite
 def tensors(draw: st.DrawFn, shape: tuple[int, ...], low: int, high: int) -> Tensor:
-    """Mostly what is asked for, (B, *shape) in [low, high): but for dtype, a side, the number of sides, or a value."""
+    """Mostly as required, (B, *shape) in [low, high), but with another dtype, side, number of sides, or value."""
     sides = [draw(st.integers(0, 3)), *shape]
     odd = draw(st.sampled_from(["nothing", "nothing", "dtype", "side", "sides", "value"]))
     if odd == "side" and shape:
@@ -37,7 +37,7 @@ def tensors(draw: st.DrawFn, shape: tuple[int, ...], low: int, high: int) -> Ten
 
 
 def attempt(counts: Any, act: Any) -> Tensor | None:
-    """What a call gives, or None where it was refused (an InputError is one line)."""
+    """The result of a call, or None if it raises an `InputError` (which is one line)."""
     try:
         result = act()
     except InputError:
@@ -53,16 +53,16 @@ SHAPE = (CONFIG.branches, CONFIG.length)
 
 @settings(max_examples=TENSORS, deadline=None, derandomize=True)
 @given(tensors(SHAPE, 0, CONFIG.codebook_size))
-def test_tokens_become_images_or_one_line(tokens: Tensor) -> None:
+def test_tokens_become_images_or_an_error(tokens: Tensor) -> None:
     images = attempt(Tally("odd tensors"), lambda: tokenizer.decode(tokens))
     if images is not None:
         assert images.shape == (len(tokens), 3, CONFIG.image_size, CONFIG.image_size)
-        assert bool((images.abs() <= 1).all())  # which a NaN is not
+        assert bool((images.abs() <= 1).all())  # NaN would fail
 
 
 @settings(max_examples=TENSORS, deadline=None, derandomize=True)
 @given(tensors(SHAPE, 0, CONFIG.codebook_size), tensors((), 0, 11))
-def test_tokens_and_labels_become_logits_or_one_line(tokens: Tensor, labels: Tensor) -> None:
+def test_tokens_and_labels_become_logits_or_an_error(tokens: Tensor, labels: Tensor) -> None:
     logits = attempt(Tally("odd tensors"), lambda: generator(labels, tokens))
     if logits is not None:
         assert logits.shape == (len(tokens), *SHAPE, CONFIG.codebook_size)
@@ -71,7 +71,7 @@ def test_tokens_and_labels_become_logits_or_one_line(tokens: Tensor, labels: Ten
 
 @settings(max_examples=TENSORS, deadline=None, derandomize=True)
 @given(tensors((3, CONFIG.image_size, CONFIG.image_size), -1, 2), st.sampled_from([1.0, 0.5, 1.5, float("nan")]))
-def test_images_become_tokens_or_one_line(values: Tensor, scale: float) -> None:
+def test_images_become_tokens_or_an_error(values: Tensor, scale: float) -> None:
     images = values if values.dtype != torch.int64 else values.float() * scale
     tokens = attempt(Tally("odd tensors"), lambda: tokenizer.encode(images))
     if tokens is not None:

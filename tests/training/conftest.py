@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from tiny import TOKENIZER
 
 from imagefolder.config import GeneratorConfig, LossConfig, TokenizerConfig, TrainingConfig
 from imagefolder.data.digits import digits
@@ -15,26 +16,10 @@ from imagefolder.data.images import ArrayImages
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.tokenizer.semantic import Teacher, blank_teacher
 
-TOKENIZER = TokenizerConfig(
-    name="tiny",
-    image_size=32,
-    patch_size=8,
-    backbone="vit_tiny_patch16_224",
-    width=32,
-    depth=1,
-    heads=2,
-    drop_path=0.1,
-    scales=(1, 2, 3),
-    codebook_size=64,
-    code_dim=8,
-    quantizer_dropout=0.5,
-    dropout_start=2,
-)
-
 
 @pytest.fixture(autouse=True)
 def cpu_with_one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Bit-identical results are promised on the CPU; one thread is fastest for models this small."""
+    """Only the CPU gives bit-identical results; one thread is fastest for models this small."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     AcceleratorState._reset_state(reset_partial_state=True)
     threads = torch.get_num_threads()
@@ -74,7 +59,7 @@ def training() -> TrainingConfig:
 
 @pytest.fixture
 def whole_objective() -> LossConfig:
-    """Everything but LPIPS, whose weights cannot be had offline; the discriminator joins at step 2 of 8."""
+    """All terms except LPIPS, whose weights are not available offline; the discriminator joins at step 2 of 8."""
     return LossConfig(perceptual=0.0, adversarial_start=0.25, discriminator="patch", lecam=0.1)
 
 

@@ -1,4 +1,4 @@
-"""Tokens in memory, as the token cache has them on the disk."""
+"""Tokens in memory instead of in a token cache."""
 
 from __future__ import annotations
 

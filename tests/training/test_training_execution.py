@@ -1,4 +1,4 @@
-"""How a training is carried out changes no number: in pieces, with recomputed activations, compiled, from images."""
+"""The way a training runs changes no number: in pieces, with recomputed activations, compiled, from images."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from encoding import encoded
 from safetensors.torch import load_file
 from stepping import take_step
 from timm.models.vision_transformer import Block
+from tiny import RUN
 from torch import nn
 
 import imagefolder.training.loop
@@ -53,17 +54,16 @@ def test_generator_in_pieces_trains_as_on_the_whole_batch(
 ) -> None:
     config = replace(generator_config, drop_path=0.0, class_dropout=0.4)
     tokens = encoded(tokenizer, images)
-    for name, micro_batch in (("whole", 0), ("halves", 4), ("threes", 3)):
-        settings = replace(training, batch_size=9) if name == "threes" else training
-        execution = Execution(micro_batch=micro_batch)
-        train_generator(config, settings, tokenizer, tokens, tmp_path / name, 3, name, {}, execution)
-    train_generator(config, replace(training, batch_size=9), tokenizer, tokens, tmp_path / "nine", 3, "nine", {})
+    for name, micro_batch, batch_size in (("whole", 0, 8), ("halves", 4, 8), ("nine", 0, 9), ("threes", 3, 9)):
+        settings, execution = replace(training, batch_size=batch_size), Execution(micro_batch=micro_batch)
+        options = {"tokenizer": tokenizer, "training": settings, "execution": execution}
+        train_generator(config, tokens, tmp_path / name, **options, **RUN)
     assert_close(tmp_path / "halves", tmp_path / "whole")
     assert_close(tmp_path / "threes", tmp_path / "nine")
 
 
 class Counted:
-    """How often modules of a kind run forward in training mode while this is entered."""
+    """Counts forward passes of a kind of module in training mode while entered."""
 
     def __init__(self, kind: type[nn.Module]) -> None:
         self.kind, self.runs = kind, 0
@@ -87,13 +87,14 @@ def test_recomputed_activations_train_the_tokenizer_bit_identically(
     teacher: Teacher,
     images: ArrayImages,
 ) -> None:
-    """With stochastic depth, whose draws must be repeated. Of two blocks a side, the hooks see the first one."""
+    """With stochastic depth, whose draws must be repeated. The hooks see the first of two blocks on each side."""
     config, runs = replace(tokenizer_config, depth=2, drop_path=0.5), []
     training = replace(training, steps=4)
     for name, recompute in (("plain", False), ("recomputed", True)):
         with Counted(Block) as counted:
-            arguments = (config, training, whole_objective, images, teacher, tmp_path / name, 3, name, {})
-            train_tokenizer(*arguments, execution=Execution(activation_checkpointing=recompute))
+            options = {"training": training, "loss": whole_objective, "teacher": teacher}
+            execution = Execution(activation_checkpointing=recompute)
+            train_tokenizer(config, images, tmp_path / name, **options, execution=execution, **RUN)
         runs.append(counted.runs)
     assert runs == [2 * 4, 2 * 2 * 4]
     plain, recomputed = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "recomputed"))
@@ -112,7 +113,8 @@ def test_recomputed_activations_train_the_generator_bit_identically(
     for name, recompute in (("plain", False), ("recomputed", True)):
         execution = Execution(activation_checkpointing=recompute)
         with Counted(Layer) as counted:
-            train_generator(config, training, tokenizer, tokens, tmp_path / name, 3, name, {}, execution)
+            options = {"tokenizer": tokenizer, "training": training, "execution": execution}
+            train_generator(config, tokens, tmp_path / name, **options, **RUN)
         runs.append(counted.runs)
     assert runs == [2 * 4, 2 * 2 * 4]
     plain, recomputed = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "recomputed"))
@@ -130,14 +132,14 @@ def test_compiled_models_train_the_same(
     teacher: Teacher,
     images: ArrayImages,
 ) -> None:
-    """Without stochastic depth, which a compiler draws in its own way. The names of the weights stay as well."""
+    """Without stochastic depth, which the compiler draws differently. The names of the weights stay the same too."""
     tokens = encoded(tokenizer, images)
     config, shape = replace(tokenizer_config, depth=2, drop_path=0.0), replace(generator_config, drop_path=0.0)
     for name, compiled in (("plain", False), ("compiled", True)):
         execution = Execution(compile=compiled, activation_checkpointing=True)
-        arguments = (config, training, whole_objective, images, teacher, tmp_path / name / "tokenizer", 3, name, {})
-        train_tokenizer(*arguments, execution=execution)
-        train_generator(shape, training, tokenizer, tokens, tmp_path / name / "generator", 3, name, {}, execution)
+        options, folder = {"training": training, "execution": execution, **RUN}, tmp_path / name
+        train_tokenizer(config, images, folder / "tokenizer", loss=whole_objective, teacher=teacher, **options)
+        train_generator(shape, tokens, folder / "generator", tokenizer=tokenizer, **options)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2
     for kind in ("tokenizer", "generator"):
         assert_close(tmp_path / "compiled" / kind, tmp_path / "plain" / kind)
@@ -154,7 +156,7 @@ def test_images_are_encoded_on_the_fly(
 ) -> None:
     tokens = encoded(tokenizer, images)
     for name, data in (("tokens", tokens), ("images", images)):
-        train_generator(generator_config, training, tokenizer, data, tmp_path / name, 3, name, {})
+        train_generator(generator_config, data, tmp_path / name, tokenizer=tokenizer, training=training, **RUN)
     ours, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("images", "tokens"))
     assert all(torch.equal(ours[key], expected[key]) for key in expected)
 
@@ -162,7 +164,7 @@ def test_images_are_encoded_on_the_fly(
 def test_the_discriminator_computes_in_the_training_precision_and_its_losses_in_float32(
     tokenizer_config: TokenizerConfig, training: TrainingConfig, whole_objective: LossConfig, images: ArrayImages
 ) -> None:
-    task = TokenizerTask(new_tokenizer(tokenizer_config, False), training, whole_objective, None)
+    task = TokenizerTask(new_tokenizer(tokenizer_config), training, whole_objective, teacher=None)
     seen: list[torch.dtype] = []
     task.discriminator[-1].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     half = Accelerator(mixed_precision="bf16")
@@ -176,7 +178,7 @@ def test_a_discriminator_on_features_of_a_small_network(
     tokenizer_config: TokenizerConfig, training: TrainingConfig, teacher: Teacher, images: ArrayImages
 ) -> None:
     loss = LossConfig(perceptual=0.0, discriminator="dino", adversarial_start=0.0)
-    task = TokenizerTask(new_tokenizer(tokenizer_config, False), training, loss, teacher, features=teacher.vit)
+    task = TokenizerTask(new_tokenizer(tokenizer_config), training, loss, teacher=teacher, features=teacher.vit)
     assert len(task.discriminator.heads) == 2  # before and after its only block
     before = [value.clone() for value in teacher.parameters()]
     losses = take_step(task, (images.images[:8], images.labels[:8]), number=8)

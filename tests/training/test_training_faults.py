@@ -1,4 +1,4 @@
-"""What training must survive or refuse: losses that are not finite, damaged or foreign states, wrong settings."""
+"""What training must survive or reject: losses that are not finite, damaged or foreign states, wrong settings."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import PartialState
+from tiny import RUN
 from torch import Tensor, nn
 
 from imagefolder.config import Execution, GeneratorConfig, LossConfig, TokenizerConfig, TrainingConfig
@@ -19,30 +20,31 @@ from imagefolder.data.images import ArrayImages
 from imagefolder.errors import DamagedFile, InputError
 from imagefolder.generator.transformer import Transformer
 from imagefolder.training.generator import _decay_groups
-from imagefolder.training.loop import Batch, Step, Task, adamw, fit, update
+from imagefolder.training.loop import fit
 from imagefolder.training.sanity import TrainingFailed
 from imagefolder.training.state import StateFile
+from imagefolder.training.task import Batch, Step, TrainingTask, adamw, update
 from imagefolder.training.tokenizer import train_tokenizer
 
 TRAINING = TrainingConfig(steps=100, batch_size=2, learning_rate=0.1, checkpoint_every=30)
 NOTHING = ArrayImages(torch.zeros(4, 1), torch.zeros(4))
 
 
-class Line(Task):
-    """One weight drawn towards zero; what is added to its loss may depend on the step."""
+class Line(TrainingTask):
+    """One weight trained towards zero; what is added to its loss may depend on the step."""
 
     def __init__(self, training: TrainingConfig = TRAINING, extra: Callable[[int], float] = lambda step: 0.0) -> None:
         torch.manual_seed(0)
         self.model, self.training = nn.Linear(1, 1, bias=False), training
         self.frozen, self.modules, self.settings = [], {}, {}
-        self.optimizers = [adamw(self.model.parameters(), training, 0.1, 0.0)]
+        self.optimizers = [adamw(self.model.parameters(), training, rate=0.1, weight_decay=0.0)]
         self.extra, self.rates = extra, []
 
     def step(self, pieces: list[Batch], step: Step) -> dict[str, Tensor]:
         self.rates.append(self.optimizers[0].param_groups[0]["lr"])
         loss = next(self.model.parameters()).sum().abs()
         step.accelerator.backward(loss)
-        update(self.optimizers[0], self.model.parameters(), 0.0, step.accelerator)
+        update(self.optimizers[0], self.model.parameters(), step.accelerator, clip=0.0)
         return {"fine": loss.detach(), "codebook": loss.detach() + self.extra(step.number)}
 
 
@@ -53,7 +55,7 @@ def not_finite_from(step: int, value: float = float("nan")) -> Callable[[int], f
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_loss_that_is_not_finite_stops_the_training_and_keeps_the_state(tmp_path: Path, value: float) -> None:
     with pytest.raises(TrainingFailed, match="codebook") as caught:
-        fit(Line(extra=not_finite_from(35, value)), NOTHING, tmp_path, 0, "line")
+        fit(Line(extra=not_finite_from(35, value)), NOTHING, tmp_path, seed=0, title="line")
     assert "fine" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
     state = torch.load(tmp_path / "state.pt", weights_only=True)
@@ -62,68 +64,68 @@ def test_loss_that_is_not_finite_stops_the_training_and_keeps_the_state(tmp_path
 
 
 def test_a_state_with_a_loss_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
-    # 25 lies after the log at 20 and before the save at 30
+    # 25 is after the log at 20 and before the save at 30
     with pytest.raises(TrainingFailed, match="codebook not finite"):
-        fit(Line(extra=not_finite_from(25)), NOTHING, tmp_path, 0, "line")
+        fit(Line(extra=not_finite_from(25)), NOTHING, tmp_path, seed=0, title="line")
     assert not (tmp_path / "state.pt").exists()
 
 
-def test_learning_rates_of_a_continued_training_follow_the_schedule(tmp_path: Path) -> None:
+def test_learning_rates_of_a_resumed_training_follow_the_schedule(tmp_path: Path) -> None:
     training = replace(TRAINING, steps=40)
     whole = Line(training)
-    fit(whole, NOTHING, tmp_path / "whole", 0, "line")
+    fit(whole, NOTHING, tmp_path / "whole", seed=0, title="line")
     with pytest.raises(TrainingFailed):
-        fit(Line(training, not_finite_from(36)), NOTHING, tmp_path / "stopped", 0, "line")
-    continued = Line(training)
-    fit(continued, NOTHING, tmp_path / "stopped", 0, "line")
-    assert continued.rates == whole.rates[30:]
+        fit(Line(training, not_finite_from(36)), NOTHING, tmp_path / "stopped", seed=0, title="line")
+    resumed = Line(training)
+    fit(resumed, NOTHING, tmp_path / "stopped", seed=0, title="line")
+    assert resumed.rates == whole.rates[30:]
     assert max(whole.rates) == pytest.approx(0.1, rel=0.02)
-    assert torch.equal(continued.model.weight, whole.model.weight)
+    assert torch.equal(resumed.model.weight, whole.model.weight)
 
 
 @pytest.fixture
 def failed(tmp_path: Path) -> Path:
-    """The folder of a training that saved its state after step 30 and failed at 35."""
+    """The folder of a training that saved its state after step 30 and failed at step 35."""
     with pytest.raises(TrainingFailed):
-        fit(Line(extra=not_finite_from(35)), NOTHING, tmp_path, 0, "line")
+        fit(Line(extra=not_finite_from(35)), NOTHING, tmp_path, seed=0, title="line")
     return tmp_path
 
 
-def test_a_curve_line_cut_short_does_not_keep_training_from_going_on(failed: Path) -> None:
+def test_a_curve_line_cut_short_does_not_prevent_resuming(failed: Path) -> None:
     with (failed / "curve.jsonl").open("a") as curve:
         curve.write('{"step": 40, "lo')
-    fit(Line(), NOTHING, failed, 0, "line")
+    fit(Line(), NOTHING, failed, seed=0, title="line")
     steps = [int(line.split(",")[0].split(":")[1]) for line in (failed / "curve.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps))
     assert steps[-1] == 100
 
 
 @pytest.mark.parametrize("other", ["training", "seed", "images"])
-def test_a_state_of_other_settings_is_refused(failed: Path, other: str) -> None:
+def test_a_state_of_other_settings_is_rejected(failed: Path, other: str) -> None:
     training = replace(TRAINING, learning_rate=1.0) if other == "training" else TRAINING
     images = ArrayImages(torch.zeros(6, 1), torch.zeros(6)) if other == "images" else NOTHING
-    with pytest.raises(InputError, match=r"state\.pt is of a training with other settings") as caught:
-        fit(Line(training), images, failed, 1 if other == "seed" else 0, "line")
+    with pytest.raises(InputError, match=r"state\.pt belongs to a training with other settings") as caught:
+        fit(Line(training), images, failed, seed=1 if other == "seed" else 0, title="line")
     assert str(failed) in str(caught.value)
 
 
 def test_an_unreadable_state_is_named(failed: Path) -> None:
     (failed / "state.pt").write_bytes((failed / "state.pt").read_bytes()[:200])
     with pytest.raises(InputError, match=r"state\.pt: not readable as a saved state .*; delete") as caught:
-        fit(Line(), NOTHING, failed, 0, "line")
+        fit(Line(), NOTHING, failed, seed=0, title="line")
     assert "\n" not in str(caught.value)
 
 
 def test_what_a_killed_process_left_half_written_is_removed(failed: Path) -> None:
-    """But not what another process is writing at the moment."""
+    """But not what another process is writing right now."""
     dead = subprocess.Popen(["true"])
     dead.wait()
     for name in ("state.pt", "best.pt"):
         (failed / f".{name}.{platform.node()}-{dead.pid}.tmp").write_bytes(b"half")
-    living = failed / f".state.pt.{platform.node()}-{os.getppid()}.tmp"
-    living.write_bytes(b"half")
-    fit(Line(), NOTHING, failed, 0, "line")
-    assert list(failed.glob(".*.tmp")) == [living]
+    running = failed / f".state.pt.{platform.node()}-{os.getppid()}.tmp"
+    running.write_bytes(b"half")
+    fit(Line(), NOTHING, failed, seed=0, title="line")
+    assert list(failed.glob(".*.tmp")) == [running]
 
 
 def test_fp16_is_for_generators_on_gpus(
@@ -131,28 +133,28 @@ def test_fp16_is_for_generators_on_gpus(
 ) -> None:
     half = replace(TRAINING, precision="fp16")
     with pytest.raises(InputError, match="fp16 needs a GPU"):
-        fit(Line(half), NOTHING, tmp_path, 0, "line")
+        fit(Line(half), NOTHING, tmp_path, seed=0, title="line")
     loss = LossConfig(perceptual=0.0, adversarial=0.0)
     with pytest.raises(InputError, match="fp16 is for generators"):
-        train_tokenizer(tokenizer_config, half, loss, train_digits, None, tmp_path, 0, "tiny", {})
+        train_tokenizer(tokenizer_config, train_digits, tmp_path, training=half, loss=loss, teacher=None, **RUN)
 
 
-def test_a_batch_that_does_not_divide_into_pieces_is_refused(tmp_path: Path) -> None:
+def test_a_batch_that_does_not_divide_into_pieces_is_rejected(tmp_path: Path) -> None:
     odd = replace(TRAINING, batch_size=7)
     with pytest.raises(InputError, match="batch_size 7 does not divide into 1 processes x 3 pieces"):
-        fit(Line(odd), NOTHING, tmp_path, 0, "line", Execution(micro_batch=3))
+        fit(Line(odd), NOTHING, tmp_path, seed=0, title="line", execution=Execution(micro_batch=3))
 
 
-def test_a_process_that_works_alone_among_several_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As accelerate's own PartialState() does on machines without GPUs; all would write the same files."""
+def test_a_process_that_did_not_join_the_others_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with accelerate's own PartialState() on machines without GPUs; all would write the same files."""
     PartialState()
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="WORLD_SIZE=2 speaks of several processes, but RANK, MASTER_ADDR"):
-        fit(Line(), NOTHING, tmp_path, 0, "line")
+    with pytest.raises(InputError, match="WORLD_SIZE=2 means several processes, but RANK, MASTER_ADDR"):
+        fit(Line(), NOTHING, tmp_path, seed=0, title="line")
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "1")
-    with pytest.raises(InputError, match="WORLD_SIZE says 2 processes, but this one works with 1"):
-        fit(Line(), NOTHING, tmp_path, 0, "line")
+    with pytest.raises(InputError, match="WORLD_SIZE is 2, but this process is one of 1"):
+        fit(Line(), NOTHING, tmp_path, seed=0, title="line")
 
 
 def test_weights_that_decay_by_name() -> None:
@@ -174,8 +176,8 @@ def test_weights_that_decay_by_name() -> None:
     assert decayed | plain == set(names.values())
 
 
-def test_a_damaged_state_never_replaces_the_one_before(tmp_path: Path) -> None:
-    """Until the next one is on the disk, the one before is all there is."""
+def test_a_damaged_state_never_replaces_the_one_before_it(tmp_path: Path) -> None:
+    """Until the next state is on disk, the one before is the only good one."""
     file = StateFile(tmp_path / "state.pt", "hash", "state.previous.pt")
     for step in (1, 2):
         file.write({"step": step})
@@ -188,12 +190,12 @@ def test_a_damaged_state_never_replaces_the_one_before(tmp_path: Path) -> None:
     assert [torch.load(tmp_path / name)["step"] for name in ("state.previous.pt", "state.pt")] == [3, 4]
 
 
-def test_flipped_bits_of_a_state_are_noticed(failed: Path) -> None:
-    """torch loads them without a word."""
+def test_flipped_bits_of_a_state_are_detected(failed: Path) -> None:
+    """torch loads them without an error."""
     path = failed / "state.pt"
     data = bytearray(path.read_bytes())
     place = data.index(torch.load(path)["model"]["weight"].numpy().tobytes())
     data[place] ^= 1
     path.write_bytes(data)
     with pytest.raises(DamagedFile, match="checksum"):
-        fit(Line(), NOTHING, failed, 0, "line")
+        fit(Line(), NOTHING, failed, seed=0, title="line")

@@ -31,7 +31,8 @@ def test_training_lowers_the_cross_entropy(
 ) -> None:
     training = TrainingConfig(steps=60, batch_size=32, learning_rate=3e-3, schedule="linear", warmup=0.1, clip=2.0)
     before = {name: value.clone() for name, value in tokenizer.state_dict().items()}
-    train_generator(generator_config, training, tokenizer, tokens, tmp_path, 0, "tiny", {"a": 1})
+    options = {"tokenizer": tokenizer, "training": training, "seed": 0, "title": "tiny"}
+    train_generator(generator_config, tokens, tmp_path, **options, about={"a": 1})
     points = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
     assert [point["step"] for point in points] == [20, 40, 60]
     assert points[0]["cross_entropy"] < math.log(64) + 0.1  # chance
@@ -43,7 +44,7 @@ def test_training_lowers_the_cross_entropy(
 
 
 class _Spy(nn.Module):
-    """Stands in for the transformer and keeps the labels it is given."""
+    """Stands in for the transformer and records its labels."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What only GPUs can do: loss scaling for fp16, and the whole objective in bf16."""
+"""What needs a GPU: loss scaling in fp16, and the whole objective in bf16."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from tiny import RUN
 from torch import Tensor
 
 import imagefolder.training.loop
@@ -26,7 +27,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 @pytest.fixture(autouse=True)
 def cpu_with_one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Not here: the GPU stays in sight."""
+    """Here the GPU stays visible."""
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setattr(imagefolder.training.loop, "LOG_EVERY", 1)
     yield
@@ -49,7 +50,7 @@ def curve(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
 
 
-def test_fp16_scales_its_loss_and_continues_with_the_scale(
+def test_fp16_scales_its_loss_and_resumes_with_the_scale(
     tmp_path: Path, generator_config: GeneratorConfig, training: TrainingConfig, tokenizer: Tokenizer
 ) -> None:
     draws = torch.Generator().manual_seed(0)
@@ -57,7 +58,7 @@ def test_fp16_scales_its_loss_and_continues_with_the_scale(
     half, tokenizer = replace(training, precision="fp16"), tokenizer.cuda()
 
     def train(name: str, config: TrainingConfig, tokens: ArrayImages) -> list[dict[str, float]]:
-        train_generator(generator_config, config, tokenizer, tokens, tmp_path / name, 3, "tiny", {})
+        train_generator(generator_config, tokens, tmp_path / name, tokenizer=tokenizer, training=config, **RUN)
         return curve(tmp_path / name)
 
     whole, full = train("whole", half, ArrayImages(*data)), train("full", training, ArrayImages(*data))
@@ -82,8 +83,9 @@ def test_tokenizer_trains_in_bf16_with_everything(
     config, drawn = replace(training, precision="bf16"), replace(tokenizer_config, drop_path=0.0)
     execution = Execution(micro_batch=4, activation_checkpointing=True)
     for name, settings in (("bf16", config), ("float32", training)):
-        arguments = (drawn, settings, whole_objective, train_digits, teacher, tmp_path / name, 3, name, {})
-        train_tokenizer(*arguments, execution=execution, evaluate=lambda model: float(model.quant_conv.weight.sum()))
+        options = {"training": settings, "loss": whole_objective, "teacher": teacher, "execution": execution, **RUN}
+        options["evaluate"] = lambda model: float(model.quant_conv.weight.sum())
+        train_tokenizer(drawn, train_digits, tmp_path / name, **options)
     for point, other in zip(curve(tmp_path / "bf16"), curve(tmp_path / "float32"), strict=True):
         assert point.keys() == other.keys()
         assert point["reconstruction"] == pytest.approx(other["reconstruction"], rel=5e-2)

@@ -1,4 +1,4 @@
-"""A training killed again and again, anywhere, ends with the bits of one never disturbed."""
+"""A training killed ten times at random points ends with the same bits as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -7,36 +7,24 @@ import multiprocessing
 import random
 import signal
 import time
+from dataclasses import replace
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import imagefolder.training.loop
-from imagefolder.config import Execution, LossConfig, TokenizerConfig, TrainingConfig
+from imagefolder.config import Execution, LossConfig, TrainingConfig
 from imagefolder.data.images import ArrayImages, Key
 from imagefolder.tokenizer.semantic import blank_teacher
 from imagefolder.training.tokenizer import train_tokenizer
 
 KILLS, PATIENCE = 10, 120
-TOKENIZER = TokenizerConfig(
-    name="tiny",
-    image_size=32,
-    patch_size=8,
-    backbone="vit_tiny_patch16_224",
-    width=32,
-    depth=2,
-    heads=2,
-    drop_path=0.2,
-    scales=(1, 2, 3),
-    codebook_size=64,
-    code_dim=8,
-    quantizer_dropout=0.5,
-    dropout_start=2,
-)
+TOKENIZER = replace(tiny.TOKENIZER, depth=2, drop_path=0.2)
 TRAINING = TrainingConfig(
     steps=44, batch_size=8, learning_rate=1e-3, ema=0.9, clip=1.0, checkpoint_every=2, evaluate_every=3
 )
@@ -47,7 +35,7 @@ EXECUTION = Execution(micro_batch=4, activation_checkpointing=True)
 
 
 class Watched(ArrayImages):
-    """Counts in shared memory how many pieces of batches were fetched."""
+    """Counts the fetched pieces of batches in shared memory."""
 
     begun: Synchronized
 
@@ -61,22 +49,22 @@ def evaluate(model: nn.Module) -> float:
 
 
 def train(folder: Path, pieces_begun: Synchronized) -> None:
-    """One life of the training, in a process of its own."""
+    """Train, in a separate process."""
     torch.set_num_threads(1)
     imagefolder.training.loop.LOG_EVERY = 1
     torch.manual_seed(6)
     images = Watched(torch.randint(256, (50, 3, 32, 32), dtype=torch.uint8), torch.zeros(50, dtype=torch.int64))
     images.begun = pieces_begun
     teacher = blank_teacher(TOKENIZER)
-    arguments = (TOKENIZER, TRAINING, LOSS, images, teacher, folder, 3, "tiny", {})
-    train_tokenizer(*arguments, execution=EXECUTION, evaluate=evaluate)
+    options = {"training": TRAINING, "loss": LOSS, "execution": EXECUTION, "evaluate": evaluate, **tiny.RUN}
+    train_tokenizer(TOKENIZER, images, folder, teacher=teacher, **options)
 
 
 @pytest.mark.slow
 def test_ten_kills_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed between or within steps, saves and evaluations, before the first save and after the last one."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # bit-identical results are promised on the CPU
-    context = multiprocessing.get_context("forkserver")  # torch is imported once, not in every life
+    """Killed between or within steps, saves and evaluations, before the first save and after the last."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # only the CPU gives bit-identical results
+    context = multiprocessing.get_context("forkserver")  # torch is imported once, not in every process
     context.set_forkserver_preload(["imagefolder.training.tokenizer"])
     seed = random.randrange(10**6)
     print("seed", seed)
@@ -89,21 +77,21 @@ def test_ten_kills_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         state = stopped / "state.pt"
         saved = torch.load(state, weights_only=True)["step"] if state.exists() else 0
         resumed_at.append(saved)
-        # in the kill-th eleventh of the training, wherever this life started
+        # in the kill-th eleventh of the training, wherever this process resumed
         target = TRAINING.steps * kill // (KILLS + 1) + draws.randrange(TRAINING.steps // (KILLS + 1)) - saved
         begun = context.Value("q", 0)
         process = context.Process(target=train, args=(stopped, begun))
         process.start()
         deadline = time.monotonic() + PATIENCE
         while begun.value < pieces * max(target, 1):
-            assert process.is_alive(), f"ended by itself with {process.exitcode}"
+            assert process.is_alive(), f"exited by itself with {process.exitcode}"
             assert time.monotonic() < deadline
             time.sleep(0.001)
         time.sleep(draws.uniform(0, 0.1))
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
-    assert len(set(resumed_at)) > KILLS // 2  # it went on from where it was, it did not start over
+    assert len(set(resumed_at)) > KILLS // 2  # it resumed and did not start over
 
     for folder in (stopped, whole):
         begun = context.Value("q", 0)

@@ -1,4 +1,4 @@
-"""Terms of the tokenizer's objective against values worked out by hand."""
+"""Terms of the tokenizer's objective against values computed by hand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from imagefolder.weights import VGG16_FILE
 
 
 def test_semantic_loss_by_hand() -> None:
-    """logits [[1, 2], [0, 2]]: rows -ln softmax of the diagonal, columns alike, averaged over both."""
+    """Logits [[1, 2], [0, 2]]: -ln softmax of the diagonal over rows and over columns, averaged."""
     projected, pooled = torch.tensor([[1.0, 1.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     rows = (math.log(1 + math.e) + math.log(1 + math.exp(-2))) / 2
     columns = (math.log(1 + math.exp(-1)) + math.log(2)) / 2
@@ -89,7 +89,7 @@ def no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_perceptual_without_weights_names_file_hash_and_place(no_weights: Path) -> None:
+def test_perceptual_without_weights_names_file_hash_and_location(no_weights: Path) -> None:
     with pytest.raises(InputError) as caught:
         Perceptual()
     text = str(caught.value)
@@ -99,7 +99,7 @@ def test_perceptual_without_weights_names_file_hash_and_place(no_weights: Path) 
     assert "\n" not in text
 
 
-def test_perceptual_refuses_another_file_in_place_of_the_weights(
+def test_perceptual_rejects_another_file_in_place_of_the_weights(
     no_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = no_weights / VGG16_FILE

@@ -1,4 +1,4 @@
-"""The parts of the objective that only some configurations have: binary codes, detail guidance, DINO, perturbation."""
+"""Parts of the objective that only some configurations have: binary codes, detail guidance, DINO, perturbation."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from stepping import take_step
+from tiny import RUN
 from torch import Tensor
 
 from imagefolder.config import LossConfig, TokenizerConfig, TrainingConfig
@@ -30,9 +31,15 @@ def batch(train_digits: ArrayImages) -> tuple[Tensor, Tensor]:
     return train_digits.images[:8], train_digits.labels[:8]
 
 
-def new_task(config: TokenizerConfig, training: TrainingConfig, loss: LossConfig, *teachers: Teacher) -> TokenizerTask:
+def new_task(
+    config: TokenizerConfig,
+    training: TrainingConfig,
+    loss: LossConfig,
+    teacher: Teacher | None = None,
+    detail_teacher: Teacher | None = None,
+) -> TokenizerTask:
     torch.manual_seed(0)
-    return TokenizerTask(new_tokenizer(config, False), training, loss, *(teachers or (None,)))
+    return TokenizerTask(new_tokenizer(config), training, loss, teacher=teacher, detail_teacher=detail_teacher)
 
 
 def test_binary_codes_train_with_their_entropy(
@@ -51,7 +58,7 @@ def test_binary_codes_train_with_their_entropy(
     assert not torch.allclose(*gradients)
 
 
-def test_detail_guidance_contrasts_the_first_branch_with_patch_features_of_its_own_teacher(
+def test_detail_guidance_contrasts_the_first_branch_with_patch_features_of_its_teacher(
     tokenizer_config: TokenizerConfig, training: TrainingConfig, teacher: Teacher, batch: tuple[Tensor, Tensor]
 ) -> None:
     torch.manual_seed(3)
@@ -64,8 +71,8 @@ def test_detail_guidance_contrasts_the_first_branch_with_patch_features_of_its_o
     kept = task.tokenizer.quantizer.draw_kept(8, torch.Generator().manual_seed(0))
     with torch.no_grad():
         patches = detail_teacher.vit.forward_features((images / 2 + 0.5 - teacher.mean) / teacher.std)[:, 1:]
-        out = task.model(images, teacher(images), patches.mean(1), kept)
-        projected = task.model.quant_conv(patches).mean(1)  # projected, then averaged: the same
+        out = task.model(images, semantic=teacher(images), detail=patches.mean(1), kept=kept)
+        projected = task.model.quant_conv(patches).mean(1)  # projecting before averaging is the same
         pooled = out.quantized.z.mean((2, 3))[:, : config.code_dim]
         expected = semantic_loss(projected[4:], pooled[4:])
     losses = take_step(task, batch)
@@ -81,16 +88,16 @@ def test_detail_guidance_is_reached_from_train_tokenizer_and_needs_its_teacher(
     train_digits: ArrayImages,
 ) -> None:
     config, patches = replace(tokenizer_config, detail=True), Teacher(teacher.vit, read="patches")
-    arguments = (training, PLAIN, train_digits, teacher, tmp_path, 0, "tiny", {})
-    train_tokenizer(config, *arguments, detail_teacher=patches)
+    options = {"training": training, "loss": PLAIN, "teacher": teacher, **RUN}
+    train_tokenizer(config, train_digits, tmp_path, **options, detail_teacher=patches)
     assert json.loads((tmp_path / "config.json").read_text())["losses"]["detail"] > 0
     for wrong, given in ((config, None), (tokenizer_config, patches)):
         with pytest.raises(InputError, match="needs both"):
-            train_tokenizer(wrong, *arguments, detail_teacher=given)
+            train_tokenizer(wrong, train_digits, tmp_path, **options, detail_teacher=given)
 
 
 @pytest.mark.parametrize("place", ["last branch", "first branch"])
-def test_a_teacher_of_another_width_is_refused(
+def test_a_teacher_of_another_width_is_rejected(
     tokenizer_config: TokenizerConfig, training: TrainingConfig, teacher: Teacher, place: str
 ) -> None:
     wider = blank_teacher(replace(tokenizer_config, width=48))
@@ -109,9 +116,9 @@ def test_semantic_scale_grows_linearly_by_epochs_and_normalises_when_asked(
         images = to_float(batch[0])
         with torch.no_grad():
             task.model.train()
-            projected, pooled = task.model(images, teacher(images)).semantic
+            projected, pooled = task.model(images, semantic=teacher(images)).semantic
         measured = take_step(task, batch, number=number)["semantic"]
-        torch.testing.assert_close(measured, semantic_loss(projected, pooled, scale, normalise=True))
+        torch.testing.assert_close(measured, semantic_loss(projected, pooled, logit_scale=scale, normalise=True))
 
 
 def test_samples_touched_by_quantizer_dropout_are_left_out_of_the_contrastive_losses(
@@ -123,17 +130,17 @@ def test_samples_touched_by_quantizer_dropout_are_left_out_of_the_contrastive_lo
     kept = task.tokenizer.quantizer.draw_kept(8, torch.Generator().manual_seed(4))
     assert (kept[:4] < 3).any()
     with torch.no_grad():
-        projected, pooled = task.model(images, teacher(images), kept=kept).semantic
+        projected, pooled = task.model(images, semantic=teacher(images), kept=kept).semantic
     measured = take_step(task, batch, seed=4)["semantic"]
     torch.testing.assert_close(measured, semantic_loss(projected[4:], pooled[4:]))
     assert not torch.allclose(measured, semantic_loss(projected, pooled))
 
 
 @pytest.mark.parametrize(("dropout", "batch_size"), [(0.9, 8), (0.0, 1)])
-def test_a_semantic_loss_over_fewer_than_two_images_is_refused(
+def test_a_semantic_loss_over_fewer_than_two_images_is_rejected(
     tokenizer_config: TokenizerConfig, training: TrainingConfig, teacher: Teacher, dropout: float, batch_size: int
 ) -> None:
-    """It would be zero, whatever the images."""
+    """It would be zero whatever the images."""
     config = replace(tokenizer_config, quantizer_dropout=dropout)
     with pytest.raises(InputError, match=r"^(0|1) image\(s\) are left for the semantic loss"):
         new_task(config, replace(training, batch_size=batch_size), PLAIN, teacher)
@@ -143,11 +150,11 @@ def test_a_semantic_loss_over_fewer_than_two_images_is_refused(
 def test_a_single_scale_tokenizer_leaves_its_share_out_of_the_semantic_loss_and_drops_nothing(
     tokenizer_config: TokenizerConfig, training: TrainingConfig, teacher: Teacher, batch: tuple[Tensor, Tensor]
 ) -> None:
-    """As VP2 is trained, with a share of 0.1; VQ and RobustTok have none."""
+    """VP2 is trained like this, with a share of 0.1; VQ and RobustTok are not."""
     config = replace(tokenizer_config, scales=(3,), quantizer_dropout=0.5, drop_path=0.0)
     task, images = new_task(config, training, PLAIN, teacher), to_float(batch[0])
     with torch.no_grad():
-        out = task.model.train()(images, teacher(images))
+        out = task.model.train()(images, semantic=teacher(images))
     losses = take_step(task, batch)
     torch.testing.assert_close(losses["semantic"], semantic_loss(*(side[4:] for side in out.semantic)))
     torch.testing.assert_close(losses["codebook"], out.quantized.codebook_loss.detach())
@@ -168,7 +175,9 @@ def test_alpha_and_delta_of_the_perturbation_fall_to_half_together(
     )
     task = new_task(config, replace(training, steps=200, epoch_steps=20), PLAIN)
     found = []
-    task.model.register_forward_pre_hook(lambda module, arguments: found.append(arguments[-1]))
+    task.model.register_forward_pre_hook(
+        lambda module, arguments, named: found.append(named["perturbation"]), with_kwargs=True
+    )
     for number in (0, 40, 60, 80, 99, 120, 200):
         take_step(task, batch, number=number)
     assert [perturbation.alpha for perturbation in found] == pytest.approx([0.8, 0.8, 0.7, 0.6, 0.6, 0.4, 0.4])
@@ -185,7 +194,7 @@ def test_a_step_against_the_dino_discriminator(
     batch: tuple[Tensor, Tensor],
     kind: str,
 ) -> None:
-    # The real loading path, on weights of the real shape
+    # The real loading code, on weights of the real shapes
     torch.manual_seed(2)
     state = timm.create_model(DINO, num_classes=0).state_dict()
     save_file(state, tmp_path / f"{DINO}.safetensors")
@@ -203,7 +212,7 @@ def test_a_step_against_the_dino_discriminator(
     assert any(not torch.equal(value, after[name]) for name, value in heads.items())
 
 
-def test_the_dino_discriminator_without_weights_says_what_is_missing(
+def test_the_dino_discriminator_without_weights_names_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import huggingface_hub.constants as hub

@@ -1,4 +1,4 @@
-"""A step in pieces is the step on the whole batch: the same losses and gradients for every term of the objective."""
+"""A step in pieces equals the step on the whole batch: the same losses and gradients for every term."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from imagefolder.config import LossConfig, TokenizerConfig, TrainingConfig
 from imagefolder.data.images import ArrayImages
 from imagefolder.tokenizer.discriminator import DinoDiscriminator, images_normalised_together
 from imagefolder.tokenizer.semantic import Teacher, blank_teacher
-from imagefolder.training.loop import adamw
+from imagefolder.training.task import adamw
 from imagefolder.training.tokenizer import TokenizerTask, new_tokenizer
 from imagefolder.zoo import TOKENIZERS
 
@@ -41,7 +41,7 @@ CASES: dict[str, tuple[TokenizerConfig, LossConfig]] = {
 
 
 class Judge(nn.Sequential):
-    """A discriminator that judges every image by itself: no batch norm, no augmentation."""
+    """A discriminator that judges every image independently: no batch norm, no augmentation."""
 
     def __init__(self) -> None:
         super().__init__(nn.Conv2d(3, 8, 4, 4), nn.LeakyReLU(0.2), nn.Conv2d(8, 1, 1))
@@ -51,10 +51,12 @@ def new_task(config: TokenizerConfig, loss: LossConfig) -> TokenizerTask:
     torch.manual_seed(0)
     vit = blank_teacher(config).vit
     detail = Teacher(vit, read="patches") if config.detail else None
-    task = TokenizerTask(new_tokenizer(config, False), TRAINING, loss, Teacher(vit), detail)
+    task = TokenizerTask(new_tokenizer(config), TRAINING, loss, teacher=Teacher(vit), detail_teacher=detail)
     if loss.adversarial:
         task.discriminator = Judge()
-        task.optimizers[1] = adamw(task.discriminator.parameters(), TRAINING, loss.discriminator_rate, 0.0)
+        task.optimizers[1] = adamw(
+            task.discriminator.parameters(), TRAINING, rate=loss.discriminator_rate, weight_decay=0.0
+        )
     return task
 
 
@@ -71,7 +73,7 @@ def step_in(task: TokenizerTask, images: Tensor, pieces: int) -> tuple[dict[str,
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_step_in_pieces_is_that_on_the_whole_batch(case: str, train_digits: ArrayImages) -> None:
+def test_a_step_in_pieces_equals_the_step_on_the_whole_batch(case: str, train_digits: ArrayImages) -> None:
     images = train_digits.images[:BATCH]
     task = new_task(*CASES[case])
     results = {pieces: (*step_in(copy.deepcopy(task), images, pieces),) for pieces in (1, 2, 4, 8, 32)}
@@ -86,8 +88,8 @@ def test_a_step_in_pieces_is_that_on_the_whole_batch(case: str, train_digits: Ar
 
 
 @pytest.mark.parametrize("case", ["dropout and semantics", "perturbed", "binary"])
-def test_what_a_step_leaves_behind_does_not_depend_on_the_pieces(case: str, train_digits: ArrayImages) -> None:
-    """Hit counts of the codes, and the running means of LeCAM."""
+def test_state_updated_by_a_step_does_not_depend_on_the_pieces(case: str, train_digits: ArrayImages) -> None:
+    """The hit counts of the codes and the running means of LeCAM."""
     config, loss = CASES[case]
     task = new_task(config, replace(loss, adversarial=0.5, discriminator="patch", adversarial_start=0.3, lecam=0.5))
     left = []
@@ -102,12 +104,12 @@ def test_what_a_step_leaves_behind_does_not_depend_on_the_pieces(case: str, trai
 
 
 def test_heads_on_a_frozen_network_normalise_pieces_of_eight_as_the_whole_batch(train_digits: ArrayImages) -> None:
-    """What the spectral norms of the heads' weights make of it is iterated, and agrees once it has converged."""
+    """The spectral norms of the heads' weights are iterated and agree once they have converged."""
     images = train_digits.images[:BATCH]
     loss = replace(LOSS, discriminator="dino", adversarial=0.5, adversarial_start=0.0, lecam=0.5)
     torch.manual_seed(0)
     teacher = blank_teacher(replace(MINI, depth=4))
-    task = TokenizerTask(new_tokenizer(MINI, False), TRAINING, loss, teacher, features=teacher.vit)
+    task = TokenizerTask(new_tokenizer(MINI), TRAINING, loss, teacher=teacher, features=teacher.vit)
     assert isinstance(task.discriminator, DinoDiscriminator)
     task.discriminator.augment = nn.Identity()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Two processes over Gloo, each with half of the batch, in pieces or not, train as one process on the whole of it."""
+"""Two processes over Gloo, each with half of the batch, in pieces or not, train like one process on the whole batch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -26,22 +27,8 @@ from imagefolder.training.tokenizer import train_tokenizer
 
 PROCESSES, TIMEOUT, STOP = 2, 480, 3
 
-# Stochastic depth is each process's own noise, so there is none here
-TOKENIZER = TokenizerConfig(
-    name="tiny",
-    image_size=32,
-    patch_size=8,
-    backbone="vit_tiny_patch16_224",
-    width=32,
-    depth=2,
-    heads=2,
-    drop_path=0.0,
-    scales=(1, 2, 3),
-    codebook_size=64,
-    code_dim=8,
-    quantizer_dropout=0.4,
-    dropout_start=1,
-)
+# No stochastic depth: its noise differs between processes
+TOKENIZER = replace(tiny.TOKENIZER, depth=2, drop_path=0.0, quantizer_dropout=0.4, dropout_start=1)
 GENERATOR = GeneratorConfig(
     name="tiny",
     depth=2,
@@ -70,12 +57,12 @@ LOSS = LossConfig(
 )
 
 
-pytestmark = pytest.mark.slow  # two processes, which import torch
+pytestmark = pytest.mark.slow  # two processes that import torch
 
 
 @dataclass(frozen=True)
 class Case:
-    """One training; `micro_batch` is that of two processes, `alone` that of a single one."""
+    """One training; `micro_batch`: of two processes, `alone`: of a single one."""
 
     name: str
     model: TokenizerConfig | GeneratorConfig
@@ -90,7 +77,7 @@ CASES = {
         Case("generator", GENERATOR),
         Case("generator in pieces", GENERATOR, micro_batch=2),
         Case("tokenizer", TOKENIZER),
-        # PatchGAN normalises a piece of both processes together
+        # PatchGAN normalises a piece across both processes
         Case("tokenizer in pieces", TOKENIZER, micro_batch=2, alone=4),
         Case(
             "binary in pieces",
@@ -113,22 +100,21 @@ def train(case: Case, folder: Path, processes: int, steps_before_stop: int | Non
     """Train a case into `folder`; the last process is asked to stop in the step after `steps_before_stop`."""
     torch.manual_seed(11)
     execution = Execution(micro_batch=case.alone if processes == 1 else case.micro_batch)
-    arguments = (folder, 3, case.name, {}, *([] if isinstance(case.model, GeneratorConfig) else [False, None]))
+    options = {"training": TRAINING, "execution": execution, "evaluate": evaluate, **tiny.RUN, "title": case.name}
     if isinstance(case.model, GeneratorConfig):
         draws = torch.Generator().manual_seed(0)
         tokens = torch.randint(64, (50, 2, 14), generator=draws)
         data = ArrayImages(tokens, torch.randint(10, (50,), generator=draws))
         if steps_before_stop is not None:
             data = StoppingTokens(data.images, data.labels, steps_before_stop, processes)
-        train_generator(GENERATOR, TRAINING, Tokenizer(TOKENIZER), data, *arguments, execution, evaluate)
+        train_generator(GENERATOR, data, folder, tokenizer=Tokenizer(TOKENIZER), **options)
     else:
         images = ArrayImages(torch.randint(256, (50, 3, 32, 32), dtype=torch.uint8), torch.zeros(50))
-        teacher = blank_teacher(TOKENIZER)
-        train_tokenizer(case.model, TRAINING, case.loss, images, teacher, *arguments, execution, evaluate)
+        train_tokenizer(case.model, images, folder, loss=case.loss, teacher=blank_teacher(TOKENIZER), **options)
 
 
 class StoppingTokens(ArrayImages):
-    """Asks its process, the last one, to stop while it fetches the batch of a step."""
+    """Asks the last process to stop while it fetches the batch of a step."""
 
     def __init__(self, tokens: Tensor, labels: Tensor, steps: int, processes: int) -> None:
         super().__init__(tokens, labels)
@@ -142,7 +128,7 @@ class StoppingTokens(ArrayImages):
 
 
 def evaluate(model: torch.nn.Module) -> float:
-    """Best at the second of three evaluations in the main process, and at the third in any other."""
+    """Best at the second of three evaluations on rank 0, and at the third on any other rank."""
     assert not model.training
     evaluate.calls = getattr(evaluate, "calls", 0) + 1
     return (3.0, 1.0, 2.0)[(evaluate.calls - 1 + 2 * rank()) % 3]
@@ -169,14 +155,14 @@ def _process(number: int, folder: str) -> None:
     except Stopped as stopped:
         message = str(stopped)
     clear_stop()
-    (Path(folder) / f"said{number}").write_text(json.dumps(gather_objects(message)))
+    (Path(folder) / f"message{number}").write_text(json.dumps(gather_objects(message)))
     dist.barrier()
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of all cases trained by two processes."""
+    """The folder with all cases, trained by two processes."""
     if not (dist.is_available() and dist.is_gloo_available()):
         pytest.skip("this torch has no Gloo")
     folder = tmp_path_factory.mktemp("two")
@@ -204,7 +190,7 @@ def _every_step_logged(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_processes_train_as_one_on_the_whole_batch(of_two: Path, tmp_path: Path, name: str) -> None:
+def test_two_processes_train_like_one_on_the_whole_batch(of_two: Path, tmp_path: Path, name: str) -> None:
     evaluate.calls = 0
     train(CASES[name], tmp_path, 1)
     ours, expected = results(of_two / name), results(tmp_path)
@@ -213,16 +199,16 @@ def test_two_processes_train_as_one_on_the_whole_batch(of_two: Path, tmp_path: P
         assert point == pytest.approx(one, rel=2e-3, abs=1e-6)
     if "adversarial" in expected["curve"][-1]:
         assert {"semantic", "discriminator", "adaptive_weight"} <= set(expected["curve"][-1])
-    # the main process decides which weights are kept
+    # rank 0 decides which weights are kept
     assert (ours["config"]["selected_step"], ours["config"]["selected_value"]) == (4, 1.0)
     assert not list((of_two / name).glob("*.pt"))
 
 
-def test_a_stop_of_one_process_stops_both_and_one_alone_continues(of_two: Path, tmp_path: Path) -> None:
-    said = json.loads((of_two / "said0").read_text())
-    assert said == json.loads((of_two / "said1").read_text())
-    # batches are fetched one ahead of their steps at most, and processes agree a step later
-    assert said[0] == said[1] == f"generator: stopped at step {STOP + 2} of 6; the same command continues"
+def test_a_stop_of_one_process_stops_both_and_one_process_resumes(of_two: Path, tmp_path: Path) -> None:
+    messages = json.loads((of_two / "message0").read_text())
+    assert messages == json.loads((of_two / "message1").read_text())
+    # batches are fetched at most one step ahead, and processes agree a step later
+    assert messages[0] == messages[1] == f"generator: stopped at step {STOP + 2} of 6; the same command continues"
     state = torch.load(of_two / "stopped" / "state.pt", weights_only=True)
     assert (state["step"], state["world"]) == (STOP + 2, 2)
     evaluate.calls = 2

@@ -1,4 +1,4 @@
-"""A training that was stopped goes on as if it had not been."""
+"""An interrupted training resumes as if it had not been interrupted."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import RUN
 
 import imagefolder.training.loop
 from imagefolder.config import Execution, GeneratorConfig, LossConfig, TokenizerConfig, TrainingConfig
-from imagefolder.data.images import ArrayImages
-from imagefolder.data.order import Shard
+from imagefolder.data.images import ArrayImages, Images
+from imagefolder.data.order import BatchPart
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.tokenizer.semantic import Teacher
 from imagefolder.training.generator import train_generator
@@ -22,21 +23,21 @@ from imagefolder.training.tokenizer import train_tokenizer
 
 
 class Interrupted(Exception):
-    """What a kill, a full disk or a lost machine is to a training."""
+    """Stands for a kill, a full disk or a lost machine."""
 
 
 @pytest.fixture
 def interrupt_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
-    """Stop a training when it asks for the batch of a step; None lets it run to the end."""
+    """Interrupt a training when it asks for the batch of a step; None: let it finish."""
     original = imagefolder.training.loop.training_batches
 
     def until(limit: int | None) -> None:
-        def batches(images: object, batch_size: int, seed: int, start: int, stop: int, shard: Shard) -> Iterator[tuple]:
-            fetched = iter(original(images, batch_size, seed, start, stop, shard))  # draws a seed, before any step
+        def batches(images: Images, batch_size: int, seed: int, start: int, stop: int, *, part: BatchPart) -> Iterator:
+            fetched = iter(original(images, batch_size, seed, start, stop, part=part))  # draws a seed before any step
 
-            def interrupted() -> Iterator[tuple]:
-                for number, batch in enumerate(fetched, start * shard.pieces):
-                    if limit is not None and number == limit * shard.pieces:
+            def interrupted() -> Iterator:
+                for number, batch in enumerate(fetched, start * part.pieces):
+                    if limit is not None and number == limit * part.pieces:
                         raise Interrupted
                     yield batch
 
@@ -51,7 +52,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], N
 def interrupted_and_not(
     train: Callable[[Path], None], interrupt_after: Callable[[int | None], None], tmp_path: Path
 ) -> tuple[Path, Path]:
-    """Folders of a training stopped at steps 5 and 7 (saved at 3 and 6) and of one never stopped."""
+    """Folders of a training interrupted at steps 5 and 7 (saved at 3 and 6) and of an uninterrupted one."""
     for limit in (5, 7):
         interrupt_after(limit)
         with pytest.raises(Interrupted):
@@ -75,7 +76,7 @@ def assert_same(stopped: Path, whole: Path) -> None:
     assert not (stopped / "state.pt").exists()
 
 
-def test_continued_tokenizer_is_bit_identical(
+def test_resumed_tokenizer_is_bit_identical(
     tmp_path: Path,
     interrupt_after: Callable[[int | None], None],
     tokenizer_config: TokenizerConfig,
@@ -85,15 +86,16 @@ def test_continued_tokenizer_is_bit_identical(
     teacher: Teacher,
 ) -> None:
     def train(folder: Path) -> None:
-        train_tokenizer(tokenizer_config, training, whole_objective, train_digits, teacher, folder, 3, "tiny", {})
+        options = {"training": training, "loss": whole_objective, "teacher": teacher}
+        train_tokenizer(tokenizer_config, train_digits, folder, **options, **RUN)
 
     stopped, whole = interrupted_and_not(train, interrupt_after, tmp_path)
     assert_same(stopped, whole)
     last = json.loads((stopped / "curve.jsonl").read_text().splitlines()[-1])
-    assert {"adversarial", "discriminator", "semantic"} <= set(last)  # so everything took part
+    assert {"adversarial", "discriminator", "semantic"} <= set(last)  # so every term took part
 
 
-def test_continued_generator_is_bit_identical(
+def test_resumed_generator_is_bit_identical(
     tmp_path: Path,
     interrupt_after: Callable[[int | None], None],
     generator_config: GeneratorConfig,
@@ -108,12 +110,13 @@ def test_continued_generator_is_bit_identical(
 
     def train(folder: Path) -> None:
         execution = Execution(micro_batch=4, activation_checkpointing=True)
-        train_generator(generator_config, config, tokenizer, tokens, folder, 3, "tiny", {}, execution)
+        options = {"training": config, "execution": execution, **RUN}
+        train_generator(generator_config, tokens, folder, tokenizer=tokenizer, **options)
 
     assert_same(*interrupted_and_not(train, interrupt_after, tmp_path))
 
 
-def test_interrupt_before_the_first_save_starts_over(
+def test_an_interruption_before_the_first_save_starts_over(
     tmp_path: Path,
     interrupt_after: Callable[[int | None], None],
     tokenizer_config: TokenizerConfig,
@@ -123,7 +126,8 @@ def test_interrupt_before_the_first_save_starts_over(
     loss = LossConfig(perceptual=0.0, adversarial=0.0)
 
     def train() -> None:
-        train_tokenizer(tokenizer_config, training, loss, train_digits, None, tmp_path, 3, "tiny", {})
+        options = {"training": training, "loss": loss, "teacher": None}
+        train_tokenizer(tokenizer_config, train_digits, tmp_path, **options, **RUN)
 
     interrupt_after(2)
     with pytest.raises(Interrupted):

@@ -11,7 +11,7 @@ from imagefolder.config import GeneratorConfig, TrainingConfig
 from imagefolder.errors import InputError
 from imagefolder.generator.transformer import Transformer
 from imagefolder.training.generator import _decay_groups
-from imagefolder.training.loop import learning_rate_share
+from imagefolder.training.schedule import learning_rate_share
 
 COSINE = TrainingConfig(steps=1001, warmup=0.1, initial_rate=0.02, final_rate=0.1)
 LINEAR = TrainingConfig(steps=1001, warmup=0.1, initial_rate=0.02, final_rate=0.1, schedule="linear")
@@ -39,7 +39,7 @@ def test_rates_never_rise_after_the_warm_up() -> None:
 
 @pytest.mark.parametrize("step", [325, 550, 775])
 def test_cosine_at_known_points(step: int) -> None:
-    """Of the whole training: the warm-up hides its beginning and does not shift it."""
+    """The cosine spans the whole training: the warm-up hides its beginning and does not shift it."""
     assert learning_rate_share(step, COSINE) == pytest.approx(0.1 + 0.9 * math.cos(math.pi / 2 * step / 1001) ** 2)
 
 

@@ -1,4 +1,4 @@
-"""Evaluations while training: the best weights are kept, and training is as without them."""
+"""Evaluations during training: the best weights are kept, and the training itself is unaffected."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import RUN
 
 from imagefolder.config import GeneratorConfig, TrainingConfig
 from imagefolder.data.images import ArrayImages
@@ -24,20 +25,21 @@ Train = Callable[[Path, Evaluate], dict[str, torch.Tensor]]
 
 @pytest.fixture
 def train(generator_config: GeneratorConfig, training: TrainingConfig, tokenizer: Tokenizer) -> Train:
-    """Train for 8 steps, evaluated every 2, into a folder; the weights written."""
+    """Train for 8 steps into a folder, evaluating every 2; returns the written weights."""
     draws = torch.Generator().manual_seed(0)
     tokens = ArrayImages(torch.randint(64, (50, 2, 14), generator=draws), torch.randint(10, (50,), generator=draws))
     config = replace(training, evaluate_every=2)
 
     def run(folder: Path, evaluate: Evaluate) -> dict[str, torch.Tensor]:
-        train_generator(generator_config, config, tokenizer, tokens, folder, 3, "tiny", {}, evaluate=evaluate)
+        options = {"tokenizer": tokenizer, "training": config, "evaluate": evaluate}
+        train_generator(generator_config, tokens, folder, **options, **RUN)
         return load_file(folder / "model.safetensors")
 
     return run
 
 
 class Values:
-    """Evaluates to one value after the other, keeps the weights it sees, and draws random numbers meanwhile."""
+    """Evaluates to the given values in turn, records the weights it sees, and draws random numbers."""
 
     def __init__(self, *values: float) -> None:
         self.values, self.seen = list(values), []
@@ -58,7 +60,7 @@ def about(folder: Path) -> dict[str, object]:
     return json.loads((folder / "config.json").read_text())
 
 
-def test_the_first_of_the_best_averaged_weights_are_kept(tmp_path: Path, train: Train) -> None:
+def test_the_first_of_the_best_averaged_weights_is_kept(tmp_path: Path, train: Train) -> None:
     values = Values(3.0, 1.0, 1.0, 2.0)
     weights = train(tmp_path, values)
     assert same(weights, values.seen[1])
@@ -82,10 +84,10 @@ def test_evaluations_do_not_disturb_the_training(tmp_path: Path, train: Train) -
     assert about(tmp_path / "not")["selected_value"] is None
 
 
-def test_the_best_weights_so_far_outlive_an_interruption(
+def test_the_best_weights_so_far_survive_an_interruption(
     tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """States are saved after steps 3 and 6: that of step 4 is chosen again, or kept though the state is from before."""
+    """States are saved after steps 3 and 6. Resumed from 3, step 4 is selected again; resumed from 6, it is kept."""
     whole = train(tmp_path / "whole", Values(3.0, 1.0, 2.0, 2.0))
     for name, before, after in (("at 6", (3.0, 1.0), (1.0, 2.0, 2.0)), ("at 8", (3.0, 1.0, 2.0), (2.0,))):
         with pytest.raises(IndexError):  # the third and the fourth evaluation fail
@@ -105,6 +107,7 @@ def test_without_an_interval_only_the_last_weights_are_evaluated(
 ) -> None:
     tokens = ArrayImages(torch.zeros(8, 2, 14, dtype=torch.int64), torch.zeros(8, dtype=torch.int64))
     values = Values(5.0)
-    train_generator(generator_config, training, tokenizer, tokens, tmp_path, 3, "tiny", {}, evaluate=values)
+    options = {"tokenizer": tokenizer, "training": training, "evaluate": values}
+    train_generator(generator_config, tokens, tmp_path, **options, **RUN)
     assert (about(tmp_path)["selected_step"], about(tmp_path)["selected_value"]) == (8, 5.0)
     assert same(load_file(tmp_path / "model.safetensors"), values.seen[0])

@@ -1,4 +1,4 @@
-"""Asking a training to stop: it saves its state at that very step, and the same call continues."""
+"""A training that is asked to stop saves its state at that step, and the same call resumes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import RUN
 from torch import Tensor
 
 from imagefolder.config import GeneratorConfig, TrainingConfig
@@ -27,7 +28,7 @@ def no_request_left() -> Iterator[None]:
 
 
 class Signalling(ArrayImages):
-    """Sends its own process SIGUSR1 while it fetches the batch of a step."""
+    """Sends SIGUSR1 to its own process while it fetches the batch of a step."""
 
     def __init__(self, tokens: Tensor, labels: Tensor, step: int) -> None:
         super().__init__(tokens, labels)
@@ -42,21 +43,21 @@ class Signalling(ArrayImages):
 
 @pytest.fixture
 def handled() -> Iterator[None]:
-    """SIGUSR1 asks for a stop."""
+    """SIGUSR1 requests a stop."""
     before = signal.signal(signal.SIGUSR1, lambda *_: request_stop())
     yield
     signal.signal(signal.SIGUSR1, before)
 
 
 @pytest.mark.usefixtures("handled")
-def test_a_signal_stops_at_the_next_step_and_the_same_call_continues(
+def test_a_signal_stops_at_the_next_step_and_the_same_call_resumes(
     tmp_path: Path, generator_config: GeneratorConfig, training: TrainingConfig, tokenizer: Tokenizer
 ) -> None:
     draws = torch.Generator().manual_seed(0)
     data = torch.randint(64, (50, 2, 14), generator=draws), torch.randint(10, (50,), generator=draws)
 
     def train(folder: Path, tokens: ArrayImages) -> None:
-        train_generator(generator_config, training, tokenizer, tokens, folder, 3, "tiny", {})
+        train_generator(generator_config, tokens, folder, tokenizer=tokenizer, training=training, **RUN)
 
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     with pytest.raises(Stopped, match="tiny: stopped at step 5 of 8; the same command continues"):
@@ -72,7 +73,7 @@ def test_a_signal_stops_at_the_next_step_and_the_same_call_continues(
     assert (stopped / "curve.jsonl").read_text() == (whole / "curve.jsonl").read_text()
 
 
-def test_a_request_in_the_last_step_does_not_keep_a_training_from_ending(
+def test_a_request_in_the_last_step_does_not_prevent_the_end(
     tmp_path: Path, generator_config: GeneratorConfig, training: TrainingConfig, tokenizer: Tokenizer
 ) -> None:
     tokens = ArrayImages(torch.zeros(8, 2, 14, dtype=torch.int64), torch.zeros(8, dtype=torch.int64))
@@ -81,5 +82,6 @@ def test_a_request_in_the_last_step_does_not_keep_a_training_from_ending(
         request_stop()  # the only evaluation is that of the last step
         return 0.0
 
-    train_generator(generator_config, training, tokenizer, tokens, tmp_path, 3, "tiny", {}, evaluate=evaluate)
+    options = {"tokenizer": tokenizer, "training": training, "evaluate": evaluate}
+    train_generator(generator_config, tokens, tmp_path, **options, **RUN)
     assert json.loads((tmp_path / "config.json").read_text())["selected_step"] == training.steps

@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from imagefolder.config import TokenizerConfig
 from imagefolder.data.digits import digits
-from imagefolder.data.folder import image_folder
+from imagefolder.data.folder import read_data
 from imagefolder.data.images import ArrayImages, to_float
 from imagefolder.data.stored import StoredImages
 from imagefolder.errors import InputError
@@ -51,8 +51,8 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture
 def images(tmp_path: Path, classes_at: Callable[..., Path]) -> StoredImages:
-    """11 images, so that batches of 4 span views and the last one is short."""
-    images = image_folder(classes_at(tmp_path / "data", {"a": 7, "b": 6}), 16).train.augmented("generator", 0)
+    """11 images, so that batches of 4 span views and the last is short."""
+    images = read_data(classes_at(tmp_path / "data", {"a": 7, "b": 6}), 16).train.augmented("generator", 0)
     images.workers = 0
     assert len(images) == 11
     return images
@@ -96,13 +96,13 @@ def test_large_codebooks_need_more_bits(tmp_path: Path, build: Callable[..., Tok
     assert build(tmp_path / "cache", tokenizer=wide, views=1).tokens.dtype == np.int32
 
 
-def test_finished_cache_is_opened_not_made_again(
+def test_a_finished_cache_is_opened_not_rebuilt(
     tmp_path: Path, images: StoredImages, build: Callable[..., TokenCache]
 ) -> None:
-    assert open_token_cache(tmp_path / "cache", SHA256, images, VIEWS) is None
+    assert open_token_cache(tmp_path / "cache", images, tokenizer_sha256=SHA256, views=VIEWS) is None
     cache = build(tmp_path / "cache")
-    opened = open_token_cache(tmp_path / "cache", SHA256, images, VIEWS)
-    again = build(tmp_path / "cache", tokenizer=None)  # would fail if asked for anything
+    opened = open_token_cache(tmp_path / "cache", images, tokenizer_sha256=SHA256, views=VIEWS)
+    again = build(tmp_path / "cache", tokenizer=None)  # would fail if it were used
     for other in (opened, again, pickle.loads(pickle.dumps(cache))):
         assert np.array_equal(other.tokens, cache.tokens)
         assert torch.equal(other.labels, images.labels)
@@ -119,7 +119,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("saves", [True, False])
-def test_a_killed_build_continues(
+def test_a_killed_build_resumes(
     tmp_path: Path,
     tokenizer: Tokenizer,
     images: StoredImages,
@@ -127,7 +127,7 @@ def test_a_killed_build_continues(
     monkeypatch: pytest.MonkeyPatch,
     saves: bool,
 ) -> None:
-    """After every batch, or with nothing noted since the start (killed outright): the same file as without."""
+    """Killed after some batches, or before anything was recorded: the file is the same as without a kill."""
     build(tmp_path / "whole")
     encode, encoded = tokenizer.encode, []
 
@@ -145,7 +145,7 @@ def test_a_killed_build_continues(
     for _ in range(4 if saves else 1):
         with pytest.raises(Killed):
             build(folder)
-        assert open_token_cache(folder, SHA256, images, VIEWS) is None
+        assert open_token_cache(folder, images, tokenizer_sha256=SHA256, views=VIEWS) is None
     if saves:
         runs = json.loads(next(folder.glob("done-*.json")).read_text())["runs"]
         assert [(run["start"], run["stop"]) for run in runs] == [(0, 2), (2, 4), (4, 6), (6, 8)]
@@ -158,7 +158,7 @@ def test_a_killed_build_continues(
     assert (folder / "about.json").read_text() == (tmp_path / "whole" / "about.json").read_text()
 
 
-def test_what_was_begun_for_another_tokenizer_is_dropped(
+def test_a_build_begun_for_another_tokenizer_is_discarded(
     tmp_path: Path, tokenizer: Tokenizer, build: Callable[..., TokenCache], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = np.array(build(tmp_path / "whole").tokens)
@@ -180,7 +180,7 @@ def work_together(rank: int, meeting: Path, tokenizer: Tokenizer, build: Callabl
 
 
 def two_processes(tmp_path: Path, tokenizer: Tokenizer, build: Callable[..., TokenCache]) -> list[int]:
-    """Build `cache`; how many images each process has encoded."""
+    """Build `cache`; returns how many images each process encoded."""
     meeting = tmp_path / "meeting"
     meeting.mkdir()
     # Forked, so that torch is not imported again; with one thread there is no pool that a fork could break
@@ -194,7 +194,7 @@ def two_processes(tmp_path: Path, tokenizer: Tokenizer, build: Callable[..., Tok
     return [int((meeting / str(rank)).read_text()) for rank in range(2)]
 
 
-def test_two_processes_make_the_same_file(
+def test_two_processes_write_the_same_file(
     tmp_path: Path, tokenizer: Tokenizer, build: Callable[..., TokenCache]
 ) -> None:
     build(tmp_path / "whole")
@@ -205,14 +205,14 @@ def test_two_processes_make_the_same_file(
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_two_processes_continue_what_one_began(
+def test_two_processes_resume_what_one_began(
     tmp_path: Path,
     tokenizer: Tokenizer,
     build: Callable[..., TokenCache],
     monkeypatch: pytest.MonkeyPatch,
     damaged: bool,
 ) -> None:
-    """What has been written is not encoded again, unless it is no longer what was written."""
+    """What is on disk is not encoded again, unless it is damaged."""
     whole = np.array(build(tmp_path / "whole").tokens)
     encode, calls = tokenizer.encode, []
 
@@ -228,13 +228,13 @@ def test_two_processes_continue_what_one_began(
             build(tmp_path / "cache")
     if damaged:
         np.load(tmp_path / "cache" / "tokens.npy", mmap_mode="r+")[0, 0, 0, 0] ^= 1
-    # 6 of 9 batches were there, the last one holds 1
+    # 6 of 9 batches were on disk; the last batch holds 1 image
     assert two_processes(tmp_path, tokenizer, build) == ([16, 17] if damaged else [0, 9])
     assert np.array_equal(np.load(tmp_path / "cache" / "tokens.npy"), whole)
 
 
 @pytest.mark.parametrize("odd", ["tokenizer", "images", "transform", "views"])
-def test_cache_of_something_else_is_refused(
+def test_a_cache_of_something_else_is_rejected(
     tmp_path: Path, images: StoredImages, build: Callable[..., TokenCache], odd: str
 ) -> None:
     build(tmp_path / "cache")
@@ -253,7 +253,7 @@ def test_cache_of_something_else_is_refused(
 
 
 @pytest.mark.parametrize("damage", ["no tokens", "short tokens", "flipped bit", "no JSON", "JSON of something else"])
-def test_damaged_cache_is_refused(
+def test_a_damaged_cache_is_rejected(
     tmp_path: Path, images: StoredImages, build: Callable[..., TokenCache], damage: str
 ) -> None:
     folder = tmp_path / "cache"
@@ -269,12 +269,12 @@ def test_damaged_cache_is_refused(
     else:
         (folder / "about.json").write_text("{" if damage == "no JSON" else "{}")
     with pytest.raises(InputError, match=f"delete {folder}"):
-        open_token_cache(folder, SHA256, images, VIEWS)
-    if damage != "JSON of something else":  # what is damaged is encoded anew
+        open_token_cache(folder, images, tokenizer_sha256=SHA256, views=VIEWS)
+    if damage != "JSON of something else":  # what is damaged is encoded again
         assert np.array_equal(build(folder).tokens, build(tmp_path / "other").tokens)
 
 
-def test_too_small_a_disk_is_noticed_before(
+def test_too_small_a_disk_is_noticed_before_encoding(
     tmp_path: Path, build: Callable[..., TokenCache], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")

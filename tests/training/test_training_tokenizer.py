@@ -1,4 +1,4 @@
-"""Training of the tokenizer: it learns, the discriminator joins in time, the averaged weights are saved."""
+"""Training of the tokenizer: it learns, the discriminator joins on time, the averaged weights are saved."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from stepping import take_step
+from tiny import RUN
 from torch import Tensor
 
+from imagefolder.checkpoints.native import read_about
 from imagefolder.config import LossConfig, TokenizerConfig, TrainingConfig, from_dict
 from imagefolder.data.images import ArrayImages, to_float
 from imagefolder.tokenizer.losses import discriminator_loss
@@ -26,22 +28,23 @@ def curve(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
 
 
-def test_training_reconstructs_digits_better_and_better(
+def test_reconstructions_of_digits_improve_with_training(
     tmp_path: Path, tokenizer_config: TokenizerConfig, train_digits: ArrayImages, teacher: Teacher
 ) -> None:
     training = TrainingConfig(steps=100, batch_size=32, learning_rate=3e-3, warmup=0.1, clip=1.0, ema=0.9)
     loss = LossConfig(reconstruction=10.0, perceptual=0.0, adversarial=0.0)
     config = replace(tokenizer_config, quantizer_dropout=0.1)
-    about = {"dataset": "digits"}
-    train_tokenizer(config, training, loss, train_digits, teacher, tmp_path, 0, "tiny", about)
+    about = {"dataset": "digits", "code": {"imagefolder/tokenizer": "0" * 64, "versions": [1, 2.5, None, True]}}
+    options = {"training": training, "loss": loss, "teacher": teacher, "seed": 0, "title": "tiny"}
+    train_tokenizer(config, train_digits, tmp_path, **options, about=about)
     points = curve(tmp_path)
     assert [point["step"] for point in points] == [20, 40, 60, 80, 100]
     assert points[-1]["reconstruction"] < 0.8 * points[0]["reconstruction"]
     assert set(points[0]) == {"step", "reconstruction", "codebook", "commitment", "semantic"}
 
-    stored = json.loads((tmp_path / "config.json").read_text())
+    stored = read_about(tmp_path)
     assert from_dict(TokenizerConfig, stored["config"], "test") == config
-    assert stored["dataset"] == "digits"
+    assert {name: stored[name] for name in about} == about
     assert stored["seconds"] > 0
     assert stored["peak_memory_mib"] > 10
     assert stored["losses"] == {k: v for k, v in points[-1].items() if k != "step"}
@@ -53,7 +56,7 @@ def task(
     tokenizer_config: TokenizerConfig, training: TrainingConfig, whole_objective: LossConfig, teacher: Teacher
 ) -> TokenizerTask:
     torch.manual_seed(0)
-    return TokenizerTask(new_tokenizer(tokenizer_config, False), training, whole_objective, teacher)
+    return TokenizerTask(new_tokenizer(tokenizer_config), training, whole_objective, teacher=teacher)
 
 
 @pytest.fixture
@@ -83,14 +86,14 @@ def test_discriminator_does_not_learn_before_its_start_but_lecam_follows_its_log
     torch.testing.assert_close(task.lecam.fake, 0.001 * fake)
 
 
-def test_without_lecam_the_discriminator_is_not_asked_before_its_start(
+def test_without_lecam_the_discriminator_is_not_run_before_its_start(
     tokenizer_config: TokenizerConfig,
     training: TrainingConfig,
     whole_objective: LossConfig,
     batch: tuple[Tensor, Tensor],
 ) -> None:
     loss = replace(whole_objective, lecam=0.0)
-    task = TokenizerTask(new_tokenizer(tokenizer_config, False), training, loss, None)
+    task = TokenizerTask(new_tokenizer(tokenizer_config), training, loss, teacher=None)
     before = copy.deepcopy(task.discriminator.state_dict())
     take_step(task, batch, number=1)
     assert not changed(before, task.discriminator.state_dict())
@@ -109,8 +112,8 @@ def test_discriminator_learns_from_its_start(task: TokenizerTask, batch: tuple[T
     assert changed(before["discriminator"], after["discriminator"]) == set(after["discriminator"])
 
 
-def test_discriminator_is_trained_on_its_own_loss_alone(task: TokenizerTask, batch: tuple[Tensor, Tensor]) -> None:
-    """The tokenizer's backward pass runs through the discriminator and must leave no gradient behind."""
+def test_discriminator_is_trained_only_on_its_own_loss(task: TokenizerTask, batch: tuple[Tensor, Tensor]) -> None:
+    """The tokenizer's backward pass goes through the discriminator and must not leave gradients there."""
     task.training = replace(task.training, clip=0.0)
     before, lecam = copy.deepcopy(task.discriminator), copy.deepcopy(task.lecam)
     shown: list[Tensor] = []
@@ -141,7 +144,7 @@ def test_without_adversarial_weight_there_is_no_discriminator(
     tokenizer_config: TokenizerConfig, training: TrainingConfig, batch: tuple[Tensor, Tensor]
 ) -> None:
     loss = LossConfig(perceptual=0.0, adversarial=0.0)
-    task = TokenizerTask(new_tokenizer(tokenizer_config, False), training, loss, None)
+    task = TokenizerTask(new_tokenizer(tokenizer_config), training, loss, teacher=None)
     assert task.modules == {}
     assert len(task.optimizers) == 1
     assert set(take_step(task, batch, number=8)) == {"reconstruction", "codebook", "commitment"}
@@ -150,7 +153,7 @@ def test_without_adversarial_weight_there_is_no_discriminator(
 def test_averaged_weights_are_returned_and_saved(
     tmp_path: Path, task: TokenizerTask, training: TrainingConfig, train_digits: ArrayImages
 ) -> None:
-    averaged, summary = fit(task, train_digits, tmp_path, 0, "tiny")
+    averaged, summary = fit(task, train_digits, tmp_path, seed=0, title="tiny")
     raw, mean = task.model.state_dict(), averaged.state_dict()
     assert not averaged.training
     assert changed(raw, mean) >= {"quant_conv.weight", "decoder.to_pixels.weight"}
@@ -170,7 +173,7 @@ def test_weights_are_averaged_with_the_same_decay_from_the_first_step_on(
         weights.append(task.tokenizer.quant_conv.weight.detach().clone()),
     )[0]
     task.training = replace(training, ema=0.75)
-    averaged, _ = fit(task, train_digits, tmp_path, 0, "tiny")
+    averaged, _ = fit(task, train_digits, tmp_path, seed=0, title="tiny")
     expected = weights[0]
     for after in weights[1:]:
         expected = 0.75 * expected + 0.25 * after
@@ -181,22 +184,24 @@ def test_weights_are_averaged_with_the_same_decay_from_the_first_step_on(
 def test_saved_weights_are_the_averaged_ones(
     tmp_path: Path, tokenizer_config: TokenizerConfig, training: TrainingConfig, train_digits: ArrayImages
 ) -> None:
-    """An average of decay 0 is the raw model: the same training with and without averaging must save other weights."""
+    """An average with decay 0 is the raw model: trainings with and without averaging must save different weights."""
     loss = LossConfig(perceptual=0.0, adversarial=0.0)
     for decay in (0.0, 0.9):
         config = replace(training, ema=decay)
-        train_tokenizer(tokenizer_config, config, loss, train_digits, None, tmp_path / str(decay), 0, "tiny", {})
+        options = {"training": config, "loss": loss, "teacher": None}
+        train_tokenizer(tokenizer_config, train_digits, tmp_path / str(decay), **options, **RUN)
     raw, mean = (load_file(tmp_path / decay / "model.safetensors") for decay in ("0.0", "0.9"))
     assert "quant_conv.weight" in changed(raw, mean)
 
 
-def test_same_seed_same_weights_other_seed_others(
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
     tmp_path: Path, tokenizer_config: TokenizerConfig, train_digits: ArrayImages
 ) -> None:
     training, loss = TrainingConfig(steps=2, batch_size=4), LossConfig(perceptual=0.0, adversarial=0.0)
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        torch.rand(seed * 7 + len(name))  # whatever was drawn before must not matter
-        train_tokenizer(tokenizer_config, training, loss, train_digits, None, tmp_path / name, seed, name, {})
+        torch.rand(seed * 7 + len(name))  # earlier draws must not matter
+        options = {"training": training, "loss": loss, "teacher": None, "seed": seed, "title": name, "about": {}}
+        train_tokenizer(tokenizer_config, train_digits, tmp_path / name, **options)
     a, b, c = (load_file(tmp_path / name / "model.safetensors") for name in "abc")
     assert not changed(a, b)
     assert changed(a, c)

@@ -16,17 +16,19 @@ from imagefolder.generator.transformer import Transformer
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.tokenizer.semantic import blank_teacher
 from imagefolder.training.generator import _decay_groups
-from imagefolder.training.loop import averaging, learning_rate_share
-from imagefolder.training.tokenizer import TokenizerTask, adversarial_step, new_tokenizer
+from imagefolder.training.loop import averaging
+from imagefolder.training.schedule import adversarial_step, learning_rate_share
+from imagefolder.training.tokenizer import TokenizerTask, new_tokenizer
 from imagefolder.zoo import TOKENIZERS
 from reproductions import zoo
-from reproductions.recipe import SCALES, loss_of, training_of
+from reproductions.recipe import loss_of, training_of
+from reproductions.scales import SCALES
 from reproductions.table2 import rows
 
 EPOCH = 1251  # steps
 FULL = SCALES["full"]
-ROW = rows("full", 1000)[0]
-BINARY = next(row for row in zoo.rows("full", 1000) if row.row == "MSBR10P2-4096")
+ROW = rows(SCALES["full"], 1000)[0]
+BINARY = next(row for row in zoo.rows(SCALES["full"], 1000) if row.row == "MSBR10P2-4096")
 
 TOKENIZER_RATES = {  # by epoch
     0: 1.0e-05,
@@ -52,13 +54,13 @@ DISCRIMINATOR_RATES = {
 
 @pytest.fixture
 def task() -> TokenizerTask:
-    """The training of scale `full` on a small tokenizer, without LPIPS and with a small network in DINO's place."""
+    """The training of scale `full` with a small tokenizer, without LPIPS and with a small network in place of DINO."""
     torch.manual_seed(0)
     config = replace(TOKENIZERS["mini-MSVR3P2-256"], depth=1)
     teacher = blank_teacher(config)
     loss = replace(loss_of(ROW, FULL), perceptual=0.0)
-    model = new_tokenizer(config, False)
-    return TokenizerTask(model, training_of(ROW, FULL), loss, teacher, features=teacher.vit)
+    model = new_tokenizer(config)
+    return TokenizerTask(model, training_of(ROW, FULL), loss, teacher=teacher, features=teacher.vit)
 
 
 def test_learning_rates_of_both_optimisers_by_epoch(task: TokenizerTask) -> None:
@@ -132,7 +134,7 @@ def test_stochastic_depth_of_every_layer() -> None:
     assert found == sorted(found)
 
 
-def test_the_adversarial_term_sets_in_at_epoch_56_and_lecam_has_followed_the_logits_before(
+def test_the_adversarial_term_sets_in_at_epoch_56_and_lecam_follows_the_logits_before(
     task: TokenizerTask, train_digits: ArrayImages
 ) -> None:
     batch = train_digits.images[:8], train_digits.labels[:8]
@@ -147,7 +149,7 @@ def test_the_adversarial_term_sets_in_at_epoch_56_and_lecam_has_followed_the_log
     assert adversarial_step(training_of(BINARY, FULL), loss_of(BINARY, FULL)) == 80_064  # epoch 64
 
 
-def test_the_gammas_start_where_the_released_command_says() -> None:
+def test_the_gammas_start_where_the_released_command_sets_them() -> None:
     torch.manual_seed(0)
     config = replace(ROW.generator, depth=2, width=None, heads=None, drop_path=None)
     model = Transformer(GeneratorConfig(**{name: value for name, value in vars(config).items() if name != "name"}))
