@@ -1,4 +1,4 @@
-"""Where a number comes from: code, packages, machine; and the memory a piece of work took."""
+"""Where a number comes from: code, packages and machine; and how much memory a piece of work took."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ PACKAGES = (
 
 
 def git_state() -> tuple[str | None, bool | None]:
-    """Commit of the source tree and whether it has uncommitted changes; (None, None) outside a checkout of its own."""
+    """Commit of the source tree and whether it has uncommitted changes; (None, None) outside its own checkout."""
     root = Path(__file__).resolve().parent.parent
-    # GIT_DIR and the like would speak of another repository
+    # GIT_DIR and similar variables may point to another repository
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*arguments: str) -> str:
@@ -48,14 +48,14 @@ def git_state() -> tuple[str | None, bool | None]:
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
-            return None, None  # unpacked inside another repository
+            return None, None  # unpacked or installed inside another repository
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
     except (OSError, subprocess.CalledProcessError):
         return None, None
 
 
 def describe() -> dict[str, Any]:
-    """Versions and hardware, in the fields of a record's `run`."""
+    """Commit, versions and hardware: fields of a record's `run`."""
     commit, dirty = git_state()
     return {
         "git_commit": commit,
@@ -71,15 +71,15 @@ def describe() -> dict[str, Any]:
 
 
 def reset_peak_memory() -> None:
-    """Start measuring the peak anew, where the system allows it (Linux, CUDA)."""
+    """Restart the measurement of peak memory, if the system can (Linux, CUDA)."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    with contextlib.suppress(OSError):  # elsewhere the peak is that of the whole process
+    with contextlib.suppress(OSError):  # otherwise the peak is that of the whole process
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory_mib() -> float:
-    """Most memory used since the reset: allocated on the GPU if there is one, else resident set, in MiB."""
+    """Peak memory since the reset in MiB: allocated on the GPU if there is one, else the resident set."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     try:
@@ -91,16 +91,16 @@ def peak_memory_mib() -> float:
 
 
 def use_threads(number: int) -> None:
-    """Let torch, and the libraries below numpy and scipy, work with so many threads: rounding depends on it."""
+    """Set the number of threads of torch and of the libraries below numpy and scipy: rounding depends on it."""
     torch.set_num_threads(number)
     threadpool_limits(number)
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep large blocks instead of returning them after every tensor; False if it cannot.
+    """Have the C library keep large blocks instead of returning them after every tensor; False if it cannot.
 
-    glibc maps blocks above 32 MB anew each time, and the system zeroes their pages: about a tenth of the time of large
-    batches on a CPU. For programs of their own, not for libraries: call it before the first tensor.
+    glibc maps blocks above 32 MB afresh every time, and the system zeroes their pages: about a tenth of the time of
+    large batches on a CPU. Commands call this before the first tensor; a library should not.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -111,9 +111,9 @@ def keep_freed_memory() -> bool:
 
 
 def matmul_peak(device: torch.device | str, dtype: torch.dtype, seconds: float = 0.4) -> float:
-    """FLOP/s of plain matrix products on this machine: the best of growing squares, each timed a few times.
+    """FLOP/s of plain matrix products on this machine: the best over growing square matrices, each timed a few times.
 
-    What a fraction of the peak refers to. The size grows until a product takes `seconds` / 8.
+    Fractions of the peak refer to this. The size grows until a product takes `seconds` / 8.
     """
     device = torch.device(device)
     size, best = 256, 0.0
@@ -121,7 +121,7 @@ def matmul_peak(device: torch.device | str, dtype: torch.dtype, seconds: float =
         a, b = (torch.ones(size, size, device=device).to(dtype) for _ in range(2))
         elapsed = min(_timed(lambda a=a, b=b: a @ b, device) for _ in range(4))
         best = max(best, 2 * size**3 / elapsed)
-        # A small product alone says little: on a busy machine it may wait longer than it works
+        # One small product is not reliable: on a busy machine it may wait longer than it computes
         if (elapsed > seconds / 8 and (size >= 1024 or elapsed > seconds)) or size >= 16384:
             return best
         size *= 2
@@ -129,10 +129,10 @@ def matmul_peak(device: torch.device | str, dtype: torch.dtype, seconds: float =
 
 @functools.cache
 def fast_dtype(device: torch.device | str) -> torch.dtype:
-    """bfloat16 where its matrix products are at least 1.5 times as fast as those of float32, else float32 (measured).
+    """bfloat16 if its matrix products are measured at least 1.5 times as fast as those of float32, else float32.
 
-    Recent GPUs and CPUs with AMX are several times as fast; CPUs without its instructions emulate it, hundreds of
-    times slower than float32.
+    Recent GPUs and CPUs with AMX are several times as fast; other CPUs emulate it, hundreds of times slower than
+    float32.
     """
     device = torch.device(device)
     times = []
@@ -143,7 +143,7 @@ def fast_dtype(device: torch.device | str) -> torch.dtype:
 
 
 def _timed(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, the device's queue included."""
+    """Seconds of one call, including the work queued on the device."""
     synchronize(device)
     clock = time.perf_counter()
     run()
@@ -152,7 +152,7 @@ def _timed(run: Callable[[], object], device: torch.device) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all it was given."""
+    """Wait until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

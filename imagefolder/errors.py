@@ -1,16 +1,19 @@
-"""The one exception for what a user can put right, and text of foreign origin made fit for people's eyes."""
+"""The exception for errors that the user can fix, and text of foreign origin made fit for display."""
 
 from __future__ import annotations
 
 import re
 
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff]")
+_UNPRINTABLE = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff]"
+)  # all but the newline
+_BREAKS = str.maketrans("\n\t\r", "   ")
 
 
 class InputError(ValueError):
-    """Bad input: the message says what is wrong, with which file or value, and what to do.
+    """Bad input: the message names the problem, the file or value, and the remedy.
 
-    It is one line that any terminal can show. Entry points print it and exit with code 2.
+    It is one line that any terminal can show. Commands print it and exit with code 2.
     """
 
     def __init__(self, message: str) -> None:
@@ -18,22 +21,31 @@ class InputError(ValueError):
 
 
 class DamagedFile(InputError):
-    """A file whose content is not what was written: cut short, changed, or of another kind."""
+    """A file whose content is not what was written: truncated, modified, or of another kind."""
+
+
+def printable(text: str) -> str:
+    """Text that can be displayed and stored as UTF-8, line breaks kept.
+
+    Control characters (of terminals, of text direction) and bytes that are not UTF-8 are replaced by their codes.
+    """
+    return _UNPRINTABLE.sub(_code, text)
 
 
 def one_line(text: object) -> str:
-    """A message, or the name of something from elsewhere, as one line of what can be shown and stored as UTF-8.
+    """A message, or a name from elsewhere, as one line of `printable` text."""
+    return printable(str(text).translate(_BREAKS)).strip()
 
-    Control characters (of terminals, of writing direction) and bytes that are no text are shown by their codes.
-    """
-    lines = " ".join(str(text).split("\n")) if "\n" in str(text) else str(text)
-    return _UNPRINTABLE.sub(_code, lines.replace("\t", " ").replace("\r", " ")).strip()
+
+def shortened(text: object, longest: int = 300) -> str:
+    """`text` as one line that ends in "…" if it had to be cut."""
+    line = one_line(text)
+    return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
 def reason(error: BaseException) -> str:
-    """What an exception says, or its kind if it says nothing, in one line of at most 300 characters."""
-    text = one_line(" ".join(str(error).split())) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:299]}…"
+    """The message of an exception, or its type if it has none, in one line of at most 300 characters."""
+    return shortened(" ".join(str(error).split())) or type(error).__name__
 
 
 def _code(match: re.Match[str]) -> str:

@@ -1,7 +1,7 @@
 """Reading, writing and identifying files.
 
 Whatever this project stores and reads again carries a checksum: JSON documents their own, files of tensors one in the
-document beside them. It is verified where it is read.
+document beside them. It is verified on every read.
 """
 
 from __future__ import annotations
@@ -13,26 +13,22 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
-from imagefolder.errors import DamagedFile, InputError, reason
-from imagefolder.numerics import not_finite
-from imagefolder.progress import Phase
+from imagefolder.errors import DamagedFile, InputError, one_line, reason
 
 CHECKSUM = "checksum"
-LARGEST_JSON = 2**26  # bytes
-BIG = 2**28  # bytes; the hash of larger files takes long enough to show progress
+LARGEST_TEXT = 2**26  # bytes
+BIG = 2**28  # bytes; hashing a larger file takes long enough to show progress
 CHUNK = 2**24
-LONGEST_WRITE = 86400  # seconds after which another machine is no longer at it
+LONGEST_WRITE = 86400  # seconds after which a half-written file of another machine counts as abandoned
 
 
 def file_sha256(path: Path) -> str:
@@ -42,13 +38,15 @@ def file_sha256(path: Path) -> str:
 
 
 def checked_sha256(path: Path) -> str:
-    """sha256 of a file, with progress where it is big; once per process and state of the file."""
+    """sha256 of a file, computed once per process and state of the file, with progress if the file is big."""
     stat = path.stat()
     return _shown_sha256(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 @functools.lru_cache
 def _shown_sha256(path: Path, size: int, *_changed: int) -> str:
+    from imagefolder.progress import Phase  # terminal output is not needed to read and write files
+
     digest, done = hashlib.sha256(), 0
     shown = Phase(f"{path.name}: checking its hash (MiB)", size >> 20) if size >= BIG else contextlib.nullcontext()
     with shown as phase, path.open("rb") as file:
@@ -62,11 +60,11 @@ def _shown_sha256(path: Path, size: int, *_changed: int) -> str:
 
 @contextlib.contextmanager
 def reading(path: Path, what: str, remedy: str = "") -> Iterator[None]:
-    """Turn whatever readers of a file raise over its content into a `DamagedFile` of one line.
+    """Turn whatever the reader of a file raises because of its content into a `DamagedFile` of one line.
 
     Raises:
         DamagedFile: "PATH: not readable as WHAT (reason)REMEDY".
-        InputError: there is no such file, or the system cannot read it.
+        InputError: the file does not exist, or the system cannot read it.
     """
     try:
         yield
@@ -75,37 +73,59 @@ def reading(path: Path, what: str, remedy: str = "") -> Iterator[None]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file{remedy}") from None
     except OSError as error:
-        if error.errno is not None:  # of the disk or the file server: what is there may be sound
+        if error.errno is not None:  # of the disk or the file server; the file may be intact
             raise InputError(f"{path}: cannot be read ({reason(error)})") from None
         raise DamagedFile(f"{path}: not readable as {what} ({reason(error)}){remedy}") from None
-    except Exception as error:  # readers of archives, pickles and JSON raise almost anything over damaged content
+    except Exception as error:  # readers of archives, pickles and JSON raise almost anything
         raise DamagedFile(f"{path}: not readable as {what} ({reason(error)}){remedy}") from None
+
+
+def read_text(path: Path) -> str:
+    """Content of a UTF-8 file, line ends as they are. Raises `OSError`, or `ValueError` if it is no such file."""
+    if path.exists() and not path.is_file():  # reading a pipe would block
+        raise ValueError("it is not a regular file")
+    if (size := path.stat().st_size) > LARGEST_TEXT:
+        raise ValueError(f"{size:,} bytes are too many")
+    with path.open(encoding="utf-8", newline="") as file:
+        return file.read()
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a UTF-8 file as `write_atomically` does; what UTF-8 cannot encode is written as an escape."""
+    write_atomically(path, lambda temporary: temporary.write_bytes(text.encode("utf-8", errors="backslashreplace")))
+    return path
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Store a JSON document with its checksum, atomically."""
-    plain = json.loads(json.dumps(document))  # as it will be read
-    text = json.dumps({**plain, CHECKSUM: _checksum(plain)}, indent=1, allow_nan=False)
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(path, json.dumps(sealed(document), indent=1, allow_nan=False))
 
 
 def read_json(path: Path, remedy: str = "") -> dict[str, Any]:
-    """A JSON document, its checksum verified where it has one (documents from elsewhere need not) and taken off.
+    """A JSON document without its checksum, which is verified if there is one (documents from elsewhere have none).
 
     Raises:
-        DamagedFile: it is no JSON object, or not what was written.
-        InputError: there is no such file.
+        DamagedFile: it is not a JSON object, or not what was written.
+        InputError: the file does not exist.
     """
     with reading(path, "a JSON document", remedy):
-        if (size := path.stat().st_size) > LARGEST_JSON:
-            raise ValueError(f"{size:,} bytes are too many")
-        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
-        if not isinstance(document, dict):
-            raise ValueError(f"it holds a {type(document).__name__}")
-        checksum = document.pop(CHECKSUM, None)
-        if checksum is not None and checksum != _checksum(document):
-            raise ValueError("its checksum is another: damaged, or changed by hand")
-    return document
+        return unsealed(json.loads(read_text(path), parse_constant=_no_constant))
+
+
+def sealed(document: dict[str, Any]) -> dict[str, Any]:
+    """A JSON document with its checksum."""
+    plain = json.loads(json.dumps(document))  # as it will be read
+    return {**plain, CHECKSUM: _checksum(plain)}
+
+
+def unsealed(value: Any) -> dict[str, Any]:
+    """A JSON document without its checksum, if it has one. Raises `ValueError` if it is no object or was changed."""
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds a {type(value).__name__}")
+    plain = {key: part for key, part in value.items() if key != CHECKSUM}
+    if CHECKSUM in value and value[CHECKSUM] != _checksum(plain):
+        raise ValueError("its checksum does not match: damaged, or edited by hand")
+    return plain
 
 
 def _checksum(document: dict[str, Any]) -> str:
@@ -116,81 +136,66 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a number")
 
 
-def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, on the CPU.
-
-    Args:
-        sha256: what the file's hash must be, where it is known.
-
-    Raises:
-        DamagedFile: unreadable, another hash, or values that are not finite.
-        InputError: there is no such file.
-    """
-    with reading(path, "safetensors"):
-        if sha256 is not None and file_sha256(path) != sha256:
-            raise ValueError("its sha256 is not the one stored beside it: damaged, or exchanged")
-        tensors = load_file(path)
-    require_finite(tensors, str(path))
-    return tensors
-
-
-def require_finite(tensors: Any, origin: str) -> None:
-    """`DamagedFile` if tensors, in any nesting of containers, hold NaN or infinity."""
-    if bad := not_finite(tensors):
-        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise DamagedFile(f"{origin}: {bad[0]}{more} hold NaN or infinity: these weights are of no use")
-
-
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write(temporary path)` and move the result to `path`, so that no half-written file is ever seen.
+    """Call `write(temporary path)` and move the result to `path`, so that nobody ever sees a half-written file.
 
-    What has been written survives a power failure too, and has the usual permissions. What a killed process left
-    half-written of the same file is removed. Raises `OSError`, with the path and the space left, if it cannot be
-    written.
+    The result survives a power failure and has the permissions that the umask gives. Temporary files that killed
+    processes left behind for the same path are removed. Raises `OSError`, with the path and the free space, if it
+    cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp")
     try:
-        remove_half_written(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_half_written(path.parent, path.name)
         temporary.touch()
         mode = temporary.stat().st_mode
         write(temporary)
         temporary.chmod(mode)  # libraries that replace the file create theirs for the owner alone
         _sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
-    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is the last two to torch and safetensors
-        if "DataLoader worker" in str(error):  # raised wherever this process is when one dies
+        with contextlib.suppress(OSError):  # not every file system can do this for a folder
+            _sync(path.parent)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise the last two on a full disk
+        if "DataLoader worker" in str(error):  # torch raises this in whatever line runs when a worker dies
             raise
-        free = ""
-        with contextlib.suppress(OSError):
-            free = f" ({shutil.disk_usage(path.parent).free:,} bytes are free on its disk)"
-        raise OSError(f"{path} cannot be written: {reason(error)}{free}") from error
+        raise unwritable(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def remove_half_written(path: Path) -> None:
-    """Remove what killed processes left half-written of a file: those of this machine, and of others after a day."""
-    for left in path.parent.glob(f"{glob.escape(f'.{path.name}.')}*.tmp"):
-        host, _, pid = left.name.removeprefix(f".{path.name}.").removesuffix(".tmp").rpartition("-")
-        if host == platform.node() and pid.isdecimal():
-            dead = not _lives(int(pid))
+def unwritable(path: Path, error: BaseException) -> OSError:
+    """The error to raise if `path` cannot be written because of `error`."""
+    free = ""
+    with contextlib.suppress(OSError):
+        free = f" ({shutil.disk_usage(path.parent).free:,} bytes are free on its disk)"
+    return OSError(one_line(f"{path} cannot be written: {reason(error)}{free}"))
+
+
+def remove_half_written(folder: Path, name: str | None = None) -> None:
+    """Remove the temporary files that killed processes left in a folder: of this machine, and older ones of others.
+
+    Args:
+        name: only those of the file of this name.
+    """
+    mine = re.compile(rf"\.(?:{re.escape(platform.node())}-)?(\d+)\.tmp$")  # earlier versions did not name the machine
+    for left in folder.glob(f".{glob.escape(name) if name else '*'}.*.tmp"):
+        if match := mine.search(left.name):
+            abandoned = not is_running(int(match[1]))
         else:
-            dead = time.time() - left.stat().st_mtime > LONGEST_WRITE
-        if dead:
+            abandoned = time.time() - left.stat().st_mtime > LONGEST_WRITE
+        if abandoned:
             left.unlink(missing_ok=True)
 
 
-def _lives(pid: int) -> bool:
-    """Whether a process works; where nobody reaps the killed ones (in containers), they stay as zombies."""
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine is running; a zombie (nobody reaps them in some containers) is not."""
     try:
         os.kill(pid, 0)
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (ProcessLookupError, OverflowError):
         return False
-    except OSError:  # another user's, or no such file on this system
+    except OSError:  # another user's, or there is no /proc
         return True
 
 
@@ -201,16 +206,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def weight_folders() -> list[Path]:
-    """Where weight files of other projects are looked for: $IMAGEFOLDER_WEIGHTS, then torch hub's own folder."""
-    folders = [Path(torch.hub.get_dir()) / "checkpoints"]
-    if "IMAGEFOLDER_WEIGHTS" in os.environ:
-        folders.insert(0, Path(os.environ["IMAGEFOLDER_WEIGHTS"]))
-    return folders
-
-
-def find_weights(name: str) -> Path | None:
-    """The first file of this name in `weight_folders()`."""
-    return next((folder / name for folder in weight_folders() if (folder / name).is_file()), None)

@@ -1,6 +1,6 @@
-"""Asking a training to stop at the next step: its state is saved there, and the same command continues.
+"""Asking a training to stop at its next step, where it saves its state; the same command resumes it.
 
-The flag belongs to this process; whoever starts a training sets it, e.g. in a handler of SIGTERM or SIGINT.
+The flag belongs to this process. Whoever starts a training sets it, e.g. in a handler of SIGTERM or SIGINT.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ _requested = False
 
 
 class Stopped(Exception):
-    """A training was asked to stop, saved its state and ended early."""
+    """A training was asked to stop, and ended early after saving its state."""
 
 
 def request_stop() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -16,22 +17,31 @@ from imagefolder.interruption import Stopped, stop_requested
 from imagefolder.progress import console
 
 ASK_SECONDS = 0.2
-# Where there are no locks, newer versions make a marker file, which a killed owner on another machine never frees
+# Newer versions can fall back to a marker file, which nobody removes if its owner is killed
 _NO_MARKERS = {"fallback_to_soft": False} if "fallback_to_soft" in signature(FileLock).parameters else {}
+
+
+def file_lock(file: Path, **options: Any) -> FileLock:
+    """A lock that the system releases when its owner ends. Where there are no such locks, acquiring it fails.
+
+    Args:
+        options: of `FileLock`, such as the `mode` of the file.
+    """
+    return FileLock(file, **_NO_MARKERS, **options)
 
 
 @contextmanager
 def building(file: Path, what: str) -> Iterator[None]:
     """Hold the lock `file`: be the only run, on any machine that sees it, that builds, replaces or removes `what`.
 
-    All processes of a run enter together. Where another run is at work, this one says so and waits: look again
-    afterwards whether anything is left to build. A lock whose owner was killed is free.
+    All processes of a run enter together. If another run holds the lock, rank 0 prints that and all wait; check again
+    afterwards whether anything is left to build. The lock of a killed run is free.
 
     Raises:
-        InputError: the lock's file cannot be made.
+        InputError: the lock's file cannot be created.
         Stopped: one of the processes was asked to stop while waiting.
     """
-    lock, waits = FileLock(file, **_NO_MARKERS), False
+    lock, waits = file_lock(file), False
     try:
         while True:
             answer = _acquire(lock, file) if is_main() else None
@@ -41,19 +51,19 @@ def building(file: Path, what: str) -> Iterator[None]:
             if answers[0]:
                 break
             if any(stops):
-                raise Stopped(f"{what}: stopped while another run is at work on it; the same command continues")
+                raise Stopped(f"{what}: stopped while waiting for another run; the same command continues")
             if not waits and is_main():
                 console.print(f"{what}: another run is at work on this; waiting until it has finished ({file})")
             waits = True
             time.sleep(ASK_SECONDS)
         yield
-        barrier()  # another run may remove it from here on, which no process may be reading then
+        barrier()  # from here on another run may remove it, so no process may still be reading
     finally:
         lock.release()
 
 
 def _acquire(lock: FileLock, file: Path) -> bool | str:
-    """Whether this process has the lock now, or why it cannot be had."""
+    """Whether this process has acquired the lock, or why that is impossible."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)

@@ -1,4 +1,4 @@
-"""Float32 that is float32, where results must be the same on every device; and numbers that are none."""
+"""Full-precision float32, where results must be the same on every device; seeds; and tensors that are not finite."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# torch 2.9 and later say it per kind of operation; once that is used, asking the older switches is an error
-_SWITCHES = (torch.backends.cuda.matmul, *(getattr(torch.backends.cudnn, kind, None) for kind in ("conv", "rnn")))
+# torch 2.9 and later have a switch per kind of operation; once one is set, reading the older switches is an error
+_SWITCHES: list[Any] = [torch.backends.cuda.matmul]
+_SWITCHES += [getattr(torch.backends.cudnn, kind, None) for kind in ("conv", "rnn")]
 _PER_KIND = all(hasattr(switch, "fp32_precision") for switch in _SWITCHES)
 
 
 @contextmanager
 def without_tf32(device: torch.device) -> Iterator[None]:
-    """Convolutions and matrix products of float32 tensors in full precision.
+    """Run convolutions and matrix products of float32 tensors in full precision.
 
-    By default, torch runs convolutions on a GPU in TF32, which keeps 10 of float32's 23 bits: enough for the nearest
-    code of some positions to be another one than on a CPU. Operations of a backward pass that runs outside are not
-    covered.
+    By default, torch runs convolutions on a GPU in TF32, which keeps 10 of float32's 23 bits: the nearest code of some
+    positions then differs from that on a CPU. A backward pass outside of the context is not covered.
     """
     if device.type != "cuda":
         yield
@@ -50,13 +50,13 @@ def _set_precisions(values: list[str]) -> None:
 @contextmanager
 def float32_only(device: torch.device) -> Iterator[None]:
     """Neither autocast nor TF32 on a device."""
-    kind = "cpu" if device.type == "meta" else device.type  # the meta device knows no autocast
+    kind = "cpu" if device.type == "meta" else device.type  # the meta device has no autocast
     with torch.autocast(kind, enabled=False), without_tf32(device):
         yield
 
 
 def any_seed(seed: int) -> int:
-    """A seed of any size and sign as one that torch takes; ordinary ones stay as they are."""
+    """A seed of any size and sign, mapped to one that torch accepts; seeds in 0..2^63-1 are unchanged."""
     return seed % 2**63
 
 
@@ -65,7 +65,7 @@ def not_finite(values: Any, name: str = "") -> list[str]:
     if isinstance(values, Tensor):
         if not (values.is_floating_point() or values.is_complex()):
             return []
-        values = values.float() if values.element_size() == 1 else values  # torch asks float8 nothing
+        values = values.float() if values.element_size() == 1 else values  # torch cannot check float8
         return [] if bool(torch.isfinite(values).all()) else [name]
     if isinstance(values, Mapping):
         return [bad for key, value in values.items() for bad in not_finite(value, f"{name}.{key}".lstrip("."))]

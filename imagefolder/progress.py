@@ -1,7 +1,7 @@
-"""Showing long work: bars on a terminal, a plain line every few seconds elsewhere (logs, CI).
+"""Progress of long work: bars on a terminal, a plain line every few seconds elsewhere (logs, CI).
 
-A `Phase` reports events; by default the display of this process shows them, in a worker process they are sent to the
-display of the parent, so that several workers share one terminal.
+A `Phase` emits events. By default the display of this process shows them; a worker process sends them to its parent's
+display, so that several workers share one terminal.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PLAIN_SECONDS = 10.0
 
 
 class _Console(Console):
-    """Shows names as they are: brackets are no markup, and control characters do nothing to the terminal."""
+    """Shows names as they are: brackets are not markup, and control characters are escaped."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str("\n".join(map(one_line, text.split("\n"))), **options)
@@ -41,7 +41,7 @@ console = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 @dataclass(frozen=True)
 class Event:
-    """`done` of `total` of the phase `title`; `ended` closes it: True, or False when an error or interrupt did."""
+    """`done` of `total` of the phase `title`; `ended` closes it: True if it finished, False after an error."""
 
     title: str
     done: int
@@ -51,7 +51,7 @@ class Event:
 
 
 class Display:
-    """Shows the events of any number of phases."""
+    """Shows the events of any number of concurrent phases."""
 
     def __init__(self) -> None:
         self._bars: Progress | None = None
@@ -94,7 +94,7 @@ class Display:
         started, printed, first = self._plain[event.title]
         if event.ended is not None:
             del self._plain[event.title]
-            if not event.ended or now - started >= 1:  # the next line tells of what is over at once
+            if not event.ended or now - started >= 1:  # a very short phase needs only its first line
                 console.print(_ending(event, now - started))
         elif now - printed >= PLAIN_SECONDS and event.done > first:
             self._plain[event.title] = (started, now, first)
@@ -102,7 +102,7 @@ class Display:
             console.print(f"{event.title}: {event.done}/{event.total}, {left:.0f} s left  {text}")
 
     def close(self) -> None:
-        """Take bars off the terminal (after an error or interrupt)."""
+        """Remove the bars from the terminal (after an error or interrupt)."""
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
@@ -117,7 +117,7 @@ _sink: Callable[[Event], None] = display.handle
 
 
 def send_to(sink: Callable[[Event], None]) -> None:
-    """Send this process's events to `sink` instead of its own display."""
+    """Send the events of this process to `sink` instead of its own display."""
     global _sink
     _sink = sink
 
@@ -125,8 +125,7 @@ def send_to(sink: Callable[[Event], None]) -> None:
 class Phase:
     """One phase of the work, e.g. Phase("imagefolder: tokenizer", 400), used as a context manager.
 
-    `start`: how much was done before, by a run that this one continues. Where several processes work together, only
-    the main one speaks.
+    `start`: how much an earlier run, which this one resumes, has done. Of several processes, only rank 0 reports.
     """
 
     def __init__(self, title: str, total: int, start: int = 0) -> None:

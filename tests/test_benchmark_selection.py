@@ -1,4 +1,4 @@
-"""Benchmarks run when asked for and not otherwise, and their file says what it must."""
+"""Benchmarks run only on request, and their file holds what a record needs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_selection():
     assert not set(plain) & set(large)
 
 
-def test_a_benchmark_says_what_a_record_needs(tmp_path):
+def test_the_file_of_a_benchmark_holds_what_a_record_needs(tmp_path):
     file = tmp_path / "benchmarks.json"
     result = run("--benchmark-only", "--benchmark-json", str(file), "-k", "test_encode and mini-1- and float32")
     assert result.returncode == 0, result.stdout

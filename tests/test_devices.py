@@ -1,4 +1,4 @@
-"""Other dtypes and devices give what float32 on the CPU gives, within their precision."""
+"""Other dtypes and devices agree with float32 on the CPU, within their precision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a record says about code, packages and machine, and the memory a piece of work took."""
+"""Code, packages and machine as a record holds them, and the peak memory of a piece of work."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ import imagefolder.environment as environment
 from leaderboard.record import Run
 
 
-def test_describe_fills_a_records_run_but_for_the_caller_s_part() -> None:
+def test_describe_fills_a_records_run_except_for_the_callers_part() -> None:
     described = environment.describe()
-    assert set(described) == set(Run.model_fields) - {"started", "finished", "command", "processes", "execution"}
+    of_the_caller = {"started", "finished", "command", "processes", "execution", "code"}
+    assert set(described) == set(Run.model_fields) - of_the_caller
     run = Run(started="a", finished="b", command="c", **described)
     assert run.packages["torch"] == metadata.version("torch")
     assert run.packages["torch-fidelity"] == metadata.version("torch-fidelity")
@@ -30,7 +31,7 @@ def test_describe_fills_a_records_run_but_for_the_caller_s_part() -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository with one commit that seems to hold the package."""
+    """A repository with one commit that seems to contain the package."""
 
     def git(*arguments: str) -> None:
         subprocess.run(["git", *arguments], cwd=tmp_path, check=True, capture_output=True)
@@ -68,12 +69,12 @@ def test_peak_memory_sees_what_was_touched_since_the_reset(monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     environment.reset_peak_memory()
     before = environment.peak_memory_mib()
-    block = mmap.mmap(-1, 200 * 2**20)  # an ordinary tensor may get memory that was freed, but never given back
+    block = mmap.mmap(-1, 200 * 2**20)  # an ordinary tensor may reuse freed memory that the process still holds
     torch.frombuffer(block, dtype=torch.uint8).fill_(1)
     grown = environment.peak_memory_mib() - before
     assert 190 < grown < 260
     gc.collect()  # drops the tensor's hold on the block
     block.close()
-    assert environment.peak_memory_mib() - before > 190  # a peak, not the present
+    assert environment.peak_memory_mib() - before > 190  # the peak, not the current use
     environment.reset_peak_memory()
-    assert environment.peak_memory_mib() - before < 100  # and forgotten when asked to
+    assert environment.peak_memory_mib() - before < 100  # until the next reset

@@ -1,4 +1,4 @@
-"""Files of ours: written whole, known by their checksums, and told apart from what the system cannot read."""
+"""Our files: written atomically, verified by checksums; damage is distinguished from read errors of the system."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from imagefolder.errors import DamagedFile, InputError
-from imagefolder.files import read_json, read_tensors, reading, write_atomically, write_json
+from imagefolder.files import read_json, reading, write_atomically, write_json
+from imagefolder.tensors import read_tensors
 
 
 def test_a_document_comes_back_and_any_change_is_noticed(tmp_path: Path) -> None:
@@ -29,7 +30,7 @@ def test_a_document_comes_back_and_any_change_is_noticed(tmp_path: Path) -> None
 
 
 def test_what_the_system_cannot_read_is_not_called_damaged(tmp_path: Path) -> None:
-    """A file server's hiccup is no reason to replace a good file."""
+    """A temporary failure of a file server is no reason to replace an intact file."""
     with pytest.raises(InputError, match="cannot be read") as caught, reading(tmp_path / "x", "a file"):
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
     assert not isinstance(caught.value, DamagedFile)
@@ -38,14 +39,14 @@ def test_what_the_system_cannot_read_is_not_called_damaged(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_tensors_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
+def test_tensors_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
     path = tmp_path / "a.safetensors"
     save_file({"good": torch.zeros(2), "bad": torch.tensor([0.0, value])}, path)
     with pytest.raises(DamagedFile, match="bad"):
         read_tensors(path)
 
 
-def test_a_full_disk_names_file_and_room(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_with_the_file_and_the_free_space(tmp_path: Path) -> None:
     def full(_: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -54,7 +55,7 @@ def test_a_full_disk_names_file_and_room(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_half_written_files_go_with_their_processes(tmp_path: Path) -> None:
+def test_half_written_files_of_dead_processes_are_removed(tmp_path: Path) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
     left = {

@@ -1,4 +1,4 @@
-"""Float32 stays float32 on a GPU too, and what was set before is set again afterwards."""
+"""Float32 has full precision on a GPU, and earlier settings are restored."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def now() -> list[str]:
 @pytest.mark.parametrize(
     ("setting", "value"), [(None, ""), (legacy, "high"), (legacy, "highest"), (per_kind, "tf32"), (per_kind, "ieee")]
 )
-def test_settings_are_restored_also_after_an_error(setting: Callable[[str], None] | None, value: str) -> None:
-    """Whatever they were set with. In a process of its own, as torch does not go back from one way to the other."""
+def test_settings_are_restored_even_after_an_error(setting: Callable[[str], None] | None, value: str) -> None:
+    """Whichever way they were set. Each in its own process, as torch cannot switch back from one way to the other."""
     if setting is per_kind and not HAS_SWITCHES:
-        pytest.skip("this torch has one switch only")
+        pytest.skip("this torch has only one switch")
     lines = "" if setting is None else f"tests.{setting.__name__}({value!r})"
     script = f"""
 import contextlib, sys
@@ -63,7 +63,7 @@ assert all(value in ("ieee", "highest", "False") for found in inside for value i
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_autocast_is_off_inside_and_on_again_afterwards(device: torch.device) -> None:
+def test_autocast_is_off_inside_and_restored_afterwards(device: torch.device) -> None:
     a = torch.randn(4, 4, device=device)
     with torch.autocast(device.type, torch.bfloat16):
         with float32_only(device):
@@ -71,15 +71,15 @@ def test_autocast_is_off_inside_and_on_again_afterwards(device: torch.device) ->
         assert (a @ a).dtype == torch.bfloat16
 
 
-def test_the_meta_device_is_no_hindrance() -> None:
+def test_the_meta_device_is_supported() -> None:
     with float32_only(torch.device("meta")):
         assert torch.zeros(2, device="meta").sum().shape == ()
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_convolution_on_the_gpu_is_that_of_the_cpu() -> None:
-    """By default it is not: TF32 is off by a thousandth."""
+def test_a_convolution_on_the_gpu_equals_that_on_the_cpu() -> None:
+    """By default it does not: TF32 is off by a thousandth."""
     torch.manual_seed(0)
     x, weight = torch.randn(8, 64, 64, 64), torch.randn(64, 64, 3, 3)  # large enough for cuDNN to choose TF32
     expected = F.conv2d(x.double(), weight.double(), padding=1)
@@ -98,7 +98,7 @@ def test_a_convolution_on_the_gpu_is_that_of_the_cpu() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["MSVR10P2-4096", "MSBR10P2-4096", "VQ-4096"])
-def test_tokens_on_the_gpu_are_those_of_the_cpu(name: str) -> None:
+def test_tokens_on_the_gpu_equal_those_on_the_cpu(name: str) -> None:
     torch.manual_seed(0)
     tokenizer = imagefolder.load_tokenizer(name, backbone="vit_small_patch14_dinov2.lvd142m")
     for parameter in tokenizer.quantizer.parameters():
@@ -110,8 +110,8 @@ def test_tokens_on_the_gpu_are_those_of_the_cpu(name: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_samples_on_the_gpu_are_the_images_of_their_tokens() -> None:
-    """Also with codes as large as those of trained models, whose maps TF32 would change."""
+def test_samples_on_the_gpu_decode_from_their_tokens() -> None:
+    """Even with codes as large as those of trained models, whose maps TF32 would change."""
     torch.manual_seed(0)
     tokenizer = imagefolder.load_tokenizer("MSVR10P2-4096", depth=2, device="cuda")
     generator = imagefolder.load_generator("VAR-d17-MSVR10P2-4096", tokenizer=tokenizer, depth=2, device="cuda")

@@ -1,4 +1,4 @@
-"""The repair of torchvision beside a CPU-only torch: after that failure only."""
+"""The repair of torchvision beside a CPU-only torch, which happens only after that failure."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ for name in ("nms", "qnms"):
         raise RuntimeError(f"operator torchvision::{name} does not exist")
 """
 PROBE = """
-import runpy, sys, torch
-module = runpy.run_path({module!r})
+import importlib.util, torch
+spec = importlib.util.spec_from_file_location("repair", {module!r})
+repair = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(repair)
 import torchvision
-print(torchvision.part.count(), hasattr(torch.ops.torchvision, "nms"), module["_library"] is not None)
+print(torchvision.part.count(), hasattr(torch.ops.torchvision, "nms"), repair._library is not None)
 """
 
 
 def run(folder: Path, source: str) -> subprocess.CompletedProcess[str]:
-    """Execute the repairing module in a process that finds a torchvision with this source first."""
+    """Execute the repairing module in a process that finds a torchvision with this source first on its path."""
     package = folder / "torchvision"
     package.mkdir()
     (package / "__init__.py").write_text(source)
@@ -45,7 +47,7 @@ def run(folder: Path, source: str) -> subprocess.CompletedProcess[str]:
 def test_missing_operators_are_declared_and_torchvision_is_imported_again(tmp_path: Path) -> None:
     result = run(tmp_path, NEEDS_OPERATORS)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == ["2", "True", "True"]  # its modules were imported anew
+    assert result.stdout.split() == ["2", "True", "True"]  # its modules were imported again
 
 
 def test_working_torchvision_is_left_alone(tmp_path: Path) -> None:

@@ -1,148 +1,141 @@
-"""`python -m imagefolder.checkpoints`: `inspect` says what a file holds, `convert FILE FOLDER` makes a native one."""
+"""`python -m imagefolder.checkpoints`: inspect weight files, and convert the authors' files to native checkpoints."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
-import torch
-import tyro
+from tyro.conf import Positional
 
-from imagefolder.checkpoints.authors import Config, NoWeights, State, load_authors_state, read_state
-from imagefolder.checkpoints.hub import locate
-from imagefolder.checkpoints.native import (
-    CONFIG,
-    read_about,
-    read_config,
-    read_weights,
-    require_fitting,
-    save_checkpoint,
-)
-from imagefolder.config import GeneratorConfig, TokenizerConfig
-from imagefolder.errors import InputError, one_line
+from imagefolder.cli import subcommands
+from imagefolder.config import Config, GeneratorConfig, TokenizerConfig
+from imagefolder.errors import InputError
 from imagefolder.files import file_sha256
-from imagefolder.generator.transformer import Transformer
-from imagefolder.loading import fitting_models
-from imagefolder.tokenizer.model import Tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from imagefolder.checkpoints.authors import State
 
 KINDS = {"tokenizer": TokenizerConfig, "generator": GeneratorConfig}
 
 
-@dataclass
-class Inspect:
-    """Say what weights a native checkpoint or one of the authors' files holds, and which configurations they fit."""
-
-    source: Annotated[str, tyro.conf.Positional]
-    """native folder, .pt, .pth or .safetensors file, or hf://owner/repo[/file]"""
-
-    def run(self) -> None:
-        path = locate(self.source)
-        if path.is_dir():
-            self._native(path)
-            return
-        for kind, config_type in KINDS.items():
-            try:
-                state = read_state(path, config_type)
-            except NoWeights:
-                print(f"{kind}: none")
-                continue
-            steps = "" if state.steps is None else f", {state.steps} steps"
-            fits = _fits(state.tensors, config_type)
-            print(f"{kind}: {len(state.tensors)} tensors (from '{state.place}'{steps}), fits {fits}")
-
-    def _native(self, folder: Path) -> None:
-        about = read_about(folder)
-        kinds = {config_type.__name__: (kind, config_type) for kind, config_type in KINDS.items()}
-        if str(about.get("kind")) not in kinds:
-            raise InputError(f"{folder / CONFIG}: its kind is none of {', '.join(kinds)}")
-        kind, config_type = kinds[about["kind"]]
-        config = read_config(folder, config_type, about)
-        with torch.device("meta"):
-            require_fitting(folder, _build(config))
-        state = read_weights(folder, about)
-        fits = _fits(state, config_type)
-        print(f"{kind}: {len(state)} tensors (native checkpoint of {_describe(config)}), fits {fits}")
+def main() -> NoReturn:
+    """Entry point."""
+    subcommands({"inspect": inspect, "convert": convert}, prog="python -m imagefolder.checkpoints", description=__doc__)
 
 
-@dataclass
-class Convert:
-    """Write the weights of one of the authors' files as model.safetensors and config.json."""
+def inspect(source: Annotated[str, Positional]) -> None:
+    """Print what weights a file or native checkpoint holds, and which configurations they fit.
 
-    source: Annotated[str, tyro.conf.Positional]
-    """.pt, .pth or .safetensors file, or hf://owner/repo/file"""
-    folder: Annotated[Path, tyro.conf.Positional]
-    """to be created"""
-    kind: str = "auto"
-    """tokenizer or generator; auto: a generator if the file holds one, as generator files hold their tokenizer too"""
-    model: str | None = None
-    """name of the configuration, where several fit"""
+    Args:
+        source: native folder, .pt, .pth or .safetensors file, or hf://owner/repo[/file]
+    """
+    from imagefolder.checkpoints.authors import NoWeights, read_state
+    from imagefolder.checkpoints.hub import locate
 
-    def run(self) -> None:
-        if self.folder.exists() and not (self.folder.is_dir() and not any(self.folder.iterdir())):
-            raise InputError(f"{self.folder}: is there already; name a folder that is to be created")
-        path = locate(self.source)
-        if path.is_dir():
-            raise InputError(f"{path}: a folder; only files are converted, a native checkpoint is loaded as it is")
-        config_type, state = self._read(path)
-        config = self._choose(fitting_models(state.tensors, config_type), path)
-        model = _build(config)
-        load_authors_state(model, state, str(path))
-        source = {"file": path.name, "sha256": file_sha256(path), "weights": state.place, "steps": state.steps}
-        sha256 = save_checkpoint(self.folder, model, config, converted_from=source)
-        print(f"{self.folder}: {_describe(config)}, weights '{state.place}' of {path.name}, sha256 {sha256}")
-
-    def _read(self, path: Path) -> tuple[Any, State]:
-        if self.kind not in ("auto", *KINDS):
-            raise InputError(f"--kind {self.kind} is not auto, tokenizer or generator")
-        if self.kind != "auto":
-            return KINDS[self.kind], read_state(path, KINDS[self.kind])
+    path = locate(source)
+    if path.is_dir():
+        _inspect_native(path)
+        return
+    for kind, config_type in KINDS.items():
         try:
-            return GeneratorConfig, read_state(path, GeneratorConfig)
+            state = read_state(path, config_type)
         except NoWeights:
-            return TokenizerConfig, read_state(path, TokenizerConfig)
-
-    def _choose(self, fitting: list[Config], path: Path) -> Config:
-        names = [config.name for config in fitting]
-        if self.model is not None:
-            if self.model not in names:
-                raise InputError(f"{path}: does not fit {self.model} (fits: {', '.join(names) or 'none of the zoo'})")
-            return fitting[names.index(self.model)]
-        if not fitting:
-            raise InputError(f"{path}: fits no configuration of the zoo; load it with load_tokenizer and overrides")
-        if len(fitting) > 1:
-            raise InputError(f"{path}: fits {', '.join(names)} alike; say which with --model")
-        return fitting[0]
+            print(f"{kind}: none")
+            continue
+        steps = "" if state.steps is None else f", {state.steps} steps"
+        fits = _fits(state.tensors, config_type)
+        print(f"{kind}: {len(state.tensors)} tensors (from '{state.place}'{steps}), fits {fits}")
 
 
-def _build(config: Config) -> torch.nn.Module:
-    return Tokenizer(config) if isinstance(config, TokenizerConfig) else Transformer(config)
+def convert(
+    source: Annotated[str, Positional],
+    folder: Annotated[Path, Positional],
+    *,
+    kind: Literal["auto", "tokenizer", "generator"] = "auto",
+    model: str | None = None,
+) -> None:
+    """Write the weights of one of the authors' files as model.safetensors and config.json.
+
+    Args:
+        source: .pt, .pth or .safetensors file, or hf://owner/repo/file
+        folder: folder to create
+        kind: what to convert; auto: the generator if the file holds one, as generator files also hold their tokenizer
+        model: name of the configuration, if several fit
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{folder}: already exists; name a new folder")
+    from imagefolder.checkpoints.authors import load_authors_state
+    from imagefolder.checkpoints.hub import locate
+    from imagefolder.checkpoints.native import save_checkpoint
+    from imagefolder.loading import build, fitting_models
+
+    path = locate(source)
+    if path.is_dir():
+        raise InputError(f"{path}: a folder; only files are converted, native checkpoints load as they are")
+    config_type, state = _read(path, kind)
+    config = _choose(fitting_models(state.tensors, config_type), model, path)
+    built = build(config)
+    load_authors_state(built, state, str(path))
+    origin = {"file": path.name, "sha256": file_sha256(path), "weights": state.place, "steps": state.steps}
+    sha256 = save_checkpoint(folder, built, config, converted_from=origin)
+    print(f"{folder}: {_describe(config)}, weights '{state.place}' of {path.name}, sha256 {sha256}")
 
 
-def _fits(state: Mapping[str, torch.Tensor], config_type: Any) -> str:
+def _inspect_native(folder: Path) -> None:
+    import torch
+
+    from imagefolder.checkpoints.native import CONFIG, read_about, read_config, read_weights, require_fitting
+    from imagefolder.loading import build
+
+    about = read_about(folder)
+    kinds = {config_type.__name__: (kind, config_type) for kind, config_type in KINDS.items()}
+    if str(about.get("kind")) not in kinds:
+        raise InputError(f"{folder / CONFIG}: its kind is none of {', '.join(kinds)}")
+    kind, config_type = kinds[about["kind"]]
+    config = read_config(folder, config_type, about)
+    with torch.device("meta"):
+        require_fitting(folder, build(config))
+    state = read_weights(folder, about)
+    fits = _fits(state, config_type)
+    print(f"{kind}: {len(state)} tensors (native checkpoint of {_describe(config)}), fits {fits}")
+
+
+def _read(path: Path, kind: str) -> tuple[type[Config], State]:
+    from imagefolder.checkpoints.authors import NoWeights, read_state
+
+    if kind != "auto":
+        return KINDS[kind], read_state(path, KINDS[kind])
+    try:
+        return GeneratorConfig, read_state(path, GeneratorConfig)
+    except NoWeights:
+        return TokenizerConfig, read_state(path, TokenizerConfig)
+
+
+def _choose(fitting: list[Config], model: str | None, path: Path) -> Config:
+    names = [config.name for config in fitting]
+    if model is not None:
+        if model not in names:
+            raise InputError(f"{path}: does not fit {model} (fits: {', '.join(names) or 'none of the zoo'})")
+        return fitting[names.index(model)]
+    if not fitting:
+        raise InputError(f"{path}: fits no configuration of the zoo; load it with load_tokenizer and overrides")
+    if len(fitting) > 1:
+        raise InputError(f"{path}: fits {' and '.join(names)}; choose one with --model")
+    return fitting[0]
+
+
+def _fits(state: Mapping[str, Tensor], config_type: Any) -> str:
+    from imagefolder.loading import fitting_models
+
     return " or ".join(map(_describe, fitting_models(state, config_type))) or "no known configuration"
 
 
 def _describe(config: Config) -> str:
-    if isinstance(config, TokenizerConfig):
-        return f"{config.name} on {config.backbone}"
-    return config.name
-
-
-def main() -> int:
-    """Exit code 0, or 2 after a line on what is wrong."""
-    command = tyro.extras.subcommand_cli_from_dict(
-        {"convert": Convert, "inspect": Inspect}, prog="python -m imagefolder.checkpoints", description=__doc__
-    )
-    try:
-        command.run()
-    except (InputError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    return f"{config.name} on {config.backbone}" if isinstance(config, TokenizerConfig) else config.name
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
