@@ -1,1 +1,1 @@
-"""One script per table or figure of the paper; each row a recipe, its reported numbers beside it."""
+"""One script per table or experiment of the paper, the stages of its rows, and the reported numbers."""

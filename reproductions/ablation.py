@@ -21,7 +21,7 @@ from reproductions.scales import SCALES, Scale
 
 
 @dataclass(frozen=True)
-class Step:
+class AblationStep:
     """One row: what it changes relative to the row above."""
 
     label: str
@@ -30,34 +30,36 @@ class Step:
     loss: dict[str, Any] = field(default_factory=dict)
 
 
-def steps(scale: Scale) -> list[Step]:
+def steps(scale: Scale) -> list[AblationStep]:
     """The changes in their order."""
     return [
-        Step(
+        AblationStep(
             "Multi-scale residual quantization",
             "the VAR baseline: one branch on the token maps of VAR, PatchGAN, no regularisation",
             {"branches": 1, "scales": scale.var_scales, "quantizer_dropout": 0.0, "semantic": "none"},
             {"discriminator": "patch", "lecam": 0.0},
         ),
-        Step(
+        AblationStep(
             "+ quantizer dropout",
             "a tenth of the images keep only the first scales while training",
             {"quantizer_dropout": scale.tokenizer.quantizer_dropout},
         ),
-        Step("+ smaller K", "the last token maps are smaller", {"scales": scale.tokenizer.scales}),
-        Step(
+        AblationStep("+ smaller K", "the last token maps are smaller", {"scales": scale.tokenizer.scales}),
+        AblationStep(
             "+ product quantization, parallel decoding",
             "two branches whose tokens of a position are predicted at once",
             {"branches": scale.tokenizer.branches},
         ),
-        Step("+ semantics on all branches", "the joint map is regularised towards the teacher", {"semantic": "all"}),
-        Step("+ semantics on one branch", "only the last branch is regularised", {"semantic": "last"}),
-        Step(
+        AblationStep(
+            "+ semantics on all branches", "the joint map is regularised towards the teacher", {"semantic": "all"}
+        ),
+        AblationStep("+ semantics on one branch", "only the last branch is regularised", {"semantic": "last"}),
+        AblationStep(
             "+ stronger discriminator",
             "heads on frozen features instead of PatchGAN (as in the release; the document does not define it)",
             loss={"discriminator": "dino"},
         ),
-        Step(
+        AblationStep(
             "+ equilibrium enhancement",
             "not described beyond its name: the released final configuration, which adds LeCAM regularisation to the "
             "discriminator; adaptive weight and late start of the adversarial term are in all rows",
@@ -80,30 +82,12 @@ def rows(scale: Scale, classes: int) -> list[Recipe]:
                 tokenizer,
                 for_tokenizer(generator, tokenizer, num_classes=classes),
                 loss=loss,
-                reported=REPORTED[number - 1],
+                reported=f"ImageFolder ablation A{number}",
                 measures=("reconstruction", "probe", "generation"),
             )
         )
     return recipes
 
-
-REPORTED = [
-    f"ImageFolder ablation A{number} {name}"
-    for number, name in enumerate(
-        (
-            "multi-scale residual quantization",
-            "+quantizer dropout",
-            "+smaller K=11",
-            "+product quantization & parallel decoding",
-            "+semantic reg. all branches",
-            "+semantic reg. one branch",
-            "+stronger discriminator",
-            "+equilibrium enhancement",
-        ),
-        1,
-    )
-]
-"""the rows' names in reported/imagenet256.csv"""
 
 # At mini every row has a discriminator (a narrow one), at a lower budget: eight rows with three seeds in half an hour.
 _MINI = SCALES["mini"]

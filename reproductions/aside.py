@@ -1,4 +1,4 @@
-"""Models of earlier runs that are to be trained again: set aside, and removed once the new results are recorded."""
+"""Models that are trained again: the old ones are set aside, and removed once the new results are recorded."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from reproductions.row import Row, TrainedModel
 
 
 def set_aside(row: Row) -> None:
-    """Have a row's own models trained again (the proxies stay: they are what makes numbers comparable).
+    """Set a row's models aside, so that they are trained again. The proxies stay: they make numbers comparable.
 
-    All processes call it. Given weights are left alone, and the row's record stays until there is a new one.
+    All processes call this. Given weights are left alone, and the row's record stays until there is a new one.
 
     Raises:
         InputError: a model cannot be moved: it would be taken for the new one.
@@ -45,9 +45,9 @@ def move_aside(model: TrainedModel) -> None:
 
 
 def remove_aside(row: Row) -> None:
-    """Remove what was set aside, once the row's record is of the models that replaced it. All processes call.
+    """Remove what was set aside, once the row's record is of the models that replaced it. All processes call this.
 
-    Until then the record is still of what was set aside.
+    Until then, the record is still of what was set aside.
     """
     for model in row.models:
         if not of_main(_earlier(model).exists()):
@@ -68,7 +68,7 @@ def _move_aside(model: TrainedModel) -> str | None:
         elif folder.exists():
             shutil.rmtree(folder)
     except OSError as error:
-        return f"{folder} is to be rebuilt, but what is there cannot be moved or removed: {reason(error)}"
+        return f"{folder} must be rebuilt, but its old content cannot be moved or removed: {reason(error)}"
     return None
 
 

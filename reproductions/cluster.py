@@ -27,12 +27,12 @@ TRAININGS = (run_tokenizer, run_generator)  # these can be watched, and asked to
 
 
 class Cluster:
-    """Collects tasks, which count as ended when they are handed over: from then on the cluster waits for what they
-    need, and the report's job says what became of them.
+    """Collects tasks, which count as ended when they are handed over: from then on the cluster resolves their needs,
+    and the report's job records what became of them.
 
     Args:
-        rows: all that the report is to account for.
-        profile, settings: as of `slurm.launch.submit`.
+        rows: all rows of the report.
+        profile, settings: as for `slurm.launch.submit`.
         prepare: called once everything has been checked, right before the jobs are submitted.
     """
 
@@ -90,7 +90,7 @@ def processes_of_trainings(scale: Scale, profile: str | None, settings: tuple[st
 
 
 def run_stage(function: Callable[..., None], arguments: tuple[Any, ...], threads: int | None) -> None:
-    """What a job does: a stage, in as many processes as the job has, with the threads its scale asks for."""
+    """The function of a job: a stage, in all processes of the job, with the scale's number of threads."""
     if threads is not None:
         use_threads(threads)
     join_processes()
@@ -130,7 +130,7 @@ def _stage(task: Task) -> Stage:
 
 
 def _kind(scale: Scale, trains: bool) -> str:
-    """Kind of a job in the profile. A scale with a number of threads is one for CPUs."""
+    """Kind of a job in the profile. A scale that sets the number of threads is meant for CPUs."""
     return "small" if scale.threads is not None else "training" if trains else "evaluation"
 
 

@@ -29,10 +29,10 @@ from slurm.launch import require_plain
 def run_table(table: Table, options: Options) -> int:
     """Do what the options ask for; returns the exit code for finished (0) or failed (1) rows.
 
-    Started by torchrun, all processes work on one stage after the other.
+    Under torchrun, all processes work on one stage after the other.
 
     Raises:
-        InputError: the options, the data or the output folder are of no use.
+        InputError: the options, the data or the output folder cannot be used.
     """
     if options.submit:
         options = replace(options, output=options.output.resolve())  # jobs may start in another folder
@@ -96,7 +96,7 @@ def _run(tasks: list[Task], plans: list[RowPlan]) -> dict[str, str]:
         failed[row.name] = reasons[row.full_name]
         try:
             record_unfinished(row, "failed", failed[row.name])
-        except OSError as error:  # the disk may be full; the reason is reported all the same
+        except OSError as error:  # the disk may be full; the reason is still reported
             failed[row.name] += f"; its record cannot be written either: {reason(error)}"
     return failed
 

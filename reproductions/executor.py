@@ -1,4 +1,4 @@
-"""Running a graph of tasks: each once what it needs is done, wherever that is.
+"""Run a graph of tasks, each after the tasks that it needs.
 
 The one place that decides what may start and what a failure stops. Where tasks run is up to a `Way`: worker processes
 (`workers`), this process together with those of torchrun (`together`), or a cluster (`cluster`).
@@ -51,10 +51,10 @@ class Way(Protocol):
 
 
 def execute(tasks: Sequence[Task], way: Way) -> dict[str, str]:
-    """Run all tasks, those listed first as early as they can. A failed task stops only those that need it.
+    """Run all tasks, those listed first as early as possible. A failed task stops only those that need it.
 
     Returns:
-        Why it failed or could not start, by name, for every such task.
+        The tasks that failed or could not start, by name, each with the reason.
     """
     failed: dict[str, str] = {}
     done: set[str] = set()
@@ -113,5 +113,5 @@ def attempt(task: Task) -> str | None:
 
 
 def is_worker_death(error: Exception) -> bool:
-    """Whether a data loading process has died: torch raises a RuntimeError wherever its parent happens to be."""
+    """Whether a data loading process has died: torch then raises a RuntimeError at any point of its parent."""
     return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)

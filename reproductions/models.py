@@ -89,7 +89,7 @@ def load_trained(model: nn.Module, config: Any, trained: TrainedModel) -> dict[s
 
 @contextmanager
 def _with_remedy(folder: Path) -> Iterator[None]:
-    """Say in the message about a damaged model what to do."""
+    """Add what to do to the message about a damaged model."""
     try:
         yield
     except DamagedFile as error:

@@ -1,4 +1,4 @@
-"""The options every reproduction script shares, and what can be said about them before anything heavy is imported."""
+"""The options that all scripts share, checked before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from imagefolder.errors import InputError
 from reproductions.recipe import Recipe, Table
 from reproductions.scales import Scale
 
-MIN_TEST_IMAGES = 10  # the inception score alone takes ten splits
+MIN_TEST_IMAGES = 10  # the Inception score uses ten splits
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Options:
     as the scale has: 50,000 at full)"""
     views: int | None = None
     """augmented views of every training image that are encoded once for the generator (default: the scale's, 10 at
-    full); 0: a new crop every epoch, encoded on the fly, which is how the authors train"""
+    full); 0: a new crop every epoch, encoded on the fly, as the authors do"""
     micro_batch: int = 0
-    """largest batch per GPU while training, the rest by gradient accumulation (0: no limit)"""
+    """largest batch per GPU while training; larger ones use gradient accumulation; 0: no limit"""
     activation_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, about a third more compute"""
     compile: bool = False
@@ -89,7 +89,7 @@ def run_script(table: Table) -> NoReturn:
 
 
 def chosen_scale(table: Table, options: Options) -> Scale:
-    """The scale to run at; `InputError` if it is unknown, or another option does not go with it."""
+    """The scale to run at; `InputError` if it is unknown or does not fit the other options."""
     name = options.scale or ("small" if options.data else "mini")
     if name not in table.scales:
         raise InputError(f"unknown scale {name!r}; known: {', '.join(table.scales)}")
@@ -122,5 +122,5 @@ def chosen_rows(rows: list[Recipe], options: Options) -> list[str]:
             raise InputError("--generator-weights needs --tokenizer-weights: the tokenizer whose tokens it predicts")
         return [name for name in known if not options.rows or name in options.rows]
     if len(options.rows) > 1:
-        raise InputError("--tokenizer-weights are those of one row; name one with --rows")
+        raise InputError("--tokenizer-weights belong to one row; name it with --rows")
     return [*options.rows] or known[:1]

@@ -1,4 +1,4 @@
-"""What the chosen rows amount to with the data, seeds and machine at hand, and which of it has been done."""
+"""The chosen rows with data and seeds, and which of their stages have finished."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RowPlan:
     generator_done: bool
     recorded: bool
     outdated: tuple[str, ...] = ()
-    """finished results that today's code did not make, one line each"""
+    """finished results that other versions of the code made, one line each"""
 
 
 def plan_rows(table: Table, options: Options) -> list[RowPlan]:
@@ -126,14 +126,14 @@ def _read(source: Source) -> Dataset:
     splits = read_splits(source)
     if len(splits.test) < MIN_TEST_IMAGES:
         raise InputError(
-            f"{source.path}: {len(splits.test)} test images are too few for any metric, which needs at least "
-            f"{MIN_TEST_IMAGES} (a fifth of every class, or the images of val/)"
+            f"{source.path}: {len(splits.test)} test images (a fifth of every class, or the images of val/) are too "
+            f"few; metrics need at least {MIN_TEST_IMAGES}"
         )
     return describe(splits)
 
 
 def _given(options: Options) -> Given | None:
-    """The weights to evaluate; `InputError` for a path with nothing there, before anything is trained."""
+    """The weights to evaluate; `InputError` for a path that does not exist, before anything is trained."""
     if options.tokenizer_weights is None:
         return None
     for weights in filter(None, (options.tokenizer_weights, options.generator_weights)):
@@ -143,7 +143,7 @@ def _given(options: Options) -> Given | None:
 
 
 def _evaluated(row: Row) -> Recipe:
-    """The recipe as it is, or with given weights instead of trained ones: a row of its own."""
+    """The recipe unchanged or, with given weights instead of trained ones, as a separate row."""
     recipe, given = row.recipe, row.given
     if given is None:
         return recipe

@@ -1,4 +1,4 @@
-"""What a reproduction script shows on the terminal."""
+"""What the scripts show on the terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reproductions.recipe import Recipe
 if TYPE_CHECKING:  # listing rows needs neither torch nor pandas
     from reproductions.plan import RowPlan
 
-COLUMNS = ("rFID", "PSNR", "gFID", "IS", "class accuracy", "linear probe accuracy (quantized)", "positions")
+METRICS = ("rFID", "PSNR", "gFID", "IS", "class accuracy", "linear probe accuracy (quantized)")
 
 
 def print_rows(title: str, rows: list[Recipe]) -> None:
@@ -30,7 +30,7 @@ def print_rows(title: str, rows: list[Recipe]) -> None:
 
 
 def print_plan(title: str, plans: list[RowPlan], output: Path) -> None:
-    """What is about to be done, and on what."""
+    """What is about to be done, on which machine and data."""
     import torch
 
     row = plans[0].row
@@ -55,22 +55,21 @@ def print_plan(title: str, plans: list[RowPlan], output: Path) -> None:
     for line in outdated:
         console.print(line)
     if outdated:
-        console.print("--fresh redoes the chosen rows with today's code")
+        console.print("--fresh redoes the chosen rows with the current code")
 
 
 def print_results(table: str, scale: str, output: Path) -> None:
     """The main numbers of the table; the report has all of them."""
     from leaderboard.store import read_records
-    from leaderboard.tables import measured_frame
+    from leaderboard.tables import measured_frame, metric_labels
 
     records = [r for r in read_records(output / "records") if (r.table, r.scale) == (table, scale)]
-    frame = measured_frame(records)
-    columns = [found for name in COLUMNS for found in (name, f"proxy-{name}") if found in frame]
-    columns = [name for name in columns if bool(frame[name].notna().any())]
+    frame, labels = measured_frame(records), metric_labels(records)
+    metrics = [label for name in METRICS for (protocol, *_), label in labels.items() if protocol.metric == name]
+    columns = [*metrics, "positions"]
     shown = Table(box=None, pad_edge=False)
     for column in ("row", "seeds", *columns):
-        whole = column == "row" or column not in COLUMNS
-        shown.add_column(column, justify="left" if column == "row" else "right", no_wrap=whole)
+        shown.add_column(column, justify="left" if column == "row" else "right", no_wrap=" " not in column)
     for line in frame.to_dict("records"):
         values = [f"{line[column]:.4g}" if line[column] == line[column] else "-" for column in columns]  # NaN: none
         shown.add_row(line["row"], str(line["n_seeds"]), *values)
@@ -78,7 +77,7 @@ def print_results(table: str, scale: str, output: Path) -> None:
 
 
 def _normalising(plan: RowPlan) -> str | None:
-    """That a row's discriminator sees other images together than it would in one piece, where it does."""
+    """A line if micro-batches change which images a row's discriminator normalises together."""
     if plan.tokenizer_done:
         return None
     row, name = plan.row, "images_normalised_together"

@@ -1,4 +1,4 @@
-"""The small networks that stand in for published ones below scale full: semantic teacher and proxy extractor.
+"""The small networks that replace published ones below scale full: semantic teacher and proxy extractor.
 
 Both are trained once per data set and scale, by whichever row needs them first.
 """

@@ -15,8 +15,8 @@ Measure = Literal["reconstruction", "perturbation", "probe", "generation"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """One row: a tokenizer, how its objective differs from the scale's, and a generator on its tokens (None: the row
-    is about reconstruction only)."""
+    """One row: a tokenizer, how its objective differs from the scale's, and a generator on its tokens (None:
+    reconstruction only)."""
 
     row: str
     label: str
@@ -34,7 +34,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper, or an experiment of that kind.
+    """A table of the paper, or another experiment.
 
     `rows` lists its recipes in order, given a scale and the number of classes of the data. `scales` are the scales it
     runs at, by name; a table may have its own budget.

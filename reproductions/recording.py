@@ -1,4 +1,4 @@
-"""From results to the record of a row, and whether there is one already."""
+"""Write the record of a row, and check whether there is one already."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def record_finished(row: Row, models: Models, results: Mapping[Measure, Result],
         started: time stamp of the evaluation's start.
         seconds: duration of the evaluation.
     """
-    if row.scale.published:  # at other scales nobody expects what needs published weights
+    if row.scale.published:  # at other scales, metrics that need published weights are not expected
         for note in (note for result in results.values() for note in result.notes):
             console.print(f"{row.recipe.row}: {note}")
     config, about = row.config, models.about
@@ -80,14 +80,14 @@ def record_finished(row: Row, models: Models, results: Mapping[Measure, Result],
 
 
 def record_unfinished(row: Row, status: Literal["failed", "not run"], reason: str) -> None:
-    """Record that a row failed or was not run, and why; a finished record stays."""
+    """Record that a row failed or was not run, and why; a finished record is kept."""
     record = Record(**_identity(row, row.config), status=status, reason=reason, run=_run(row, utc_now()))
     if write_record(row.output / "records", record) is None:
-        console.print(f"{row.name}: the record of its earlier, finished run stays")
+        console.print(f"{row.name}: the record of its earlier, finished run is kept")
 
 
 def has_record(row: Row) -> bool:
-    """Whether the row's finished record is there, of exactly these settings and models, intact, with its pictures."""
+    """Whether the row has an intact, finished record of exactly these settings and models, with its pictures."""
     return finished_record(row) is not None
 
 
@@ -97,18 +97,18 @@ def finished_record(row: Row) -> Record | None:
         record = read_record(row.record)
         same = record.config_sha256 == config_hash(row.config) and record.dataset.sha256 == row.dataset.sha256
         finished = record.status == "finished" and same and _is_of_these_models(record, row)
-    except (RecordError, InputError):  # of the models' documents; loading them says which
+    except (RecordError, InputError):  # of the models' documents; loading them reports it
         return None
     return record if finished and pictures_intact(record, row.output) else None
 
 
 def changed_since(record: Record) -> Change | None:
-    """How the code that decides a record's numbers differs from that which made it; None: not at all."""
+    """How the code that decides a record's numbers differs from the code that made it; None: not at all."""
     return change_since(record.run.git_commit, record.run.code, "record")
 
 
 def utc_now() -> str:
-    """The time, as records hold it."""
+    """The current time in the format of records."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 

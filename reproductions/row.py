@@ -30,8 +30,8 @@ from reproductions.recipe import Recipe, loss_of, resolved, sampling_of, trainin
 from reproductions.scales import Scale
 from reproductions.source import Source, read_splits
 
-# What in a row's configuration decides nothing before its generator is trained, or before it is evaluated. All other
-# entries decide the tokenizer's weights, new ones included.
+# Entries of a row's configuration that only decide the generator's weights, or only the evaluation. All other entries,
+# including new ones, decide the tokenizer's weights.
 GENERATOR_ONLY = {"generator", "generator_training", "views"}
 EVALUATION_ONLY = {"measures", "probe_epochs", "probe_batch", "sampling", "samples", "test_images"}
 
@@ -100,10 +100,10 @@ class Row:
         return f"{self.table} {self.shared.name} {self.name}"
 
     def title(self, text: str) -> str:
-        """A line of progress."""
+        """A title for the display of progress."""
         return f"seed {self.seed} {text}"
 
-    # What the scale and the recipe amount to
+    # Settings from scale and recipe
 
     @property
     def loss(self) -> LossConfig:
@@ -156,7 +156,7 @@ class Row:
 
     @property
     def generator(self) -> TrainedModel | None:
-        """None: the row is about reconstruction only."""
+        """None: reconstruction only."""
         if self.recipe.generator is None:
             return None
         config = self.config
@@ -209,7 +209,7 @@ class Row:
         return self.output / "records" / f"{stem}.json"
 
     def building(self, path: Path) -> AbstractContextManager[None]:
-        """Lock a file or folder of the output folder while building, replacing or removing it; all processes call.
+        """Lock a file or folder of the output folder while building, replacing or removing it; all processes call this.
 
         Where several locks are needed: record, then generator, then tokenizer.
         """
@@ -228,7 +228,7 @@ class Row:
 
     @property
     def evaluated(self) -> DataSplits:
-        """The images, with only those of the test split that are to be evaluated."""
+        """The images, with only those of the test split that are evaluated."""
         splits, number = self.splits, len(self.splits.test)
         if self.test_images is None or self.test_images >= number:
             return splits
@@ -237,5 +237,5 @@ class Row:
 
 
 def _nameless(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration without its name, which decides nothing."""
+    """A configuration without its name, which has no effect."""
     return {name: value for name, value in config.items() if name != "name"}

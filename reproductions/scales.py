@@ -1,6 +1,6 @@
 """The scales at which rows run: how large their models are, how long they train, and how they are evaluated.
 
-All rows of a table at one scale share it, so that they train on equal budgets: the same steps, batch, optimizer and
+All rows of a table at one scale share it, so that they train on equal budgets: the same steps, batch, optimiser and
 data order.
 """
 
@@ -22,7 +22,7 @@ class Scale:
     generator: GeneratorConfig
     """ImageFolder's"""
     single_scale: TokenizerConfig
-    """the raster baseline's, without semantic regularization (the released VQ models have it)"""
+    """the raster baseline's, without semantic regularisation (the released VQ models have it)"""
     raster: GeneratorConfig
     """the raster baseline's"""
     var_scales: tuple[int, ...]

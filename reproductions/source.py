@@ -1,4 +1,4 @@
-"""The images of a row: where they come from, and that they are still the ones it was planned with."""
+"""The images of a row: where they come from, and their description in records."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def read_splits(source: Source) -> DataSplits:
 
 
 def describe(splits: DataSplits) -> Dataset:
-    """What a record says about its data."""
+    """The description of the images in a record."""
     return Dataset(
         name=splits.name,
         sha256=splits.sha256,

@@ -1,8 +1,8 @@
 """The stages of a row after its proxies: tokenizer, token cache, generator, evaluation. Each finishes once.
 
 Where several processes work together, all call the same stage. Where several runs need the same result, one builds it
-under its lock while the others wait. A stage makes sure of what it needs itself, because another run may be rebuilding
-it.
+under its lock while the others wait. Each stage checks for itself that what it needs has finished, because another
+run may be rebuilding it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 import time
 from contextlib import nullcontext
 from dataclasses import replace
-
-from torch import nn
 
 from imagefolder.checkpoints.native import read_about
 from imagefolder.distributed import barrier, is_main, of_main, world_size
@@ -21,6 +19,7 @@ from imagefolder.progress import console
 from imagefolder.tokenizer.discriminator import dino
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.tokenizer.semantic import Teacher, pretrained_vit
+from imagefolder.tokenizer.vit import ViT
 from imagefolder.training.generator import train_generator
 from imagefolder.training.state import remove_state
 from imagefolder.training.token_cache import ABOUT, TokenCache, build_token_cache
@@ -55,7 +54,7 @@ def run_generator(row: Row) -> None:
 
 
 def run_evaluation(row: Row) -> None:
-    """Evaluate a row and record it, unless another run has done so meanwhile (and this one is not `fresh`)."""
+    """Evaluate a row and record it, unless another run has done so in the meantime (and this one is not `fresh`)."""
     with row.building(row.record.with_suffix("")):
         models = _models(row)
         if row.given is not None or row.fresh or not of_main(has_record(row)):
@@ -149,7 +148,7 @@ def _tokens(row: Row, tokenizer: Tokenizer, sha256: str) -> TokenCache:
 def _is_of_another_tokenizer(row: Row, sha256: str) -> bool:
     try:
         return read_json(row.tokens / ABOUT).get("tokenizer_sha256") != sha256
-    except InputError:  # there is none, or opening it says what is wrong
+    except InputError:  # it is missing, or opening it reports what is wrong
         return False
 
 
@@ -184,8 +183,8 @@ def _teacher(row: Row) -> Teacher | None:
     return Teacher(pretrained_vit(row.recipe.tokenizer)) if row.scale.published else proxy_teacher(row)
 
 
-def _discriminator_features(row: Row) -> nn.Module | None:
-    """The frozen network under a discriminator's heads, or None where it has none."""
+def _discriminator_features(row: Row) -> ViT | None:
+    """The frozen network under a discriminator's heads, or None if it has none."""
     if not row.loss.adversarial or row.loss.discriminator == "patch":
         return None
     return dino() if row.scale.published else proxy_teacher(row).vit

@@ -36,8 +36,8 @@ class Together:
             if not isinstance(error, dist.DistError) and "gloo" not in str(error):
                 raise
             raise InputError(
-                f"{task.name}: another of the processes has ended or cannot be reached ({reason(error)}); its own "
-                "output says why, and the same command continues"
+                f"{task.name}: another of the processes has ended or cannot be reached ({reason(error)}); its "
+                "output shows why, and the same command continues"
             ) from error
         self._ended.append(task.name)
 

@@ -1,7 +1,7 @@
 """Which version of the code made a model or a record, and whether that code has changed since.
 
-Compared is the code itself, without comments, docstrings and formatting, by part of the package. A model keeps an entry
-for every version that worked on it in `code.json`, beside its weights.
+The code itself is compared, part by part, without comments, docstrings and formatting. `code.json`, next to a model's
+weights, has an entry for every version that trained it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ DECIDES: dict[Literal["tokenizer", "generator", "record"], tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Change:
-    """A finished result was made by other code than today's; `commit` None: it is not known which."""
+    """A finished result was made by another version of the code; `commit` None: it is not known which."""
 
     commit: str | None
     parts: tuple[str, ...]
@@ -57,12 +57,12 @@ class Change:
 
 @functools.cache
 def code_hashes() -> dict[str, str]:
-    """sha256 of today's code by part."""
+    """sha256 of the current code by part."""
     return {part: _hash(path for name in names for path in _files(ROOT / name)) for part, names in PARTS.items()}
 
 
 def note_code(model: TrainedModel) -> None:
-    """Note that today's code works on a model. Call before training it."""
+    """Note that the current code trains a model. Call before training it."""
     entry = {"commit": git_state()[0], "code": code_hashes()}
     versions = _versions(model)
     if versions is None or entry not in versions:
@@ -70,7 +70,7 @@ def note_code(model: TrainedModel) -> None:
 
 
 def changed_code(model: TrainedModel) -> Change | None:
-    """How the code that decides a finished model differs from that which made it; None: not at all."""
+    """How the code that decides a finished model differs from the code that made it; None: not at all."""
     versions = _versions(model)
     if versions is None:
         return Change(None, ())
@@ -90,7 +90,7 @@ def change_since(
 
 
 def _versions(model: TrainedModel) -> list[dict[str, Any]] | None:
-    """The versions that worked on a model; None: none is noted, or not readably."""
+    """The versions that trained a model; None: none is noted, or the note is unreadable."""
     try:
         versions: list[dict[str, Any]] = read_json(model.folder / CODE)["versions"]
         well_formed = all(isinstance(entry["code"], dict) and "commit" in entry for entry in versions)
@@ -115,5 +115,5 @@ def _hash(paths: Iterable[Path]) -> str:
 
 
 def _is_text(node: ast.AST) -> bool:
-    """Whether a statement is a docstring, of a class's field too."""
+    """Whether a statement is a docstring, including those of fields."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

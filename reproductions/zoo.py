@@ -4,7 +4,7 @@ python reproductions/zoo.py                                                     
 python reproductions/zoo.py --rows MSBR10P2-4096 RobustTok --seeds 0 1 2
 python reproductions/zoo.py --scale full --data IMAGENET --rows VP2-16384       # as released
 
-At full, the tokenizer, objective and optimizer of every row are the released ones, as far as the release states them
+At full, the tokenizer, objective and optimiser of every row are the released ones, as far as the release states them
 (docs/zoo.md compares them with the published configurations). The generators are not: the release trains VAR only on
 ImageFolder's tokens, and a RAR on those of some single-scale tokenizers. Here multi-scale tokens are predicted scale by
 scale and single-scale ones in raster order, by transformers of one shape.
@@ -18,20 +18,6 @@ from imagefolder.zoo import OBJECTIVES, TOKENIZERS, for_tokenizer, variant
 from reproductions.options import run_script
 from reproductions.recipe import Recipe, Table
 from reproductions.scales import Scale
-
-REPORTED = {
-    "MSVR10P2-4096": "ImageFolder (VAR-d17, MSVR10P2-4096)",
-    "MSVR10P2-8192": "XQ-GAN MSVR10P2-8192 (tokenizer only)",
-    "MSVR10P2-16384": "XQ-GAN MSVR10P2-16384 (tokenizer only)",
-    "MSBR10P2-4096": "XQ-GAN MSBR10P2-4096 (tokenizer only)",
-    "MSBR10P2-16384": "XQ-GAN MSBR10P2-16384 (tokenizer only)",
-    "VP2-4096": "XQ-GAN VP2-4096 (tokenizer only)",
-    "VP2-16384": "XQ-GAN VP2-16384 (tokenizer only)",
-    "VQ-4096": "XQ-GAN V-4096 (tokenizer only)",
-    "VQ-8192": "XQGAN-8192 + RAR (size not stated)",
-    "RobustTok": "RobustTok + RAR-L",
-}
-"""the rows' names in reported/imagenet256.csv"""
 
 
 def rows(scale: Scale, classes: int) -> list[Recipe]:
@@ -49,7 +35,7 @@ def rows(scale: Scale, classes: int) -> list[Recipe]:
                 for_tokenizer(generator, tokenizer, num_classes=classes),
                 loss=objective.loss,
                 weight_decay=objective.weight_decay,
-                reported=REPORTED[name],
+                reported=name,
                 measures=("reconstruction", "perturbation", "generation"),
             )
         )

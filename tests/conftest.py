@@ -1,4 +1,4 @@
-"""Which tests a plain `pytest` runs, and image folders drawn for one test."""
+"""Which tests run by default, and image folders that tests draw."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked `slow` or `faults` take minutes together and run when asked for: `pytest -m slow`."""
+    """Leave out tests marked `slow` or `faults`, which take minutes, unless `-m` selects them: `pytest -m slow`."""
     for marker in ("slow", "faults"):
         if marker in config.getoption("markexpr"):
             continue
@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def draw(path: Path, seed: int, size: tuple[int, int] = (20, 16), mode: str = "RGB") -> Path:
-    """Noise of (width, height) in a mode of PIL."""
+    """Write noise of `size` (width, height) in a mode of PIL."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(noise).convert(mode).save(path)
@@ -31,7 +31,7 @@ def draw(path: Path, seed: int, size: tuple[int, int] = (20, 16), mode: str = "R
 
 
 def draw_classes(root: Path, classes: dict[str, int], seed: int = 0) -> Path:
-    """Class folders with numbered images below `root`."""
+    """Write class folders with numbered images below `root`."""
     for position, (name, number) in enumerate(classes.items()):
         for i in range(number):
             draw(root / name / f"{i:03}.png", seed + 1000 * position + i)

@@ -1,4 +1,4 @@
-"""A way to run tasks in this process, one after the other, without the seconds that worker processes need to start."""
+"""Run tasks in this process, one after the other, which saves the seconds that worker processes take to start."""
 
 from __future__ import annotations
 

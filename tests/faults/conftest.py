@@ -1,4 +1,4 @@
-"""Counting what was tried and what became of it: one table at the end of the run."""
+"""Count faults by their outcome, and print one table at the end."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _counts: dict[str, Counter[str]] = {}
 class Tally:
     """Counts of the outcomes of one kind of fault.
 
-    right: the result was as if nothing had happened, in the same run; recovered: the same command then gave it;
-    refused: one line named what is wrong, and nothing else was touched; lost: none of these.
+    right: the run gave the same result as an undisturbed one; recovered: the same command did, when run again;
+    refused: one line named the problem, and nothing else was changed; lost: anything else.
     """
 
     def __init__(self, kind: str) -> None:
@@ -38,7 +38,7 @@ class Tally:
 
 @pytest.fixture
 def tally(request: pytest.FixtureRequest) -> Any:
-    """`tally(kind)` gives the counts of a kind."""
+    """`tally(kind)` returns the counts of a kind."""
     return Tally
 
 
@@ -62,7 +62,7 @@ def _line(kind: str, counts: Counter[str], width: int) -> str:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Forked processes inherit no pool of threads, and equal runs give equal bits."""
+    """Forked processes inherit no thread pool, and identical runs give identical bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -71,7 +71,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of a run of one row that nothing disturbed. Not to be changed: copy it."""
+    """The output folder of an undisturbed run of one row. Do not modify it: copy it."""
     torch.set_num_threads(1)
     output = tmp_path_factory.mktemp("undisturbed") / "runs"
     run = lab.run(output, "imagefolder")

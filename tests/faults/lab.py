@@ -1,6 +1,6 @@
-"""Table 2 in miniature, in forked processes that can be killed, starved and raced; and what became of it.
+"""A miniature of table 2 in forked processes that tests can kill, starve and race, and a look at its results.
 
-A run takes a second or two: torch is imported once, by the process that forks. Stages run in the forked process itself
+A run takes a second or two, as torch is imported once, before the fork. Stages run in the forked process itself
 (`InTurn`), or in real worker processes, forked instead of spawned.
 """
 
@@ -27,20 +27,23 @@ from accelerate.state import AcceleratorState
 from in_turn import InTurn
 from PIL import Image
 
+import reproductions.workers
 from imagefolder import progress
 from imagefolder.config import SamplingConfig
 from imagefolder.data.digits import digits
 from imagefolder.data.images import ArrayImages, DataSplits
+from imagefolder.distributed import is_distributed
 from imagefolder.errors import InputError
 from reproductions import command, scales, source, table2
 from reproductions.options import Options
+from reproductions.together import Together
 
 TOKENIZER_STEPS, GENERATOR_STEPS = 16, 12
 
 
 @dataclass(frozen=True)
 class Run:
-    """How a run ended: `code` as of the script (71: a traceback, negative: the signal), and all it printed."""
+    """The end of a run: its exit code (71: a traceback; negative: a signal), and all that it printed."""
 
     code: int
     text: str
@@ -85,21 +88,21 @@ def few_digits(image_size: int) -> DataSplits:
 
 @dataclass
 class Process:
-    """A forked process, leader of its own group; its output goes to `log`."""
+    """A forked process, which leads its process group; its output goes to `log`."""
 
     pid: int
     log: Path
     code: int | None = None
 
     def poll(self) -> int | None:
-        """Its exit code (negative: the signal), None while it runs."""
+        """Its exit code (negative: a signal), or None while it runs."""
         if self.code is None:
             done, status = os.waitpid(self.pid, os.WNOHANG)
             self.code = os.waitstatus_to_exitcode(status) if done else None
         return self.code
 
     def wait(self, seconds: float = 90.0) -> Run:
-        """Its end; killed if it takes too long (code -9)."""
+        """Wait for its end; kill it if it takes too long (code -9)."""
         deadline = time.monotonic() + seconds
         while self.poll() is None:
             if time.monotonic() > deadline:
@@ -114,7 +117,7 @@ class Process:
             os.killpg(self.pid, signal.SIGKILL)
 
     def members(self) -> list[int]:
-        """Processes of its group that live, itself included."""
+        """The running processes of its group, including itself."""
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError, IndexError):
@@ -125,7 +128,7 @@ class Process:
 
 
 def fork(act: Callable[[], int], log: Path) -> Process:
-    """Run `act` in a forked process; its value is the exit code."""
+    """Run `act` in a forked process; its return value is the exit code."""
     pid = os.fork()
     if pid:
         return Process(pid, log)
@@ -152,7 +155,7 @@ def fork(act: Callable[[], int], log: Path) -> Process:
 
 
 def end_with_parent() -> None:
-    """Instead of the one in `workers`, which relies on spawned processes: forked ones hold each other's pipes open."""
+    """Replaces the one in `workers`, which relies on spawned processes: forked ones hold each other's pipes open."""
     parent = os.getppid()
     while os.getppid() == parent:
         time.sleep(0.05)
@@ -162,7 +165,7 @@ def end_with_parent() -> None:
 def start(
     output: Path, *rows: str, hook: Callable[[], None] | None = None, workers: bool = False, **options: Any
 ) -> Process:
-    """Start rows of table 2 as its script does; `hook` is called first, in the new process."""
+    """Start rows of table 2 as its script does; the new process first calls `hook`."""
 
     def act() -> int:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -170,9 +173,9 @@ def start(
         if workers:
             get_context = multiprocessing.get_context
             multiprocessing.get_context = lambda method=None: get_context("fork")
-            workers._end_with_parent = end_with_parent
+            reproductions.workers._end_with_parent = end_with_parent
         else:
-            command.way_here = lambda tasks, threads: InTurn()
+            command.way_here = lambda tasks, threads: Together() if is_distributed() else InTurn()
         sys.argv = ["table2.py"]
         if hook is not None:
             hook()
@@ -187,12 +190,12 @@ def start(
 
 
 def run(output: Path, *rows: str, **options: Any) -> Run:
-    """Run rows of table 2 to their end; arguments as of `start`."""
+    """Run rows of table 2 to their end; arguments as for `start`."""
     return start(output, *rows, **options).wait()
 
 
 def results(output: Path) -> dict[str, Any]:
-    """All records by file name, without what differs between equal runs."""
+    """All records by file name, without the parts that differ between identical runs."""
     found = {}
     for path in sorted((output / "records").glob("[!.]*.json")):
         record = json.loads(path.read_text())
@@ -209,7 +212,7 @@ def leftovers(output: Path) -> list[str]:
 
 
 def image_folder(folder: Path, draw: int = 0, classes: int = 2, each: int = 30) -> Path:
-    """Class folders of PNG files of noise; another `draw`, other pixels in files of the same size."""
+    """Class folders of PNG files of noise; another `draw` gives other pixels in files of the same size."""
     for label in range(classes):
         (folder / f"class{label}").mkdir(parents=True, exist_ok=True)
         for i in range(each):
@@ -219,7 +222,7 @@ def image_folder(folder: Path, draw: int = 0, classes: int = 2, each: int = 30) 
 
 
 def at_step(number: int, task: str, act: Callable[[Any], None], after: bool = False) -> Callable[[], None]:
-    """A hook that calls `act(task)` before (or `after`) a step of the training of a Tokenizer or Generator."""
+    """A hook that calls `act(task)` before or `after` a step of training; `task` is "Tokenizer" or "Generator"."""
 
     def install() -> None:
         from imagefolder.training import loop
@@ -241,12 +244,12 @@ def at_step(number: int, task: str, act: Callable[[Any], None], after: bool = Fa
 
 
 def die() -> None:
-    """Be killed at once."""
+    """Kill this process."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def interrupted_encoding() -> None:
-    """A hook: Ctrl-C while the second batch of images is encoded for the token cache."""
+    """A hook: Ctrl-C while the token cache encodes its second batch of images."""
     from imagefolder.training import token_cache as tokens
 
     class Interrupting:

@@ -1,4 +1,4 @@
-"""Every kind of file that a run leaves, damaged in every way: noticed, and made good or refused by name."""
+"""Every kind of file that a run writes, damaged in every way: the damage is repaired, or refused by name."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ FINISHED = {
     "tokenizer": "mini-*/seed0/tokenizers/*/model.safetensors",
     "tokenizer's document": "mini-*/seed0/tokenizers/*/config.json",
     "tokenizer's settings": "mini-*/seed0/tokenizers/*/settings.json",
+    "tokenizer's code": "mini-*/seed0/tokenizers/*/code.json",
     "tokenizer's curve": "mini-*/seed0/tokenizers/*/curve.jsonl",
     "tokens": "mini-*/seed0/tokenizers/*/tokens/1-views/tokens.npy",
     "tokens' document": "mini-*/seed0/tokenizers/*/tokens/1-views/about.json",
     "generator": "mini-*/seed0/generators/*/model.safetensors",
     "generator's document": "mini-*/seed0/generators/*/config.json",
     "generator's settings": "mini-*/seed0/generators/*/settings.json",
+    "generator's code": "mini-*/seed0/generators/*/code.json",
     "generator's curve": "mini-*/seed0/generators/*/curve.jsonl",
     "record": "records/*.json",
     "picture": "pictures/*-generation.png",
@@ -37,6 +39,7 @@ IN_A_TRAINING = {
     "state": "mini-*/seed0/{}/*/state.pt",
     "state before": "mini-*/seed0/{}/*/state.previous.pt",
     "settings": "mini-*/seed0/{}/*/settings.json",
+    "code": "mini-*/seed0/{}/*/code.json",
     "curve": "mini-*/seed0/{}/*/curve.jsonl",
 }
 IN_A_CACHE = {
@@ -82,8 +85,11 @@ DAMAGES: dict[str, Callable[[bytes, random.Random], bytes] | None] = {
     "garbage": garbage,
     "gone": None,
 }
-DERIVED = {"report", "report in Markdown", "table", "claims", "curve", "tokenizer's curve", "generator's curve"}
-TWICE = {"extractor", "tokenizer", "tokens", "generator", "record", "state"}  # flipped bits are tried at two places
+DERIVED = {
+    *("report", "report in Markdown", "table", "claims", "curve", "tokenizer's curve", "generator's curve"),
+    *("code", "tokenizer's code", "generator's code"),
+}
+TWICE = {"extractor", "tokenizer", "tokens", "generator", "record", "state"}  # bits are flipped in two places
 QUICK = {("tokens", "flipped"), ("record", "truncated"), ("extractor's document", "garbage"), ("picture", "flipped")}
 
 
@@ -96,13 +102,13 @@ def damage(path: Path, how: str) -> None:
 
 
 def content(output: Path) -> dict[str, Any]:
-    """What a run is for: records, and the pictures' bytes."""
+    """The results of a run: its records, and the bytes of its pictures."""
     pictures = {path.name: path.read_bytes() for path in (output / "pictures").glob("[!.]*")}
     return {"records": lab.results(output), "pictures": pictures}
 
 
 def judge(run: lab.Run, path: Path, output: Path, wanted: dict[str, Any]) -> str:
-    """What became of a damage; see `conftest.Tally`."""
+    """The outcome of a damage; see `conftest.Tally`."""
     if run.is_traceback or run.code not in (0, 1, 2):
         return "lost"
     if run.code == 0:
@@ -115,7 +121,7 @@ def judge(run: lab.Run, path: Path, output: Path, wanted: dict[str, Any]) -> str
 
 
 def quick_or_faults(cases: list[tuple[Any, ...]]) -> list[Any]:
-    """Those worth trying; a few for every run of the tests, the others marked."""
+    """The cases worth trying; all but a few are marked `faults`."""
     chosen = [
         case
         for case in cases
@@ -129,8 +135,8 @@ def quick_or_faults(cases: list[tuple[Any, ...]]) -> list[Any]:
 
 
 @pytest.mark.parametrize(("what", "how"), quick_or_faults([(what, how) for what in FINISHED for how in DAMAGES]))
-def test_a_finished_run(finished: Path, both: Path, tmp_path: Path, what: str, how: str, tally: Any) -> None:
-    """Then the same row again, and another one that needs its tokenizer, tokens and proxies."""
+def test_damage_to_a_finished_run(finished: Path, both: Path, tmp_path: Path, what: str, how: str, tally: Any) -> None:
+    """Run the row again, and another one that needs its tokenizer, tokens and proxies."""
     output = tmp_path / "runs"
     shutil.copytree(finished, output)
     path = next(output.glob(FINISHED[what]))
@@ -143,7 +149,7 @@ def test_a_finished_run(finished: Path, both: Path, tmp_path: Path, what: str, h
 
 @pytest.fixture(scope="module")
 def interrupted(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Output folders of runs that were interrupted in their trainings, after two saved states, and in the cache."""
+    """Output folders of runs interrupted in a training, after two saved states, or while encoding tokens."""
     folders = {}
     for where, hook in {
         "tokenizers": lab.at_step(10, "Tokenizer", lambda _: lab.die()),
@@ -163,7 +169,7 @@ INTERRUPTED = [
 
 
 @pytest.mark.parametrize(("where", "what", "how"), quick_or_faults(INTERRUPTED))
-def test_an_interrupted_run(
+def test_damage_to_an_interrupted_run(
     finished: Path, interrupted: dict[str, Path], tmp_path: Path, where: str, what: str, how: str, tally: Any
 ) -> None:
     output = tmp_path / "runs"
@@ -178,8 +184,10 @@ def test_an_interrupted_run(
 
 
 @pytest.mark.faults
-def test_all_states_of_a_training_are_damaged(interrupted: dict[str, Path], tmp_path: Path, tally: Any) -> None:
-    """Days of training may be in them: whether to start anew is not decided here."""
+def test_damage_to_all_states_of_a_training_is_refused(
+    interrupted: dict[str, Path], tmp_path: Path, tally: Any
+) -> None:
+    """They may hold days of training, so whether to start over is left to the user."""
     output = tmp_path / "runs"
     shutil.copytree(interrupted["tokenizers"], output)
     for name in ("state.pt", "state.previous.pt"):

@@ -1,4 +1,4 @@
-"""Memory and open files stay flat over a long training and a long sampling."""
+"""Memory and the number of open files stay flat while training and sampling for long."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def use() -> tuple[float, int]:
 
 
 def assert_flat(seen: list[tuple[float, int]]) -> None:
-    """Between the first look, when all is warm, and the last."""
+    """No growth between the first measurement, after the warm-up, and the last."""
     (memory, files), (last_memory, last_files) = seen[0], seen[-1]
     assert last_memory - memory < GROWTH_MIB, seen
     assert last_files - files <= GROWTH_FILES, seen
 
 
 @pytest.mark.faults
-def test_a_training_of_thousands_of_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With saved states on the way."""
+def test_training_for_thousands_of_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state is saved every 50 steps."""
     images = lab.few_digits(32).train
     config = replace(SCALES["mini"].tokenizer, name="tiny", width=32, depth=1, heads=2)
     mini = SCALES["mini"].tokenizer_training

@@ -1,4 +1,4 @@
-"""Killed anywhere, the same command ends in the same records, and leaves nothing behind."""
+"""After a kill at any point, the same command gives the same records and leaves no other files behind."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PHASES = {
 
 
 def dying_at(number: int) -> Callable[[], None]:
-    """A hook with which the process kills itself before its so-manieth change of the file system."""
+    """A hook: the process kills itself before its `number`-th change to the file system."""
 
     def install() -> None:
         count = 0
@@ -50,12 +50,12 @@ def dying_at(number: int) -> Callable[[], None]:
     return install
 
 
-def one_life(
+def run_and_kill(
     rng: random.Random, output: Path, arguments: dict[str, Any], parents: list[lab.Process]
 ) -> tuple[lab.Run, bool]:
-    """Run the command until it is killed in one of the ways, or ends; and whether it was killed.
+    """Run the command and kill it in one of several ways, unless it ends first; returns whether it was killed.
 
-    Killed processes that may have left others behind are added to `parents`.
+    Killed processes that may have left workers behind are added to `parents`.
     """
     way = rng.choice(["operation", "operation", "main", "main", "group", "worker", "main of workers"])
     if way == "operation":
@@ -72,7 +72,7 @@ def one_life(
         if workers:
             os.kill(rng.choice(workers), signal.SIGKILL)
             run = process.wait()
-            if run.code == 0:  # it had nothing left to do
+            if run.code == 0:  # the worker had nothing left to do
                 return run, False
             assert run.code == 1, run.text  # named, recorded
             assert any(re.search("(worker process|reads images) (has )?died", line) for line in run.errors), run.text
@@ -87,15 +87,15 @@ def one_life(
 
 
 def require_no_orphans(parents: list[lab.Process]) -> None:
-    """Processes notice within seconds that their parent has died, and end."""
+    """Workers notice the death of their parent within seconds, and exit."""
     deadline = time.monotonic() + 10
     while orphans := [pid for parent in parents for pid in parent.members()]:
-        assert time.monotonic() < deadline, f"{orphans} live on"
+        assert time.monotonic() < deadline, f"{orphans} still run"
         time.sleep(0.05)
 
 
 def phase_of(run: lab.Run) -> str:
-    """What a killed run was at, by its last words."""
+    """The phase in which a run was killed, from its last output."""
     text = run.text
     if match := re.search(r"killed before \w+ (\S+)", text):
         for name in ("state.pt", "records", "report", "pictures"):
@@ -107,7 +107,7 @@ def phase_of(run: lab.Run) -> str:
 
 
 def kill_again_and_again(seed: int, kills: int, tmp_path: Path, wanted: dict[str, dict[str, Any]], tally: Any) -> None:
-    """Chains of lives on digits and on a folder of images, until so many were killed."""
+    """Repeat a command, on digits and on a folder of images in turn, until so many of its runs were killed."""
     rng, killed, phases, chain = random.Random(seed), 0, Counter(), 0
     data = lab.image_folder(tmp_path / "data")
     while killed < kills:
@@ -115,13 +115,13 @@ def kill_again_and_again(seed: int, kills: int, tmp_path: Path, wanted: dict[str
         chain += 1
         arguments = {} if on == "digits" else {"data": data, "scale": "small"}
         output = tmp_path / f"{on}{chain}"
-        lives, parents = 0, []
-        while lives < 30:
-            run, was_killed = one_life(rng, output, arguments, parents)
+        deaths, parents = 0, []
+        while deaths < 30:
+            run, was_killed = run_and_kill(rng, output, arguments, parents)
             if not was_killed:
                 assert run.code in (0, -signal.SIGKILL), run.text
                 break
-            lives += 1
+            deaths += 1
             phases[phase_of(run)] += 1
         end = lab.run(output, "imagefolder", **arguments)
         same = end.code == 0 and lab.results(output) == wanted[on] and not lab.leftovers(output)
@@ -131,14 +131,14 @@ def kill_again_and_again(seed: int, kills: int, tmp_path: Path, wanted: dict[str
         assert lab.results(output) == wanted[on]
         assert lab.leftovers(output) == []
         require_no_orphans(parents)
-        killed += lives
+        killed += deaths
         phases.clear()
         shutil.rmtree(output)
 
 
 @pytest.fixture(scope="module")
 def wanted(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What runs give that nothing disturbs."""
+    """The results of undisturbed runs."""
     folder = tmp_path_factory.mktemp("wanted")
     run = lab.run(folder / "runs", "imagefolder", data=lab.image_folder(folder / "data"), scale="small")
     assert run.code == 0, run.text

@@ -1,4 +1,4 @@
-"""Numbers that are none, full disks, changing data, dying processes, and machines that lack this or that."""
+"""NaN, full disks, changing data, dying processes, and machines without memory, a home folder or a user."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ from typing import Any
 import lab
 import pytest
 import torch
+from in_process import run_in_process
+
+from slurm import launch
 
 ROOT = Path(__file__).parents[2]
 NAMES_OF_WRITES = ("state.pt", "config.json", "about.json", "records", "report.html", "extractor.json", "curve.jsonl")
 
 
 def poison(task: Any) -> None:
-    """One weight of the model is no number."""
+    """One weight of the model becomes NaN."""
     with torch.no_grad():
         next(task.model.parameters()).view(-1)[0] = float("nan")
 
@@ -57,7 +60,7 @@ LAST = {"Tokenizer": lab.TOKENIZER_STEPS - 1, "Generator": lab.GENERATOR_STEPS -
         ),
     ],
 )
-def test_a_nan_that_came_once_is_neither_saved_nor_recorded(
+def test_nan_is_neither_saved_nor_recorded(
     finished: Path, tmp_path: Path, task: str, step: int, act: Callable[[Any], None], tally: Any
 ) -> None:
     output = tmp_path / "runs"
@@ -73,7 +76,7 @@ def test_a_nan_that_came_once_is_neither_saved_nor_recorded(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, of 60 MB."""
+    """A separate file system of 60 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = os.getuid() == 0 and subprocess.run(
@@ -93,10 +96,10 @@ def fill(disk: Path) -> None:
 
 
 def filled_before(name: str, disk: Path) -> Callable[[], None]:
-    """A hook: the disk is full from the moment on in which a file of this name is to be put into its place."""
+    """A hook: the disk is full from the moment when a file of this name is about to be written."""
 
     def install() -> None:
-        with_name = Path.with_name  # which gives the temporary file its name
+        with_name = Path.with_name  # called for the name of the temporary file
 
         def filling(self: Path, other: str) -> Path:
             if name in str(self) and other.endswith(".tmp"):
@@ -135,7 +138,7 @@ def test_images_replaced_during_a_training_are_noticed(tmp_path: Path, draw: str
     def replace(_: Any) -> None:
         times = {path: path.stat() for path in data.rglob("*.png")}
         lab.image_folder(data, draw=1)
-        for path, status in times.items():  # as a copy that keeps times
+        for path, status in times.items():  # like a copy that preserves times
             os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
     task, step = ("Tokenizer", 5) if draw == "train" else ("Generator", lab.GENERATOR_STEPS - 1)
@@ -157,7 +160,7 @@ def test_an_image_removed_during_a_training_is_named(tmp_path: Path, tally: Any)
 
 
 @pytest.mark.faults
-def test_the_output_folder_is_removed_during_a_run(tmp_path: Path, tally: Any) -> None:
+def test_output_folder_removed_during_a_run(tmp_path: Path, tally: Any) -> None:
     output = tmp_path / "runs"
     run = lab.run(output, "imagefolder", hook=lab.at_step(6, "Tokenizer", lambda _: shutil.rmtree(output)))
     assert run.code in (0, 1, 2), run.text
@@ -166,7 +169,7 @@ def test_the_output_folder_is_removed_during_a_run(tmp_path: Path, tally: Any) -
     tally("output removed").add("recovered")
 
 
-def test_an_output_folder_that_cannot_be_written(tmp_path: Path, tally: Any) -> None:
+def test_output_folder_that_cannot_be_written(tmp_path: Path, tally: Any) -> None:
     (tmp_path / "file").write_text("")
     run = lab.run(tmp_path / "file", "imagefolder")
     assert run.code == 2, run.text
@@ -175,7 +178,7 @@ def test_an_output_folder_that_cannot_be_written(tmp_path: Path, tally: Any) -> 
 
 
 @pytest.mark.faults
-def test_too_little_memory_is_one_line(finished: Path, tmp_path: Path, tally: Any) -> None:
+def test_out_of_memory_is_one_line(finished: Path, tmp_path: Path, tally: Any) -> None:
     def starve(_: Any) -> None:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + 2**20, used + 2**20))
@@ -194,24 +197,25 @@ def test_too_little_memory_is_one_line(finished: Path, tmp_path: Path, tally: An
 @pytest.mark.parametrize(
     "seed", [20241126120000, *(pytest.param(seed, marks=pytest.mark.faults) for seed in (2**63 - 1, -3))]
 )
-def test_seeds_of_many_digits(tmp_path: Path, seed: int) -> None:
+def test_large_and_negative_seeds(tmp_path: Path, seed: int) -> None:
     run = lab.run(tmp_path / "runs", "imagefolder", seed=seed)
     assert run.code == 0, run.text
     assert lab.run(tmp_path / "runs", "imagefolder", seed=seed).code == 0
 
 
-def test_a_seed_of_too_many_digits_is_refused(tmp_path: Path) -> None:
+def test_seed_of_more_than_64_bits_is_refused(tmp_path: Path) -> None:
     run = lab.run(tmp_path / "runs", "imagefolder", seeds=(0, 2**63))
     assert run.code == 2, run.text
     assert any(f"seed {2**63}" in line for line in run.errors)
 
 
-def test_a_secret_of_the_jobs_stays_out_of_record_and_report(tmp_path: Path, tally: Any) -> None:
+def test_secret_of_the_jobs_is_not_in_records_or_the_report(tmp_path: Path, tally: Any) -> None:
     output, secret = tmp_path / "runs", "environment.HF_TOKEN=hf_secret123"
-    (tmp_path / "here.yaml").write_text("cluster: debug\n")
+    (tmp_path / "here.yaml").write_text("cluster: local\n")
 
     def typed() -> None:
         sys.argv = ["table2.py", "--submit", "--set", secret]
+        launch.run_local = run_in_process
 
     options = {"submit": True, "profile": str(tmp_path / "here.yaml"), "set": (secret,)}
     run = lab.run(output, "vq", hook=typed, **options)
@@ -224,7 +228,7 @@ def test_a_secret_of_the_jobs_stays_out_of_record_and_report(tmp_path: Path, tal
 
 
 def script(folder: Path, *arguments: str, **environment: str | None) -> subprocess.CompletedProcess[str]:
-    """table2.py in a process of its own; variables of None are taken away."""
+    """Run table2.py in a separate process; variables set to None are removed."""
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **environment}
     return subprocess.run(
         [sys.executable, str(ROOT / "reproductions/table2.py"), "--rows", "vq", "--dry-run", *arguments],
@@ -237,7 +241,7 @@ def script(folder: Path, *arguments: str, **environment: str | None) -> subproce
 
 
 @pytest.mark.faults
-def test_a_leftover_world_size_is_named(tmp_path: Path, tally: Any) -> None:
+def test_leftover_world_size_is_named(tmp_path: Path, tally: Any) -> None:
     found = script(tmp_path, WORLD_SIZE="8", RANK=None, MASTER_ADDR=None, MASTER_PORT=None)
     assert found.returncode == 2, found.stderr
     assert "WORLD_SIZE=8" in found.stderr
@@ -246,7 +250,7 @@ def test_a_leftover_world_size_is_named(tmp_path: Path, tally: Any) -> None:
 
 
 @pytest.mark.faults
-def test_neither_home_nor_user(tmp_path: Path, tally: Any) -> None:
+def test_without_home_and_user(tmp_path: Path, tally: Any) -> None:
     missing = dict.fromkeys(("HOME", "USER", "LOGNAME", "USERNAME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"))
     found = script(tmp_path, "--submit", "--output", "runs[/x]", **missing)
     assert found.returncode == 0, found.stderr
@@ -255,7 +259,7 @@ def test_neither_home_nor_user(tmp_path: Path, tally: Any) -> None:
 
 
 @pytest.mark.faults
-def test_the_commit_of_another_repository_is_not_ours(tmp_path: Path, tally: Any) -> None:
+def test_commit_of_a_surrounding_repository_is_not_recorded(tmp_path: Path, tally: Any) -> None:
     who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     subprocess.run(["git", *who, "commit", "-q", "--allow-empty", "-m", "other"], cwd=tmp_path, check=True)
@@ -273,7 +277,7 @@ def test_the_commit_of_another_repository_is_not_ours(tmp_path: Path, tally: Any
 
 
 @pytest.mark.faults
-def test_a_data_worker_that_dies_is_named(tmp_path: Path, tally: Any) -> None:
+def test_death_of_a_data_worker_is_reported(tmp_path: Path, tally: Any) -> None:
     data = lab.image_folder(tmp_path / "data")
 
     def kill_a_worker(_: Any) -> None:
@@ -293,7 +297,7 @@ def test_a_data_worker_that_dies_is_named(tmp_path: Path, tally: Any) -> None:
 
 
 def of_two(rank: int, port: int, then: Callable[[], None] | None = None) -> Callable[[], None]:
-    """A hook: this is one of two processes that train together."""
+    """A hook: the process is one of two that train together."""
 
     def install() -> None:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
@@ -306,7 +310,7 @@ def of_two(rank: int, port: int, then: Callable[[], None] | None = None) -> Call
 
 @pytest.mark.faults
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_rank_that_dies_ends_the_others_with_a_cause(tmp_path: Path, victim: int, tally: Any) -> None:
+def test_death_of_a_rank_ends_the_others_with_a_reason(tmp_path: Path, victim: int, tally: Any) -> None:
     output = tmp_path / "runs"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""A good result never goes: not for a failure, a quick try, a typo, or a model that is made anew."""
+"""Finished results survive failures, quick tries, typos, and the retraining of their models."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def test_failed_and_not_run_do_not_replace_finished(finished: Path, tmp_path: Pa
     for hook, options in ((no_weights, {}), (no_weights, {"fresh": True}), (broken, {"num_samples": 20})):
         run = lab.run(output, "imagefolder", hook=hook, **options)
         assert not run.is_traceback, run.text
-        assert "earlier, finished run stays" in run.text
+        assert "earlier, finished run is kept" in run.text
         assert lab.results(output) == before
         tally("finished results").add("right")
     assert lab.run(output, "imagefolder").code == 0
     assert lab.results(output) == before
 
 
-def test_a_quick_try_keeps_the_long_one(finished: Path, tmp_path: Path, tally: Any) -> None:
+def test_quick_try_keeps_the_full_result(finished: Path, tmp_path: Path, tally: Any) -> None:
     output = tmp_path / "runs"
     shutil.copytree(finished, output)
     before = lab.results(output)
@@ -50,7 +50,7 @@ def test_a_quick_try_keeps_the_long_one(finished: Path, tmp_path: Path, tally: A
     tally("finished results").add("right")
 
 
-def test_a_typo_in_a_submission_destroys_nothing(finished: Path, tmp_path: Path, tally: Any) -> None:
+def test_typo_in_a_submission_destroys_nothing(finished: Path, tmp_path: Path, tally: Any) -> None:
     output = tmp_path / "runs"
     shutil.copytree(finished, output)
     weights = next(output.glob("mini-*/seed0/tokenizers/*/model.safetensors"))
@@ -67,7 +67,7 @@ def test_fresh_leaves_given_weights_and_trained_models_alone(finished: Path, tmp
     output = tmp_path / "runs"
     shutil.copytree(finished, output)
     folder = next(output.glob("mini-*/seed0/tokenizers/*"))
-    run = lab.run(output, "imagefolder", fresh=True, tokenizer=str(folder))
+    run = lab.run(output, "imagefolder", fresh=True, tokenizer_weights=str(folder))
     assert run.code == 0, run.text
     assert (folder / "model.safetensors").exists()
 
@@ -83,8 +83,8 @@ def test_files_have_the_usual_permissions(finished: Path) -> None:
     assert odd == []
 
 
-def test_a_generator_of_another_tokenizer_is_trained_anew(finished: Path, tmp_path: Path) -> None:
-    """The tokenizer was exchanged by hand, say: its generator no longer fits."""
+def test_generator_of_another_tokenizer_is_trained_again(finished: Path, tmp_path: Path) -> None:
+    """For example, somebody replaced the tokenizer by hand, and its generator no longer fits."""
     output = tmp_path / "runs"
     shutil.copytree(finished, output)
     shutil.rmtree(output / "records")
@@ -99,13 +99,13 @@ def test_a_generator_of_another_tokenizer_is_trained_anew(finished: Path, tmp_pa
 
 
 def test_what_was_set_aside_stays_until_something_new_is_recorded(finished: Path, tmp_path: Path, tally: Any) -> None:
-    """However often a run with --fresh is killed and repeated."""
+    """No matter how often a run with --fresh is killed and repeated."""
     output = tmp_path / "runs"
     shutil.copytree(finished, output)
     folder = next(output.glob("mini-*/seed0/tokenizers/[!.]*"))
     weights = folder.with_name(f"{folder.name}.earlier") / "model.safetensors"
     before = (folder / "model.safetensors").stat().st_ino
-    for task in ("Tokenizer", "Generator", "Generator"):  # the last one begins with a new, finished tokenizer
+    for task in ("Tokenizer", "Generator", "Generator"):  # the last one starts with a new, finished tokenizer
         hook = lab.at_step(3, task, lambda _: lab.die())
         assert lab.run(output, "imagefolder", fresh=True, hook=hook).code == -9
         assert weights.stat().st_ino == before
@@ -118,12 +118,12 @@ def test_what_was_set_aside_stays_until_something_new_is_recorded(finished: Path
 
 
 def test_fewer_test_images_are_another_configuration(finished: Path, tmp_path: Path) -> None:
-    """Also where nothing is generated, and the number of samples says nothing."""
+    """Even if nothing is generated, so that the number of samples does not show it."""
     output = tmp_path / "runs"
     shutil.copytree(finished, output)
     folder = next(output.glob("mini-*/seed0/tokenizers/[!.]*"))
     for options in ({}, {"num_samples": 20}):
-        run = lab.run(output, "imagefolder", tokenizer=str(folder), **options)
+        run = lab.run(output, "imagefolder", tokenizer_weights=str(folder), **options)
         assert run.code == 0, run.text
     (kept,) = (output / "records" / "earlier").glob("*-given-*.json")
     (now,) = (record for name, record in lab.results(output).items() if "-given-" in name)

@@ -1,4 +1,4 @@
-"""Two runs at once in one output folder: both end well, with the results of one alone."""
+"""Two concurrent runs in one output folder both succeed, with the results of a single run."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ PAIRS = 18
 WAYS = {
     "same command": ({}, {}),
     "two rows": ({}, {"rows": ("unfolded",)}),
-    "fresh beside": ({}, {"fresh": True}),
+    "one fresh": ({}, {"fresh": True}),
     "fresh twice": ({"fresh": True}, {"fresh": True}),
-    "fresh beside another row": ({"rows": ("unfolded",)}, {"fresh": True}),
+    "one fresh, another row": ({"rows": ("unfolded",)}, {"fresh": True}),
     "workers": ({"workers": True}, {"workers": True, "rows": ("unfolded", "imagefolder")}),
 }
 
@@ -27,7 +27,7 @@ def start(output: Path, rows: tuple[str, ...] = ("imagefolder",), **options: Any
 
 
 def race(seed: int, way: str, finished: Path, both: Path, tmp_path: Path) -> list[lab.Run]:
-    """Both of a pair, the second after a random while; half of them where a run has finished before."""
+    """Run a pair, the second after a random delay; in half of the cases, another run has finished before."""
     rng, output = random.Random(f"{seed} {way}"), tmp_path / "runs"
     if rng.random() < 0.5:
         shutil.copytree(finished, output)
@@ -57,8 +57,8 @@ def test_pairs_at_random_moments(seed: int, way: str, finished: Path, both: Path
     counts.add("right")
 
 
-def test_the_second_waits_and_says_so(finished: Path, tmp_path: Path, tally: Any) -> None:
-    """Started while the first saves a large state: nothing is deleted under it, nothing is trained twice."""
+def test_second_run_waits_and_reports_it(finished: Path, tmp_path: Path, tally: Any) -> None:
+    """It starts while the first run saves a large state: no file is deleted, and nothing is trained twice."""
 
     def slow_saves() -> None:
         save = lab.torch.save
@@ -84,7 +84,7 @@ def test_the_second_waits_and_says_so(finished: Path, tmp_path: Path, tally: Any
     tally("at once: same command").add("right")
 
 
-def test_a_lock_whose_owner_was_killed_is_free(finished: Path, tmp_path: Path, tally: Any) -> None:
+def test_lock_of_a_killed_run_is_free(finished: Path, tmp_path: Path, tally: Any) -> None:
     output = tmp_path / "runs"
     assert lab.run(output, "imagefolder", hook=lab.at_step(3, "Tokenizer", lambda _: lab.die())).code == -9
     run = lab.run(output, "imagefolder")

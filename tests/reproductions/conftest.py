@@ -1,4 +1,4 @@
-"""The recipes of table 2 at a scale of seconds, without worker processes."""
+"""The recipes of table 2 at a scale that takes seconds, without worker processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from reproductions.scales import SCALES, Scale
 
 @pytest.fixture(autouse=True)
 def cpu_with_one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Equal records are promised on the CPU, here and in worker processes."""
+    """Identical records are guaranteed on the CPU, in this process and in workers."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -43,7 +43,7 @@ def cpu_with_one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def miniature(scale: Scale, **changes: Any) -> Scale:
-    """A scale with next to nothing of training and evaluation."""
+    """A scale with almost no training and evaluation."""
     return replace(
         scale,
         tokenizer_training=replace(scale.tokenizer_training, steps=6, batch_size=8),
@@ -74,7 +74,7 @@ def tiny_mini(monkeypatch: pytest.MonkeyPatch) -> Scale:
 
 @pytest.fixture
 def executed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Run tasks in this process; gives the names of those that were to be run."""
+    """Run tasks in this process; returns the names of those that were started."""
     names: list[str] = []
 
     def in_turn(tasks: list[Task], threads: int | None) -> InTurn:
@@ -87,7 +87,7 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def table() -> Callable[..., int]:
-    """Run rows of table 2 as its script does; gives the exit code."""
+    """Run rows of table 2 as its script does; returns the exit code."""
 
     def run(output: Path, *rows: str, recipes: Callable[..., list] = table2.rows, **options: Any) -> int:
         return run_table(Table("table2", "Table 2", recipes), Options(rows=rows, output=output, **options))

@@ -1,4 +1,4 @@
-"""The command line of a reproduction script: exit codes, one line per error, nothing done on a dry run."""
+"""The command line of a script: exit codes, one line per error, and dry runs that change nothing."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_empty_data_folder(call: Call, tmp_path: Path) -> None:
 @pytest.mark.parametrize("below", ["", "deeper"])
 def test_output_that_cannot_be_written(call: Call, tmp_path: Path, below: str) -> None:
     (tmp_path / "file").touch()
-    output = tmp_path / "file" / below  # also root cannot make a folder of or below a file
+    output = tmp_path / "file" / below  # not even root can create this folder
     assert_one_line(call("--output", output), tmp_path / "file", "--output")
 
 
@@ -132,7 +132,7 @@ def test_unknown_option(call: Call) -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["--rows", "var", "vq"], ["--seeds", "3", "4"]])
-def test_dry_run_shows_the_plan_and_makes_nothing(call: Call, tmp_path: Path, arguments: list[str]) -> None:
+def test_dry_run_shows_the_plan_and_creates_nothing(call: Call, tmp_path: Path, arguments: list[str]) -> None:
     result = call("--dry-run", "--output", tmp_path / "out", *arguments)
     assert result.code == 0
     assert "1000 steps" in result.out
@@ -141,7 +141,7 @@ def test_dry_run_shows_the_plan_and_makes_nothing(call: Call, tmp_path: Path, ar
     assert not (tmp_path / "out" / "records").exists()
 
 
-def test_dry_run_of_a_submission_shows_every_job_and_makes_nothing(call: Call, tmp_path: Path) -> None:
+def test_dry_run_of_a_submission_shows_every_job_and_creates_nothing(call: Call, tmp_path: Path) -> None:
     output = tmp_path / "out"
     settings = ("--profile", "slurm", "--set", "partition=gpu", "small.time=90")
     result = call("--submit", "--dry-run", "--rows", "imagefolder", "unfolded", "--output", output, *settings)
@@ -156,20 +156,20 @@ def test_dry_run_of_a_submission_shows_every_job_and_makes_nothing(call: Call, t
 
 
 def test_a_submission_counts_the_processes_of_its_profile(call: Call, tmp_path: Path) -> None:
-    """Batches of 32 and 64 divide among 2 x 2 processes, but not among 3."""
+    """Batches of 32 and 64 divide by 2 x 2 processes, but not by 3."""
     arguments = ("--submit", "--dry-run", "--rows", "vq", "--output", tmp_path / "out", "--profile", "slurm", "--set")
     assert call(*arguments, "small.nodes=2", "small.tasks_per_node=2").code == 0
     assert_one_line(call(*arguments, "small.tasks_per_node=3"), "32 does not divide into 3 processes")
 
 
 @pytest.mark.parametrize(("cluster", "processes"), [("local", 1), ("slurm", 6)])
-def test_processes_are_those_that_will_run(cluster: str, processes: int) -> None:
-    """This machine has none of the GPUs of the profile."""
+def test_processes_are_counted_where_the_jobs_will_run(cluster: str, processes: int) -> None:
+    """On this machine, which lacks the GPUs of the profile, a local job has one process."""
     settings = (f"cluster={cluster}", "nodes=2", "training.gpus_per_node=3")
     assert processes_of_trainings(SCALES["full"], "local" if cluster == "local" else "slurm", settings) == processes
 
 
-def test_settings_of_a_submission_need_one(call: Call, tmp_path: Path) -> None:
+def test_settings_of_a_submission_need_the_option_submit(call: Call, tmp_path: Path) -> None:
     assert_one_line(call("--set", "partition=gpu", "--output", tmp_path), "--submit")
 
 
@@ -186,7 +186,7 @@ def test_dry_run_with_fresh_removes_nothing(call: Call, tmp_path: Path) -> None:
     assert (folder / "state.pt").exists()
 
 
-def test_interrupt_says_how_to_continue(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_prints_how_to_continue(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 

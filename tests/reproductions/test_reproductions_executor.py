@@ -1,4 +1,4 @@
-"""Stages in worker processes: order, failures and deaths. The functions below are run there."""
+"""Tasks in worker processes, which run the functions below: order, failures and deaths."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_order_failures_and_threads(tmp_path: Path, capfd: pytest.CaptureFixture
     assert "no such backbone" not in err  # a known error does not
 
 
-def test_dead_worker_is_reported_and_what_does_not_need_it_goes_on(tmp_path: Path) -> None:
+def test_dead_worker_is_reported_and_independent_tasks_run(tmp_path: Path) -> None:
     tasks = [
         Task("dead", die, ()),
         Task("needs it", note, (tmp_path, "needs-it"), ("dead",)),

@@ -1,4 +1,4 @@
-"""A folder of images through every stage, with the whole objective."""
+"""All stages on a folder of images, with every term of the objective."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reproductions.scales import SCALES, Scale
 
 @pytest.fixture
 def shapes(tmp_path: Path) -> Path:
-    """Discs and bars of changing place and colour on noise."""
+    """Discs and bars of varying position and colour on noise."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:40, :50]
     for name in ("bars", "discs"):
@@ -30,7 +30,7 @@ def shapes(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tiny_small(monkeypatch: pytest.MonkeyPatch, shrink: Callable[..., Scale]) -> None:
-    """Scale small with the models of scale mini and next to no training; the discriminator stays on."""
+    """Scale small with the models of scale mini and almost no training, but with its discriminator."""
     models = ("tokenizer", "generator", "single_scale", "raster", "var_scales")
     mini = {name: getattr(SCALES["mini"], name) for name in models}
     scale = shrink(SCALES["small"], threads=1, **mini)
@@ -66,7 +66,7 @@ def test_image_folder_from_files_to_records(
 
 
 @pytest.mark.usefixtures("tiny_small")
-def test_changed_images_are_another_data_set(
+def test_changed_images_are_a_new_data_set(
     tmp_path: Path, shapes: Path, table: Callable[..., int], executed: list[str]
 ) -> None:
     assert table(tmp_path / "out", "vq", data=shapes) == 0

@@ -1,4 +1,4 @@
-"""Scale full: the whole path at 256 px with the released shapes and random weights, and a machine without weights."""
+"""Scale full: the whole pipeline at 256 px on random weights of the released shapes, and missing weights."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ IMAGES = 10
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Noise of two classes, ten pictures to evaluate."""
+    """Noise in two classes, with ten test images."""
     rng = np.random.default_rng(0)
     for split, number in (("train", 4), ("val", IMAGES // 2)):
         for name in ("one", "two"):
@@ -58,7 +58,7 @@ def run(output: Path, *rows: str, recipes: Callable[..., list] = table2.rows, **
 
 
 @pytest.mark.usefixtures("no_weights")
-def test_without_weights_rows_are_not_run_and_say_what_is_needed(
+def test_without_weights_rows_are_not_run_and_name_the_missing_files(
     tmp_path: Path, images: Path, records: Records, executed: list[str]
 ) -> None:
     assert run(tmp_path / "out", "imagefolder", "vq", data=images) == 0
@@ -81,7 +81,7 @@ def test_without_weights_rows_are_not_run_and_say_what_is_needed(
 
 
 @pytest.mark.usefixtures("no_weights")
-def test_given_weights_need_those_of_the_metrics_alone(
+def test_given_weights_need_only_the_weights_of_the_metrics(
     tmp_path: Path, images: Path, records: Records, executed: list[str]
 ) -> None:
     (tmp_path / "best_ckpt.pt").touch()
@@ -94,7 +94,7 @@ def test_given_weights_need_those_of_the_metrics_alone(
 
 
 def write_random_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every file the scale asks for, with random content that is accepted in this test."""
+    """Write every file that the scale needs, with random content that this test accepts."""
     folder.mkdir()
     monkeypatch.setenv("IMAGEFOLDER_WEIGHTS", str(folder))
     for name in (DINO, TOKENIZERS["MSVR10P2-4096"].backbone):
@@ -108,14 +108,14 @@ def write_random_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Blank(published.FeatureExtractorInceptionV3):
         def load_state_dict(self, *_: object, **__: object) -> None:
-            """Stays as it is initialised."""
+            """Keep the initial weights."""
 
     with monkeypatch.context() as patch:
         patch.setattr(published, "load_state_dict_from_url", lambda *_, **__: {})
         inception = Blank("blank", ["2048"])
     for module in inception.modules():
         if isinstance(module, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(module.weight)  # else all images would look the same to it
+            torch.nn.init.kaiming_normal_(module.weight)  # otherwise all images would have the same features
     torch.save(inception.state_dict(), folder / weights.INCEPTION)
     rng = np.random.default_rng(1)
     statistics = {}
@@ -129,7 +129,7 @@ def write_random_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def without_perturbation(scale: Scale, classes: int) -> list[Recipe]:
-    """The rows of table 2 without pFID, which reconstructs everything fifteen times."""
+    """The rows of table 2 without pFID, which takes fifteen reconstructions of all images."""
     return [replace(recipe, measures=("reconstruction", "generation")) for recipe in table2.rows(scale, classes)]
 
 
@@ -138,7 +138,7 @@ def without_perturbation(scale: Scale, classes: int) -> list[Recipe]:
 def test_whole_path_with_random_weights_in_24_gib(
     tmp_path: Path, images: Path, records: Records, executed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One step of each model, the tokenizer's with its discriminator, then ten images of evaluation."""
+    """One training step of each model, including the discriminator, then an evaluation on ten images."""
     full: Scale = SCALES["full"]
     short = {"steps": 1, "batch_size": 2}
     scale = replace(
@@ -167,7 +167,7 @@ def test_whole_path_with_random_weights_in_24_gib(
     (curve,) = (tmp_path / "out").glob("full-images-*/seed0/tokenizers/*/curve.jsonl")
     assert {"adversarial", "discriminator", "perceptual", "semantic", "evaluation"} <= set(last_point(curve))
 
-    # The tokenizer just made, evaluated as a given one: another row, the same numbers
+    # The new tokenizer, evaluated as given weights: another row, the same numbers
     (tokenizer,) = (tmp_path / "out" / c["path"] for c in record["checkpoints"] if c["role"] == "tokenizer")
     given = {"tokenizer_weights": str(tokenizer.parent), "data": images, "num_samples": IMAGES}
     assert run(tmp_path / "out", recipes=without_perturbation, **given) == 0

@@ -1,4 +1,4 @@
-"""What a plan knows: identities instead of names, the order of stages, and which code made what is done."""
+"""Plans: identities of models, the order of stages, and which version of the code made finished results."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def planned(table: Table, output: Path, **options: object) -> list[RowPlan]:
     return plan_rows(table, Options(output=output, **options))
 
 
-def test_every_setting_decides_a_model_or_belongs_to_a_later_stage(tmp_path: Path) -> None:
-    """Whatever is added to a row's configuration decides its tokenizer, unless it is listed as deciding less."""
+def test_every_setting_is_part_of_an_identity_or_of_a_later_stage(tmp_path: Path) -> None:
+    """New entries of a row's configuration decide its tokenizer, unless they are listed for a later stage."""
     for plan in planned(table2.TABLE, tmp_path) + planned(linear_probe.TABLE, tmp_path):
         row = plan.row
         later = set(row.config) & (GENERATOR_ONLY | EVALUATION_ONLY)
@@ -40,7 +40,7 @@ def test_every_setting_decides_a_model_or_belongs_to_a_later_stage(tmp_path: Pat
             assert {"generator", "training", "views"} <= row.generator.identity.keys()
 
 
-def test_data_seed_and_pieces_make_other_models(tmp_path: Path) -> None:
+def test_data_seed_and_micro_batch_make_other_models(tmp_path: Path) -> None:
     (plan,) = planned(Table("ablation", "Ablation", ablation.rows), tmp_path, rows=("step7",))
     row = replace(plan.row, scale=replace(plan.row.scale, loss=replace(plan.row.scale.loss, adversarial=0.1)))
     patch = replace(row, recipe=replace(row.recipe, loss={"discriminator": "patch"}))
@@ -78,7 +78,7 @@ def test_names_do_not_decide_identity(tmp_path: Path) -> None:
     ids=lambda value: value.name if isinstance(value, Table) else "",
 )
 def test_a_tokenizer_is_shared_if_its_training_is_the_same(tmp_path: Path, table: Table, shared: set[str]) -> None:
-    """Steps 4 to 6 of the ablation have tokenizers of one name, trained in three ways."""
+    """The tokenizers of steps 4 to 6 of the ablation share a name, but not their training."""
     plans = planned(table, tmp_path)
     assert {plan.row.recipe.row for plan in plans if plan.row.tokenizer_shared} == shared
     folders = [plan.row.tokenizer.folder for plan in plans]
@@ -154,7 +154,7 @@ def test_results_of_other_code_are_flagged_and_redone_with_fresh(
     assert all(f"the code of {part}/ has changed since" in line for line in plan.outdated)
     capsys.readouterr()
     assert table(finished, "vq") == 0
-    assert executed == []  # what is done stays done, but is shown as what it is
+    assert executed == []  # it stays done, but the plan shows that the code has changed
     shown = " ".join(capsys.readouterr().out.split())
     assert f"the code of {part}/ has changed since" in shown
     assert "--fresh redoes" in shown

@@ -1,4 +1,4 @@
-"""The rows of every script: each differs from its neighbour in what the paper changed alone."""
+"""The rows of every script: each differs from its neighbour only in what the paper changed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def differing(one: Any, other: Any) -> set[str]:
 
 @EVERY_SCALE
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__.split(".")[-1])
-def test_rows_are_told_apart_and_their_models_fit_together(script: ModuleType, scale: str) -> None:
+def test_rows_have_different_names_and_their_models_fit_together(script: ModuleType, scale: str) -> None:
     recipes: list[Recipe] = script.rows(SCALES[scale], 37)
     assert len({recipe.row for recipe in recipes}) == len({recipe.label for recipe in recipes}) == len(recipes)
     for recipe in recipes:
@@ -44,14 +44,14 @@ def test_rows_are_told_apart_and_their_models_fit_together(script: ModuleType, s
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__.split(".")[-1])
-def test_counterparts_are_among_the_reported_systems(script: ModuleType) -> None:
+def test_reported_counterparts_exist(script: ModuleType) -> None:
     with REPORTED_CSV.open(newline="") as file:
         systems = {name for line in csv.DictReader(file) for name in (line["system"], *line["also"].split("; "))}
     assert {recipe.reported for recipe in script.rows(SCALES["mini"], 10)} - {None} <= systems
 
 
 @EVERY_SCALE
-def test_steps_of_the_ablation_change_one_thing_each(scale: str) -> None:
+def test_each_step_of_the_ablation_changes_one_thing(scale: str) -> None:
     recipes = ablation.rows(SCALES[scale], 10)
     losses = [loss_of(recipe, SCALES[scale]) for recipe in recipes]
     changes = [

@@ -1,4 +1,4 @@
-"""Rows from digits to the report: done once, found again, redone when asked to, and equal for equal seeds."""
+"""Rows from digits to the report: done once, reused, redone on request, and identical for equal seeds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from reproductions.stages import run_tokenizer
 
 RunTable = Callable[..., int]
 Records = Callable[[Path], dict[str, dict[str, Any]]]
-WAY_HERE = command.way_here  # in worker processes
+WAY_HERE = command.way_here  # uses worker processes
 pytestmark = pytest.mark.usefixtures("tiny_mini")
 
 
@@ -39,7 +39,7 @@ def without_cost(record: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def whole_mini(tiny_mini: Scale, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All digits, as worker processes read them themselves."""
+    """All digits: worker processes read them without the patches of this process."""
     monkeypatch.setattr(source, "digits", digits)
 
 
@@ -51,7 +51,7 @@ def test_equal_seeds_give_equal_records(
     monkeypatch: pytest.MonkeyPatch,
     whole_mini: None,
 ) -> None:
-    """A row in this process, then in worker processes and into another folder: equal but for cost and run."""
+    """A row in this process, then in worker processes with another output folder: identical except for cost and run."""
     here, there = tmp_path / "here", tmp_path / "there"
     assert table(here, "unfolded") == 0
     kinds = [name.split("-")[0].split()[0] for name in executed]
@@ -99,7 +99,7 @@ def finished(tmp_path: Path, table: RunTable, executed: list[str]) -> Path:
     return tmp_path
 
 
-def test_second_run_does_nothing_but_report(finished: Path, table: RunTable, executed: list[str]) -> None:
+def test_second_run_only_rebuilds_the_report(finished: Path, table: RunTable, executed: list[str]) -> None:
     before = weights(finished)
     assert len(before) == 3
     (finished / "report.html").unlink()
@@ -109,7 +109,7 @@ def test_second_run_does_nothing_but_report(finished: Path, table: RunTable, exe
     assert (finished / "report.html").exists()
 
 
-def test_lost_record_is_made_again_from_the_finished_models(
+def test_lost_record_is_rebuilt_from_the_finished_models(
     finished: Path, table: RunTable, records: Records, executed: list[str]
 ) -> None:
     before, record = weights(finished), records(finished)["vq"]
@@ -120,7 +120,7 @@ def test_lost_record_is_made_again_from_the_finished_models(
     assert without_cost(records(finished)["vq"]) == without_cost(record)
 
 
-def test_other_seed_makes_other_models_with_the_same_extractor(
+def test_other_seed_trains_other_models_with_the_same_extractor(
     finished: Path, table: RunTable, executed: list[str]
 ) -> None:
     before = weights(finished)
@@ -133,7 +133,7 @@ def test_other_seed_makes_other_models_with_the_same_extractor(
 
 
 @pytest.mark.parametrize("part", ["tokenizer_training", "generator_training"])
-def test_changed_setting_trains_what_it_concerns_and_keeps_the_rest(
+def test_changed_setting_retrains_only_what_it_affects(
     finished: Path, table: RunTable, executed: list[str], monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     scale: Scale = SCALES["mini"]
@@ -156,7 +156,7 @@ def test_fresh_trains_again_and_keeps_the_proxies(finished: Path, table: RunTabl
 
 
 def test_rows_of_other_tables_use_the_same_models(finished: Path, table: RunTable, executed: list[str]) -> None:
-    """The folded row of the folding table is table 2's ImageFolder."""
+    """The folded row of the folding table has the models of table 2's ImageFolder."""
     assert table(finished, "imagefolder") == 0
     before = weights(finished)
     executed.clear()
@@ -166,7 +166,7 @@ def test_rows_of_other_tables_use_the_same_models(finished: Path, table: RunTabl
     assert weights(finished) == before
 
 
-def test_row_without_a_generator_trains_its_tokenizer_alone(
+def test_row_without_a_generator_trains_only_its_tokenizer(
     tmp_path: Path, records: Records, executed: list[str]
 ) -> None:
     options = Options(rows=("step4",), output=tmp_path)
@@ -176,7 +176,7 @@ def test_row_without_a_generator_trains_its_tokenizer_alone(
     assert {"linear probe accuracy (continuous)", "linear probe accuracy (quantized)", "proxy-rFID"} <= names
 
 
-def test_given_weights_are_evaluated_as_a_row_of_their_own(
+def test_given_weights_are_evaluated_as_a_separate_row(
     finished: Path, table: RunTable, records: Records, executed: list[str]
 ) -> None:
     made = records(finished)["vq"]
@@ -206,12 +206,12 @@ def test_generator_trained_on_new_crops_needs_no_cached_tokens(
     assert len(weights(finished)) == len(before) + 1
     assert records(finished)["vq"]["config"]["views"] == 0
     executed.clear()
-    assert table(finished, "vq", views=2) == 0  # beside the cache of one view
+    assert table(finished, "vq", views=2) == 0  # the cache of one view stays
     assert [name.split()[0] for name in executed] == ["tokens", "generator", "table2"]
 
 
 @pytest.mark.parametrize(("micro_batch", "together"), [(0, 8), (4, 4)])
-def test_what_pieces_change_is_part_of_models_and_records(
+def test_effect_of_micro_batches_is_part_of_models_and_records(
     tmp_path: Path,
     tiny_mini: Scale,
     records: Records,
@@ -220,7 +220,7 @@ def test_what_pieces_change_is_part_of_models_and_records(
     micro_batch: int,
     together: int,
 ) -> None:
-    """PatchGAN normalises a piece together; batches are of 8 images here."""
+    """PatchGAN normalises the images of a micro-batch together; the batch size is 8."""
     scales = {"mini": replace(tiny_mini, loss=replace(tiny_mini.loss, adversarial=0.1, patch_width=8, patch_layers=2))}
     options = Options(rows=("step1",), output=tmp_path, micro_batch=micro_batch)
     assert run_table(Table("ablation", "Ablation", ablation.rows, scales), options) == 0
@@ -233,11 +233,11 @@ def test_what_pieces_change_is_part_of_models_and_records(
     )
     whole = Options(rows=("step1",), output=tmp_path)
     (plan,) = plan_rows(Table("ablation", "Ablation", ablation.rows, scales), whole)
-    assert plan.tokenizer_done == (together == 8)  # those of pieces are not taken for it
+    assert plan.tokenizer_done == (together == 8)  # a model trained in micro-batches is another one
 
 
-def test_a_training_with_other_processes_than_planned_is_refused(tmp_path: Path, tiny_mini: Scale) -> None:
-    """Its models would be taken for those of the plan."""
+def test_other_number_of_processes_than_planned_is_refused(tmp_path: Path, tiny_mini: Scale) -> None:
+    """Its models would be stored under the identity of the planned ones."""
     scale = replace(tiny_mini, loss=replace(tiny_mini.loss, adversarial=0.1, patch_width=8, patch_layers=2))
     options = Options(rows=("step1",), output=tmp_path, micro_batch=4)
     (plan,) = plan_rows(Table("ablation", "Ablation", ablation.rows, {"mini": scale}), options)
@@ -246,7 +246,7 @@ def test_a_training_with_other_processes_than_planned_is_refused(tmp_path: Path,
         run_tokenizer(planned)
 
 
-def test_without_a_discriminator_pieces_change_no_model(
+def test_without_a_discriminator_micro_batches_change_no_model(
     finished: Path, table: RunTable, records: Records, executed: list[str]
 ) -> None:
     before = records(finished)["vq"]
@@ -256,7 +256,7 @@ def test_without_a_discriminator_pieces_change_no_model(
 
 
 @pytest.mark.parametrize(("micro_batch", "message"), [(3, "8 does not divide into 1 processes x 3 pieces"), (-1, "-1")])
-def test_pieces_that_are_none_are_refused_before_anything_is_trained(
+def test_impossible_micro_batches_are_refused_before_anything_is_trained(
     tmp_path: Path, table: RunTable, executed: list[str], micro_batch: int, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
@@ -265,7 +265,7 @@ def test_pieces_that_are_none_are_refused_before_anything_is_trained(
 
 
 def breaking(scale: Scale, classes: int) -> list[Recipe]:
-    """Table 2 with a commitment that is infinite in the raster row's tokenizer."""
+    """Table 2 with a commitment loss that overflows in the raster row's tokenizer."""
     recipes = table2.rows(scale, classes)
     broken = replace(recipes[3].tokenizer, name="broken", commitment=1e300)
     return [*recipes[:3], replace(recipes[3], tokenizer=broken)]

@@ -1,4 +1,4 @@
-"""The rows of table 2 can be compared: equal budgets, equal positions where that is the point, equal sizes."""
+"""The rows of table 2 are comparable: equal budgets, sequence lengths and sizes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_all_rows_have_the_same_budget(scale: str) -> None:
     for name in ("tokenizer_training", "generator_training", "loss", "samples", "proxy_steps", "published"):
         assert all(s[name] == settings[0][name] for s in settings), name
     fixed = {field.name for field in fields(Recipe)}
-    assert not {"training", "steps", "batch_size"} & fixed  # no row can bring its own
+    assert not {"training", "steps", "batch_size"} & fixed  # no row can have its own
 
 
 @BOTH
@@ -45,7 +45,7 @@ def test_positions(scale: str) -> None:
 
 
 @BOTH
-def test_tokenizers_differ_in_what_the_row_is_about_alone(scale: str) -> None:
+def test_tokenizers_differ_only_in_what_the_row_is_about(scale: str) -> None:
     recipes = by_row(scale)
     assert recipes["imagefolder"].tokenizer is recipes["unfolded"].tokenizer
     product, one_branch = (vars(recipes[row].tokenizer) for row in ("imagefolder", "var"))
@@ -66,7 +66,7 @@ def test_generators_have_parameter_counts_within_a_tenth(scale: str) -> None:
 
 
 @BOTH
-def test_generators_know_the_classes_and_tokens_of_their_data_and_tokenizer(scale: str) -> None:
+def test_generators_fit_the_classes_of_the_data_and_the_tokens_of_their_tokenizer(scale: str) -> None:
     for recipe in rows(SCALES[scale], 37):
         assert recipe.generator.num_classes == 37
         for name in ("branches", "scales", "codebook_size", "code_dim"):
@@ -74,11 +74,11 @@ def test_generators_know_the_classes_and_tokens_of_their_data_and_tokenizer(scal
 
 
 @BOTH
-def test_sampling_is_equal_but_for_the_guidance_of_raster_order(scale: str) -> None:
+def test_sampling_differs_only_in_the_guidance_of_raster_order(scale: str) -> None:
     recipes = by_row(scale)
     sampling = {row: sampling_of(recipe, SCALES[scale]) for row, recipe in recipes.items()}
     assert sampling["imagefolder"] == sampling["unfolded"] == sampling["var"] == SCALES[scale].sampling
-    # Guidance grows over scales from 0 to its full strength: its mean stands in where there are no scales
+    # Guidance grows over scales from 0 to its full strength; raster order has no scales and uses the mean
     sequence = build_sequence(recipes["imagefolder"].generator)
     last = len(sequence.blocks) - 1
     mean = (sequence.guidance(0, 1.0) + sequence.guidance(last, 1.0)) / 2
