@@ -115,59 +115,53 @@ def test_a_failure_stops_what_needs_it_and_nothing_else() -> None:
     }
 
 
-@pytest.fixture
-def finished(tmp_path: Path, table: RunTable, executed: list[str]) -> Path:
-    assert table(tmp_path, "vq") == 0
-    executed.clear()
-    return tmp_path
-
-
-def test_results_of_the_current_code_are_not_flagged(finished: Path) -> None:
-    (plan,) = planned(table2.TABLE, finished, rows=("vq",))
-    assert plan.recorded
-    assert plan.outdated == ()
-    entry = read_json(plan.row.tokenizer.folder / CODE)["versions"][-1]
-    assert entry["code"] == code_hashes()
-
-
-@pytest.mark.parametrize(
-    ("part", "outdated"),
-    [
-        ("tokenizer", ["tokenizer", "generator", "record"]),
-        ("generator", ["generator", "record"]),
-        ("evaluation", ["record"]),
-    ],
-)
-def test_results_of_other_code_are_flagged_and_redone_with_fresh(
-    finished: Path,
+def test_results_are_flagged_unless_the_current_code_made_them(
+    tmp_path: Path,
     table: RunTable,
     executed: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    part: str,
-    outdated: list[str],
 ) -> None:
-    changed = code_hashes() | {part: "0" * 64}
-    monkeypatch.setattr(versions, "code_hashes", lambda: changed)
-    (plan,) = planned(table2.TABLE, finished, rows=("vq",))
-    assert [line.split()[0] for line in plan.outdated] == outdated
-    assert all(f"the code of {part}/ has changed since" in line for line in plan.outdated)
+    """Finished results stay as they are, but the plan shows what has changed since, and --fresh redoes them."""
+
+    def outdated() -> tuple[str, ...]:
+        (plan,) = planned(table2.TABLE, tmp_path, rows=("vq",))
+        assert plan.recorded
+        return plan.outdated
+
+    assert table(tmp_path, "vq") == 0
+    assert outdated() == ()
+    for part, results in (
+        ("tokenizer", ["tokenizer", "generator", "record"]),
+        ("generator", ["generator", "record"]),
+        ("evaluation", ["record"]),
+    ):
+        changed = code_hashes() | {part: "0" * 64}
+        with monkeypatch.context() as patch:
+            patch.setattr(versions, "code_hashes", lambda changed=changed: changed)
+            lines = outdated()
+            assert [line.split()[0] for line in lines] == results
+            assert all(f"the code of {part}/ has changed since" in line for line in lines)
+
+    executed.clear()
     capsys.readouterr()
-    assert table(finished, "vq") == 0
-    assert executed == []  # it stays done, but the plan shows that the code has changed
-    shown = " ".join(capsys.readouterr().out.split())
-    assert f"the code of {part}/ has changed since" in shown
-    assert "--fresh redoes" in shown
-    assert table(finished, "vq", fresh=True) == 0
+    changed = code_hashes() | {"tokenizer": "0" * 64}
+    monkeypatch.setattr(versions, "code_hashes", lambda: changed)
     monkeypatch.setattr("reproductions.recording.code_hashes", lambda: changed)
+    assert table(tmp_path, "vq") == 0
+    assert executed == []
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "the code of tokenizer/ has changed since" in shown
+    assert "--fresh redoes" in shown
+    assert table(tmp_path, "vq", fresh=True) == 0
     assert [name.split()[0] for name in executed] == ["tokenizer", "tokens", "generator", "table2"]
+    assert outdated() == ()
 
-
-def test_models_of_unknown_code_are_flagged(finished: Path) -> None:
-    (plan,) = planned(table2.TABLE, finished, rows=("vq",))
+    (plan,) = planned(table2.TABLE, tmp_path, rows=("vq",))
+    entry = read_json(plan.row.tokenizer.folder / CODE)["versions"][-1]
+    assert entry["code"] == changed
     (plan.row.tokenizer.folder / CODE).unlink()
-    (again,) = planned(table2.TABLE, finished, rows=("vq",))
-    (line,) = again.outdated
+    (line,) = outdated()
     assert line.startswith("tokenizer")
     assert "unknown version" in line
 
