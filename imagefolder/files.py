@@ -172,6 +172,15 @@ def unwritable(path: Path, error: BaseException) -> OSError:
     return OSError(one_line(f"{path} cannot be written: {reason(error)}{free}"))
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the file, and the space left on its disk, in an `OSError` raised while writing it."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
 def remove_half_written(folder: Path, name: str | None = None) -> None:
     """Remove the temporary files that killed processes left in a folder: of this machine, and older ones of others.
 

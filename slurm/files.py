@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from imagefolder.files import unsealed, unwritable
+from imagefolder.files import unsealed
 from slurm.stage import SlurmError
 
 PRIVATE = 0o077
@@ -26,15 +26,6 @@ def umask(mask: int) -> Iterator[int]:
         yield usual
     finally:
         os.umask(usual)
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Name the file, and the space left on its disk, in an `OSError` raised while writing it."""
-    try:
-        yield
-    except OSError as error:
-        raise unwritable(path, error) from error
 
 
 def opened(path: Path, flags: int) -> int:

@@ -32,10 +32,10 @@ from filelock import Timeout
 from pydantic import ValidationError
 
 from imagefolder.errors import one_line
-from imagefolder.files import remove_half_written, sealed, write_atomically, write_json
+from imagefolder.files import remove_half_written, sealed, write_atomically, write_json, writing
 from imagefolder.locks import file_lock
 from slurm.events import JOBS, Holder, JobEvent, RunGraph, StageEntry, Started, Submitted
-from slurm.files import PRIVATE, opened, parsed, read, umask, writing
+from slurm.files import PRIVATE, opened, parsed, read, umask
 from slurm.profile import Profile
 from slurm.stage import SlurmError, Stage, ordered
 

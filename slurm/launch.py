@@ -14,9 +14,10 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import clean_env
 
 from imagefolder.errors import one_line
+from imagefolder.files import writing
 from slurm.batch import sbatch_text, slurm_executor
 from slurm.events import Submitted
-from slurm.files import PRIVATE, umask, writing
+from slurm.files import PRIVATE, umask
 from slurm.jobs import StageJob
 from slurm.journal import Journal
 from slurm.local import fitted, run_local

@@ -15,9 +15,10 @@ import submitit
 from submitit.core.utils import environment_variables
 
 from imagefolder.errors import one_line
+from imagefolder.files import writing
 from slurm.batch import local_executor
 from slurm.events import Submitted
-from slurm.files import PRIVATE, umask, writing
+from slurm.files import PRIVATE, umask
 from slurm.jobs import StageJob
 from slurm.journal import Journal
 from slurm.profile import Profile

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,17 @@ def draw_classes(root: Path, classes: dict[str, int], seed: int = 0) -> Path:
         for i in range(number):
             draw(root / name / f"{i:03}.png", seed + 1000 * position + i)
     return root
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small networks are fastest with one thread, identical runs give identical bits, and forks inherit no pool."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

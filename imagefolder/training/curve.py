@@ -10,8 +10,7 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from imagefolder.distributed import is_main
-from imagefolder.files import write_atomically
-from imagefolder.training.state import writing
+from imagefolder.files import write_atomically, writing
 
 CURVE = "curve.jsonl"
 

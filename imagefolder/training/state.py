@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import os
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +12,11 @@ import torch
 
 from imagefolder.distributed import is_main
 from imagefolder.errors import DamagedFile, InputError
-from imagefolder.files import reading, unwritable, write_atomically
+from imagefolder.files import reading, write_atomically
 from imagefolder.progress import console
 from imagefolder.tensors import require_finite
 
 STATE, PREVIOUS, BEST = "state.pt", "state.previous.pt", "best.pt"
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn an `OSError` into one that names the file: that of a full disk does not."""
-    try:
-        yield
-    except OSError as error:
-        raise unwritable(path, error) from error
 
 
 class StateFile:

@@ -26,12 +26,11 @@ from imagefolder.data.batches import Batches
 from imagefolder.data.images import Images, Key, to_float
 from imagefolder.distributed import barrier, gather_objects, is_main, my_part
 from imagefolder.errors import DamagedFile, InputError, reason
-from imagefolder.files import CHUNK, checked_sha256, read_json, reading, write_json
+from imagefolder.files import CHUNK, checked_sha256, read_json, reading, write_json, writing
 from imagefolder.interruption import Stopped, stop_requested
 from imagefolder.locks import building
 from imagefolder.progress import Phase, console
 from imagefolder.tokenizer.model import Tokenizer
-from imagefolder.training.state import writing
 
 TOKENS, ABOUT, UNFINISHED, LOCK = "tokens.npy", "about.json", "unfinished.json", ".lock"
 SAVE_SECONDS = 10.0

@@ -79,9 +79,8 @@ def few(splits: DataSplits) -> DataSplits:
     return replace(splits, train=first(splits.train, 200), test=first(splits.test, 120))
 
 
-@pytest.fixture(scope="session")
-def generator() -> Generator:
-    """Untrained, with an untrained tokenizer of 2 x 5 tokens."""
+def untrained_generator(classes: int) -> Generator:
+    """A generator with a tokenizer of 2 x 5 tokens."""
     torch.manual_seed(0)
     tokens = {"branches": 2, "scales": (1, 2), "codebook_size": 16, "code_dim": 4}
     config = TokenizerConfig(
@@ -89,7 +88,17 @@ def generator() -> Generator:
         **tokens,
     )  # fmt: skip
     tokenizer = Tokenizer(config)
-    return Generator(GeneratorConfig(depth=1, width=32, heads=2, num_classes=10, **tokens), tokenizer).eval()
+    return Generator(GeneratorConfig(depth=1, width=32, heads=2, num_classes=classes, **tokens), tokenizer).eval()
+
+
+@pytest.fixture(scope="session")
+def generator() -> Generator:
+    return untrained_generator(10)
+
+
+@pytest.fixture(scope="session")
+def imagenet_generator() -> Generator:
+    return untrained_generator(1000)
 
 
 @pytest.fixture(scope="session")

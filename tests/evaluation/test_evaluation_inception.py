@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch_fidelity.utils import create_feature_extractor
 
 from imagefolder import InputError, weights
-from imagefolder.config import GeneratorConfig, SamplingConfig, TokenizerConfig
+from imagefolder.config import SamplingConfig
 from imagefolder.data.images import ArrayImages, DataSplits
 from imagefolder.evaluation.clean import clean_extractor
 from imagefolder.evaluation.extractor import Extractor
@@ -26,7 +26,6 @@ from imagefolder.evaluation.results import Result
 from imagefolder.evaluation.spaces import extractors_for, main_extractor, required_weights
 from imagefolder.evaluation.statistics import Statistics
 from imagefolder.generator.model import Generator
-from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.weights import WeightsAbsent
 
 Accept = Callable[[Path], None]
@@ -162,18 +161,6 @@ def test_a_file_with_the_name_of_adms_reference_and_another_hash_is_rejected(
             read()
 
 
-@pytest.fixture(scope="module")
-def generator() -> Generator:
-    torch.manual_seed(0)
-    tokens = {"branches": 2, "scales": (1, 2), "codebook_size": 16, "code_dim": 4}
-    config = TokenizerConfig(
-        image_size=32, patch_size=8, backbone="vit_tiny_patch16_224", width=32, depth=1, heads=2, dropout_start=1,
-        **tokens,
-    )  # fmt: skip
-    classes = {"num_classes": 1000}
-    return Generator(GeneratorConfig(depth=1, width=32, heads=2, **tokens, **classes), Tokenizer(config)).eval()
-
-
 def frechet_of_few(first: Tensor, second: Tensor) -> float:
     """Frechet distance of features (N, D) and (M, D), N, M << D: the nuclear norm needs no (D, D) matrix."""
     (mean1, a), (mean2, b) = (
@@ -189,13 +176,13 @@ def values(result: Result) -> dict[str, tuple[float, int, int]]:
 
 @pytest.mark.slow
 def test_published_metrics_of_samples(
-    adm: Path, inception: Extractor, images: Tensor, generator: Generator, splits: DataSplits
+    adm: Path, inception: Extractor, images: Tensor, imagenet_generator: Generator, splits: DataSplits
 ) -> None:
     """The real network and distances of its 2048 and 2023 features: seconds."""
     sampling = SamplingConfig(guidance=1.0, top_k=0, top_p=0.9, batch_size=10)
     settings = {"sampling": sampling, "samples": 10, "seed": 3, "title": "sampling"}
     imagenet = replace(splits, classes=[str(i) for i in range(1000)])
-    result = evaluate_generation(generator, imagenet, [inception], **settings)
+    result = evaluate_generation(imagenet_generator, imagenet, [inception], **settings)
     measured = values(result)
     assert {name: numbers[1:] for name, numbers in measured.items()} == {
         "gFID": (1_281_167, 10), "sFID": (1_281_167, 10), "IS": (0, 10), "precision": (10, 10), "recall": (10, 10),
@@ -210,7 +197,7 @@ def test_published_metrics_of_samples(
         assert m.protocol.reference == weights.ADM_REFERENCE
         assert m.protocol.extractor_sha256 == inception.sha256
     with pytest.raises(InputError, match="10 classes"):
-        evaluate_generation(generator, splits, [inception], **settings)
+        evaluate_generation(imagenet_generator, splits, [inception], **settings)
 
 
 def write_clean_inception(path: Path) -> None:
@@ -243,7 +230,7 @@ def test_reconstruction_with_inception_and_clean_fid(
     accept: Accept,
     monkeypatch: pytest.MonkeyPatch,
     inception: Extractor,
-    generator: Generator,
+    imagenet_generator: Generator,
     splits: DataSplits,
 ) -> None:
     """The real network and two distances of 2048 features: seconds."""
@@ -251,7 +238,9 @@ def test_reconstruction_with_inception_and_clean_fid(
     monkeypatch.setenv("IMAGEFOLDER_WEIGHTS", str(tmp_path))
     write_clean_inception(tmp_path / weights.CLEAN_INCEPTION)
     accept(tmp_path / weights.CLEAN_INCEPTION)
-    result = evaluate_reconstruction(generator.tokenizer, few, [inception, clean_extractor()], "reconstructing")
+    result = evaluate_reconstruction(
+        imagenet_generator.tokenizer, few, [inception, clean_extractor()], "reconstructing"
+    )
     measured = values(result)
     assert set(measured) == {"rFID", "rKID", "clean-rFID", "PSNR", "SSIM"}
     assert {numbers[1:] for numbers in measured.values()} == {(10, 10)}

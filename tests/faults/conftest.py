@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +60,8 @@ def _line(kind: str, counts: Counter[str], width: int) -> str:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Forked processes inherit no thread pool, and identical runs give identical bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def always_one_thread(one_thread: None) -> None:
+    """In every test of this folder."""
 
 
 @pytest.fixture(scope="session")
