@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import tyro
 
-from imagefolder.cli import command_line
+from imagefolder.cli import VERBATIM, command_line
 from imagefolder.errors import InputError
 from reproductions.recipe import Recipe, Table
 from reproductions.scales import Scale
@@ -58,7 +58,7 @@ class Options:
     """submit the rows to a cluster, one job per stage (slurm/README.md)"""
     profile: str | None = None
     """with --submit: name or file of the cluster's profile (default: your own, else Slurm if it answers, else local)"""
-    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
+    set: Annotated[tuple[str, ...], VERBATIM, tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
     """with --submit: override values of the profile, e.g. partition=gpu training.nodes=2"""
     list: bool = False
     """list the rows and exit"""

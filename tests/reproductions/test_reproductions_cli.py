@@ -173,6 +173,13 @@ def test_settings_of_a_submission_need_the_option_submit(call: Call, tmp_path: P
     assert_one_line(call("--set", "partition=gpu", "--output", tmp_path), "--submit")
 
 
+def test_a_setting_of_a_submission_may_contain_commas(call: Call, tmp_path: Path) -> None:
+    settings = ("--profile", "slurm", "--set", "partition=gpu,long")
+    result = call("--submit", "--dry-run", "--rows", "vq", "--output", tmp_path / "out", *settings)
+    assert result.code == 0, result.err
+    assert "#SBATCH --partition=gpu,long" in result.out
+
+
 def test_unknown_setting_of_a_submission_is_one_line(call: Call, tmp_path: Path) -> None:
     assert_one_line(call("--submit", "--set", "partitoin=gpu", "--output", tmp_path / "out"), "partitoin", "partition")
 
