@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Models this small are fastest with one thread. Benchmarks measure with all of them."""
+    if not config.getoption("--benchmark-only"):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 
 
 @pytest.hookimpl(tryfirst=True)
