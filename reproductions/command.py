@@ -10,7 +10,6 @@ from dataclasses import replace
 from imagefolder.distributed import barrier, gather_objects, is_distributed, is_main, join_processes
 from imagefolder.errors import reason
 from imagefolder.progress import console
-from leaderboard.report import build_report
 from leaderboard.reported import REPORTED_CSV
 from leaderboard.store import read_records
 from reproductions.aside import remove_aside, set_aside
@@ -52,6 +51,8 @@ def run_table(table: Table, options: Options) -> int:
             set_aside(plan.row)
     failed = _run(tasks, possible)
     if is_main():
+        from leaderboard.report import build_report  # pandas and matplotlib, which the plan need not wait for
+
         for name, why in failed.items():
             print(f"error: {name}: {why}", file=sys.stderr)
         paths = build_report(options.output, read_records(options.output / "records"), REPORTED_CSV)

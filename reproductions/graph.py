@@ -15,15 +15,10 @@ def graph(plans: Sequence[RowPlan]) -> list[Task]:
     """Stages of all rows, depth first: a row's stages come right before its evaluation, so that the first row's result
     is recorded before the last row's training starts, and the first seed's table before the second seed's."""
     tasks: dict[str, Task] = {}
-
-    def add(function: Callable[[Row], None], row: Row, needs: list[str]) -> str:
-        name = task_name(function, row)
-        tasks.setdefault(name, Task(name, function, (row,), tuple(needs)))
-        return name
-
     for plan in plans:
         if not plan.recorded:
-            _add_row(add, plan)
+            for task in _stages(plan):
+                tasks.setdefault(task.name, task)
     return list(tasks.values())
 
 
@@ -41,17 +36,26 @@ def task_name(function: Callable[[Row], None], row: Row) -> str:
     return f"{kind} {row.tokenizer.folder.name} seed {row.seed}"
 
 
-def _add_row(add: Callable[[Callable[[Row], None], Row, list[str]], str], plan: RowPlan) -> None:
-    row, needs = plan.row, []
+def _stages(plan: RowPlan) -> list[Task]:
+    """What one row still needs, in order; its evaluation is the last."""
+    row, tasks = plan.row, []
+
+    def stage(function: Callable[[Row], None], *needs: str) -> str:
+        tasks.append(Task(task_name(function, row), function, (row,), needs))
+        return tasks[-1].name
+
+    needs = []
     if not row.scale.published and not is_proxy_done(row.extractor, row):
-        needs.append(add(train_extractor, row, []))
+        needs.append(stage(train_extractor))
     tokenizer = []
     if not plan.tokenizer_done:
         teacher = []
         if row.needs_teacher and not row.scale.published and not is_proxy_done(row.teacher, row):
-            teacher.append(add(train_teacher, row, []))
-        tokenizer.append(add(run_tokenizer, row, teacher))
+            teacher.append(stage(train_teacher))
+        tokenizer.append(stage(run_tokenizer, *teacher))
     generator = []
     if not plan.generator_done:
-        generator.append(add(run_generator, row, [add(run_tokens, row, tokenizer)] if row.scale.views else tokenizer))
-    add(run_evaluation, row, [*needs, *tokenizer, *generator])
+        before = [stage(run_tokens, *tokenizer)] if row.scale.views else tokenizer
+        generator.append(stage(run_generator, *before))
+    stage(run_evaluation, *needs, *tokenizer, *generator)
+    return tasks

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -143,7 +144,7 @@ class Row:
         together = images_normalised_together(loss, batch, self.processes, self.execution.micro_batch)
         return {"images_normalised_together": together}
 
-    @property
+    @cached_property
     def tokenizer(self) -> TrainedModel:
         config = self.config
         identity = {name: value for name, value in config.items() if name not in GENERATOR_ONLY | EVALUATION_ONLY}
@@ -154,7 +155,7 @@ class Row:
         identity |= {"seed": self.seed, "dataset_sha256": self.dataset.sha256}
         return TrainedModel("tokenizer", self.recipe.tokenizer.name, identity, self.folder / "tokenizers")
 
-    @property
+    @cached_property
     def generator(self) -> TrainedModel | None:
         """None: reconstruction only."""
         if self.recipe.generator is None:

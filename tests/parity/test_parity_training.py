@@ -96,7 +96,13 @@ class Pass:
         assert translated.keys() == self.gradients.keys()
 
 
-@pytest.mark.parametrize(("kind", "pieces"), [("rel", 1), ("rel", 4), ("vq", 1), ("vp2", 1)])
+@pytest.mark.parametrize(
+    ("kind", "pieces"),
+    [
+        ("rel", 1),
+        *(pytest.param(kind, pieces, marks=pytest.mark.slow) for kind, pieces in (("rel", 4), ("vq", 1), ("vp2", 1))),
+    ],
+)
 def test_losses_and_gradients_of_learned_codes(kind: str, pieces: int, tmp_path: Path) -> None:
     Pass(kind, tmp_path, pieces).assert_recorded()
 
@@ -109,6 +115,7 @@ def selected_by_an_integer_mask(
     return entropy_of_log_odds(x).sum(1).mean(), torch.sigmoid(x).mean((0, 2))
 
 
+@pytest.mark.slow
 def test_losses_and_gradients_of_binary_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The recorded pass contains the bug; with it our entropy is the recorded one, without it it differs."""
     ours = Pass("bsq", tmp_path)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import time
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from two_processes import run_two_processes
 
 from imagefolder.errors import InputError
 from imagefolder.tokenizer.discriminator import BatchNorm
@@ -135,7 +134,7 @@ def _regularised(part: slice) -> dict[str, Tensor]:
     return {"lecam real": lecam.real, "lecam fake": lecam.fake}
 
 
-def _process(rank: int, folder: str) -> None:
+def _process(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
@@ -155,7 +154,7 @@ def _process(rank: int, folder: str) -> None:
     (gathered * torch.arange(12.0).view(4, 3) * (rank + 1)).sum().backward()
     results |= {"gathered": gathered.detach(), "gradient": x.grad} | _normalised(own)
     results |= _regularised(own)
-    torch.save(results, Path(folder) / f"{rank}.pt")
+    torch.save(results, folder / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
@@ -163,19 +162,8 @@ def _process(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def of_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     """Results of two Gloo processes that each hold half of the batch."""
-    if not (dist.is_available() and dist.is_gloo_available()):
-        pytest.skip("this torch has no Gloo")
     folder = tmp_path_factory.mktemp("gloo")
-    context = mp.spawn(_process, args=(str(folder),), nprocs=PROCESSES, join=False)
-    deadline = time.monotonic() + TIMEOUT
-    try:
-        while not context.join(timeout=1):  # re-raises the error of a process
-            assert time.monotonic() < deadline, f"the processes did not end within {TIMEOUT} s"
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                process.kill()
-            process.join()
+    run_two_processes(_process, folder, TIMEOUT)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,8 +11,8 @@ import pytest
 import tiny
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
+from two_processes import run_two_processes
 
 import imagefolder.training.loop
 from imagefolder.config import Execution, GeneratorConfig, LossConfig, TokenizerConfig, TrainingConfig
@@ -139,7 +138,7 @@ def results(folder: Path) -> dict[str, object]:
     return {"curve": curve, "config": json.loads((folder / "config.json").read_text())}
 
 
-def _process(number: int, folder: str) -> None:
+def _process(number: int, folder: Path) -> None:
     os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(PROCESSES)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": os.environ["IMAGEFOLDER_TEST_PORT"]}
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -148,14 +147,14 @@ def _process(number: int, folder: str) -> None:
     join_processes()
     for case in CASES.values():
         evaluate.calls = 0
-        train(case, Path(folder) / case.name, PROCESSES)
+        train(case, folder / case.name, PROCESSES)
     message = ""
     try:
-        train(CASES["generator"], Path(folder) / "stopped", PROCESSES, steps_before_stop=STOP)
+        train(CASES["generator"], folder / "stopped", PROCESSES, steps_before_stop=STOP)
     except Stopped as stopped:
         message = str(stopped)
     clear_stop()
-    (Path(folder) / f"message{number}").write_text(json.dumps(gather_objects(message)))
+    (folder / f"message{number}").write_text(json.dumps(gather_objects(message)))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -163,24 +162,13 @@ def _process(number: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with all cases, trained by two processes."""
-    if not (dist.is_available() and dist.is_gloo_available()):
-        pytest.skip("this torch has no Gloo")
     folder = tmp_path_factory.mktemp("two")
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     port = store.port
     del store  # the port is free again
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IMAGEFOLDER_TEST_PORT", str(port))
-        context = mp.spawn(_process, args=(str(folder),), nprocs=PROCESSES, join=False)
-        deadline = time.monotonic() + TIMEOUT
-        try:
-            while not context.join(timeout=1):  # raises what a process raised
-                assert time.monotonic() < deadline, f"the processes did not end within {TIMEOUT} s"
-        finally:
-            for process in context.processes:
-                if process.is_alive():
-                    process.kill()
-                process.join()
+        run_two_processes(_process, folder, TIMEOUT)
     return folder
 
 
