@@ -6,7 +6,7 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagefolder.data.digits import digits
+from imagefolder.data.builtin import BUILTIN, read_builtin
 from imagefolder.data.folder import read_data
 from imagefolder.data.images import DataSplits
 from leaderboard.record import Dataset
@@ -14,12 +14,10 @@ from leaderboard.record import Dataset
 
 @dataclass(frozen=True)
 class Source:
-    """Where images come from. Every process reads them itself: data may be large, their description is small.
+    """Where images come from. Every process reads them itself: data may be large, their description is small."""
 
-    `path` None: the embedded digits.
-    """
-
-    path: Path | None
+    data: str
+    """the name of a built-in data set, or an absolute path"""
     image_size: int
     skip_corrupt: bool = False
     index: Path | None = None
@@ -28,9 +26,9 @@ class Source:
 @functools.lru_cache(maxsize=1)
 def read_splits(source: Source) -> DataSplits:
     """The images of a source, read once per process."""
-    if source.path is None:
-        return digits(source.image_size)
-    return read_data(source.path, source.image_size, skip_corrupt=source.skip_corrupt, index=source.index)
+    if source.data in BUILTIN:
+        return read_builtin(source.data, source.image_size)
+    return read_data(Path(source.data), source.image_size, skip_corrupt=source.skip_corrupt, index=source.index)
 
 
 def describe(splits: DataSplits) -> Dataset:

@@ -1,4 +1,4 @@
-"""The headers of a tar shard: where its images are, and which members must not be read as images."""
+"""The headers of a tar file: where its images are, and which members must not be read as images."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import posixpath
 import re
 import stat
 import tarfile
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -18,6 +19,7 @@ from imagefolder.files import reading
 LONGEST_NAME = 2**16  # bytes that a header may add for a long name
 LONGEST_CLASS = 64  # bytes of a .cls member
 CHUNK = 2**20
+LIST_SUFFIXES = (".txt", ".csv")
 REMEDY = "; download or create it again"
 
 _EXTENSIONS = (
@@ -30,21 +32,46 @@ _EXTENSIONS = (
 
 
 class Member(NamedTuple):
-    """An image in a shard: the position and number of its bytes."""
+    """A file in an archive: the position and number of its bytes.
+
+    In a zip, `offset` is that of its header, `packed` the number of bytes it takes there and `crc` its CRC-32.
+    """
 
     name: str
     offset: int
     size: int
+    packed: int = 0
+    crc: int = 0
 
 
 @dataclass
 class Headers:
-    """The contents of a shard. `images` and `classes` (indices from .cls members) by key: the name without suffix."""
+    """The contents of a tar file: images by name, class indices (from .cls members) by key, the name without suffix.
+
+    `lists`: files that may describe the classes, such as classes.txt, in folders that need not be theirs.
+    """
 
     images: dict[str, Member] = field(default_factory=dict)
     classes: dict[str, int] = field(default_factory=dict)
+    lists: list[Member] = field(default_factory=list)
     hidden: int = 0
     other_kinds: int = 0
+
+    def class_indices(self, tar: Path) -> list[int]:
+        """The class index of every image; -1 for all if the tar file has no .cls members.
+
+        Raises:
+            InputError: naming `tar` and an image without class index, or two with the same.
+        """
+        if not self.classes:
+            return [-1] * len(self.images)
+        keys = [posixpath.splitext(name)[0] for name in self.images]
+        for name, key in zip(self.images, keys, strict=True):
+            if key not in self.classes:
+                raise InputError(f"{tar}: {name} has no .cls member, unlike other images of the shard")
+        if len(set(keys)) < len(keys):
+            raise InputError(f"{tar}: two images are named {Counter(keys).most_common(1)[0][0]}")
+        return [self.classes[key] for key in keys]
 
 
 def read_headers(shard: Path) -> Headers:
@@ -82,6 +109,8 @@ def _add(found: Headers, member: tarfile.TarInfo, file: IO[bytes], shard: Path) 
     key, suffix = posixpath.splitext(name)
     is_image = suffix.lower() in IMAGE_SUFFIXES
     if not is_image and suffix != ".cls":
+        if suffix in LIST_SUFFIXES and member.isreg() and ".." not in parts:
+            found.lists.append(Member(name, member.offset_data, member.size))
         found.other_kinds += 1
         return
     if member.name.startswith("/") or ".." in parts:
@@ -89,9 +118,9 @@ def _add(found: Headers, member: tarfile.TarInfo, file: IO[bytes], shard: Path) 
     if not member.isreg() or member.issparse():
         raise InputError(f"{origin}: {_kind(member)}, not a regular file; store the image itself in the shard")
     if is_image:
-        if key in found.images:
-            raise InputError(f"{shard}: two images are named {key}")
-        found.images[key] = Member(name, member.offset_data, member.size)
+        if name in found.images:
+            raise InputError(f"{shard}: two images are named {name}")
+        found.images[name] = Member(name, member.offset_data, member.size)
     elif member.size > LONGEST_CLASS:
         raise InputError(f"{origin}: expected a class index, not {member.size:,} bytes")
     else:

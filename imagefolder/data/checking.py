@@ -22,7 +22,8 @@ from imagefolder.data.batches import require_room_for_sockets, usable_cpus
 from imagefolder.data.disk import say
 from imagefolder.data.imagenet import CLASSES, imagenet_labels
 from imagefolder.data.images import DataSplits, safe_name
-from imagefolder.data.stored import BLOCK, CORRUPT, GOOD, UNCHECKED, StoredImages, location, make_rows, read_image
+from imagefolder.data.rows import CORRUPT, GOOD, UNCHECKED, content_order, location, make_rows
+from imagefolder.data.stored import BLOCK, StoredImages, read_image
 from imagefolder.data.transforms import open_rgb
 from imagefolder.errors import InputError
 from imagefolder.files import write_atomically
@@ -38,17 +39,17 @@ MOST_NAMED = 20
 
 @dataclass(frozen=True)
 class Listing:
-    """The images of a data folder, not checked yet.
+    """The images of a data set, not checked yet, in the order in which they are stored.
 
-    `rows` (N,), see `stored.FIELDS`; `labels` int64 (N,), positions in `classes`; `is_test` bool (N,); `left_out`:
-    numbers of files that are not among the rows, by reason.
+    `rows` (N,), see `rows.FIELDS`; `labels` int64 (N,), positions in `classes`; `is_test` bool (N,), or None to hold
+    out a fifth of every class; `left_out`: numbers of files that are not among the rows, by reason.
     """
 
     root: Path
     classes: list[str]
     rows: np.ndarray
     labels: np.ndarray
-    is_test: np.ndarray
+    is_test: np.ndarray | None
     left_out: Counter[str]
 
 
@@ -77,24 +78,33 @@ def read_index(path: Path | None) -> np.ndarray:
     return make_rows([])
 
 
-def checked_splits(listing: Listing, image_size: int, *, skip_corrupt: bool, index: Path | None) -> DataSplits:
-    """Check all images of a data folder and return its splits.
+def checked_splits(
+    listing: Listing, data: Path, image_size: int, *, skip_corrupt: bool, index: Path | None
+) -> DataSplits:
+    """Check all images of a data set and return its splits.
+
+    Both depend on the names of the classes and the contents of the images alone, whatever their files are called and
+    stored in: classes are sorted by name, and the images of a class by the sha256 of their content. Without a test
+    split, the first fifth of every class is held out.
 
     Args:
         listing: its rows are filled in place.
-        skip_corrupt: leave out unreadable training images instead of failing. Test images are never left out, since
-            the reference of a metric would change silently.
-        index: the index file of this data folder, or None.
+        data: the path of the data, which gives the data set its name.
+        skip_corrupt: leave out unreadable training images instead of failing. Images of a test split are never left
+            out, since the reference of a metric would change silently.
+        index: the index file of this data set, or None.
 
     Raises:
         InputError: naming images that cannot be read, a class without any, or classes that are not ImageNet's.
     """
-    root, classes, rows, labels = listing.root, listing.classes, listing.rows, listing.labels
+    root, rows, path = listing.root, listing.rows, data.resolve()
+    classes, labels = _sorted_classes(listing.classes, listing.labels)
     require_room_for_sockets()
-    known_labels = imagenet_labels(classes, str(root))
+    known_labels = imagenet_labels(classes, str(data))
     reasons = check_images(root, rows, index)
     corrupt = rows["state"] == CORRUPT
-    bad_train, bad_test = (np.flatnonzero(corrupt & side).tolist() for side in (~listing.is_test, listing.is_test))
+    is_test = _held_out(rows, labels) if listing.is_test is None else listing.is_test
+    bad_train, bad_test = (np.flatnonzero(corrupt & side).tolist() for side in (~is_test, is_test))
     if bad_test or (bad_train and not skip_corrupt):
         bad = bad_train + bad_test
         hint = "" if bad_test else ", or pass --skip-corrupt to train without them"
@@ -104,21 +114,22 @@ def checked_splits(listing: Listing, image_size: int, *, skip_corrupt: bool, ind
         named = "; ".join(reasons[i] for i in bad_train[:MOST_NAMED])
         more = f"; and {len(bad_train) - MOST_NAMED} more" if len(bad_train) > MOST_NAMED else ""
         say(f"skipping {len(bad_train)} corrupt training image(s): {named}{more}")
-    train, test = (np.flatnonzero(~corrupt & side) for side in (~listing.is_test, listing.is_test))
+    order = np.lexsort((content_order(rows), labels))
+    train, test = (order[(~corrupt & side)[order]] for side in (~is_test, is_test))
     missing = np.flatnonzero(np.bincount(labels[train], minlength=len(classes)) == 0)
     if len(missing):
-        raise InputError(f"{root}: class {classes[missing[0]]!r} has no readable training image")
+        raise InputError(f"{data}: class {classes[missing[0]]!r} has no readable training image")
     if not len(test):
-        raise InputError(f"{root}: no test images; a class needs at least 2 images, or use train/ and val/ folders")
+        raise InputError(f"{data}: no test images; a class needs at least 2 images, or use train/ and val/ folders")
     if known_labels is not None and len(classes) < CLASSES:
-        say(f"{root}: {len(classes)} of ImageNet's {CLASSES} classes")
+        say(f"{data}: {len(classes)} of ImageNet's {CLASSES} classes")
     left_out = {reason: number for reason, number in listing.left_out.items() if number}
     if left_out:
-        say(f"{root}: left out: {', '.join(f'{number:,} {reason}' for reason, number in left_out.items())}")
+        say(f"{data}: left out: {', '.join(f'{number:,} {reason}' for reason, number in left_out.items())}")
     if bad_train:
         left_out[UNREADABLE] = len(bad_train)
     return DataSplits(
-        name=safe_name(root.resolve().name),
+        name=safe_name(path.stem if path.is_file() else path.name),
         train=StoredImages(root=root, rows=rows[train], labels=torch.from_numpy(labels[train]), image_size=image_size),
         test=StoredImages(root=root, rows=rows[test], labels=torch.from_numpy(labels[test]), image_size=image_size),
         classes=classes,
@@ -126,6 +137,28 @@ def checked_splits(listing: Listing, image_size: int, *, skip_corrupt: bool, ind
         imagenet_labels=known_labels,
         left_out=left_out,
     )
+
+
+def _sorted_classes(classes: list[str], labels: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """The classes by name, or by number if all names are numbers, and the labels (N,) as positions among them."""
+    key = (lambda name: (int(name), name)) if all(map(str.isdecimal, classes)) else None
+    order = sorted(range(len(classes)), key=lambda label: key(classes[label]) if key else classes[label])
+    return [classes[label] for label in order], np.argsort(order)[labels]
+
+
+def _held_out(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Which images are the test split: a fifth of every class (at least one of two), the first by their content.
+
+    Unreadable images count, so that leaving out one of the training images moves no other. bool (N,).
+    """
+    good = np.flatnonzero(rows["state"] == GOOD)
+    order = good[np.lexsort((content_order(rows[good]), labels[good]))]
+    number = np.bincount(labels)
+    held_out = np.where(number > 1, np.maximum(number // 5, 1), 0)
+    place = np.arange(len(order)) - np.searchsorted(labels[order], labels[order])  # in its class
+    is_test = np.zeros(len(rows), bool)
+    is_test[order[place < held_out[labels[order]]]] = True
+    return is_test
 
 
 def check_images(root: Path, rows: np.ndarray, index: Path | None) -> dict[int, str]:

@@ -7,6 +7,7 @@ import re
 from imagefolder.errors import InputError
 
 CLASSES = 1000
+MOST_OTHER_NAMES = 100  # of the 1000 readable names, which differ a little from one list to the next
 
 
 def imagenet_labels(classes: list[str], origin: str) -> list[int] | None:
@@ -30,3 +31,19 @@ def imagenet_labels(classes: list[str], origin: str) -> list[int] | None:
                 )
     index = {name: label for label, name in enumerate(known)}
     return [index[name] for name in classes] if set(classes) <= set(known) else None
+
+
+def synsets_of(names: list[str]) -> list[str] | None:
+    """ImageNet's synsets in order if `names` are its 1000 readable names ("tench, Tinca tinca", ...); else None."""
+    if len(names) != CLASSES:
+        return None
+    from timm.data.imagenet_info import ImageNetInfo  # a slow import that only so many classes need
+
+    info = ImageNetInfo("imagenet-1k")
+    known = (info.index_to_description(label) for label in range(CLASSES))
+    other = sum(_first(name) != _first(right) for name, right in zip(names, known, strict=True))
+    return info.label_names() if other <= MOST_OTHER_NAMES else None
+
+
+def _first(name: str) -> str:
+    return name.partition(",")[0].strip().casefold()

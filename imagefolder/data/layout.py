@@ -1,4 +1,4 @@
-"""Where the classes of a data folder are: recognises the layouts that people and archives commonly use."""
+"""Where the classes of a data set are: recognises the layouts that people and archives commonly use."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagefolder.data.disk import IMAGE_SUFFIXES, OTHER_KINDS, Contents, Walk, say
+from imagefolder.data.disk import IMAGE_SUFFIXES, OTHER_KINDS, Contents, Tree, say
 from imagefolder.errors import InputError
 
 TRAIN = "train"
 TESTS = ("val", "validation", "valid", "test")  # the first one found is the test split
 SHARD, CLASS_NAMES = ".tar", "classes.txt"
+ARCHIVES = (".zip", ".tar", ".parquet")
+KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")
+KAGGLE_LABELS = "LOC_val_solution.csv"  # beside ILSVRC
 
 BESIDE, ELSEWHERE = "beside class folders", "in other folders"
 
@@ -23,10 +26,14 @@ _SPLIT = re.compile(
 
 @dataclass(frozen=True)
 class Layout:
-    """Folders of class folders or shards, by path below the data folder: train and test, or one that holds both."""
+    """Folders of class folders or shards, by path below the data folder: train and test, or one that holds both.
+
+    `labels`: a file that lists the classes of the test images if these are in one folder, as Kaggle's are.
+    """
 
     splits: tuple[str, ...]
     shards: bool
+    labels: str | None = None
 
     def require_same_classes(self, root: Path, odd: set[str]) -> None:
         """`InputError` if there are classes that only one of the splits has."""
@@ -49,7 +56,7 @@ def output_folder(root: Path, index: Path | None) -> Path | None:
     return output
 
 
-def find_layout(walk: Walk) -> Layout:
+def find_layout(tree: Tree) -> Layout:
     """The layout of a data folder. Folders that hold nothing but another folder are skipped.
 
     `train` and one of `TESTS` are splits. `train` alone is the whole data set, unless it holds images itself: then it
@@ -58,42 +65,58 @@ def find_layout(walk: Walk) -> Layout:
     Raises:
         InputError: no class folders, or it is ambiguous which folders are the classes.
     """
-    if not os.path.isdir(walk.root):
-        raise InputError(f"data folder {walk.root} does not exist or is not a folder")
-    folder, contents = _below_wrappers(walk, "")
+    folder, contents = _below_wrappers(tree, "")
     likely = [name for name in _names(contents) if _SPLIT.fullmatch(name.casefold())]
-    within = {name: walk.contents(os.path.join(folder, name)) for name in likely}
+    within = {name: tree.contents(os.path.join(folder, name)) for name in likely}
     test = _test_split(within)
     if test is None:
-        _require_no_unknown_splits(walk.path(folder), within)
-    if TRAIN not in within or (test is None and _train_is_class(walk, folder, contents, within[TRAIN])):
-        _leave_out_files(walk, contents)
-        return Layout((folder,), shards=False)
+        _require_no_unknown_splits(tree.path(folder), within)
+    if TRAIN not in within or (test is None and _train_is_class(tree, folder, contents, within[TRAIN])):
+        _leave_out_files(tree, contents)
+        return Layout((folder,), False)
     splits = [TRAIN] if test is None else [TRAIN, test]
     for name in _names(contents):
         if name not in splits:
             reason = f"in {name}/" if name in TESTS else ELSEWHERE
-            walk.left_out[reason] += walk.count(walk.path(folder) / name)
+            tree.left_out[reason] += tree.count(os.path.join(folder, name))
     if any(shards_in(within[name]) for name in splits):
         if test is None:
-            raise InputError(f"{walk.path(folder)}: train/ holds tar shards, but there is no val/ with shards")
-        _leave_out_files(walk, contents, but=CLASS_NAMES)
-        return Layout(tuple(os.path.join(folder, name) for name in splits), shards=True)
+            raise InputError(f"{tree.path(folder)}: train/ holds tar shards, but there is no val/ with shards")
+        _leave_out_files(tree, contents, but=CLASS_NAMES)
+        return Layout(tuple(os.path.join(folder, name) for name in splits), True)
     if test is None:
-        say(f"{walk.path(folder)}: reading train/ alone and holding out part of it as test images")
-    _leave_out_files(walk, contents)
-    found = []
+        say(f"{tree.path(folder)}: reading train/ alone and holding out part of it as test images")
+    _leave_out_files(tree, contents)
+    found, labels = [], None
     for name in splits:
-        path, inside = _below_wrappers(walk, os.path.join(folder, name))
-        _leave_out_files(walk, inside)
+        path, inside = _below_wrappers(tree, os.path.join(folder, name))
+        if name == test and _images(inside) and not inside.folders and within[TRAIN].folders:
+            labels = _labels_of(tree, folder, path)
+        else:
+            _leave_out_files(tree, inside)
         found.append(path)
-    return Layout(tuple(found), shards=False)
+    return Layout(tuple(found), False, labels)
 
 
-def class_folders(walk: Walk, folder: str) -> list[str]:
+def _labels_of(tree: Tree, folder: str, test: str) -> str:
+    """The file with the classes of the images in `test`: in `folder`, or up to three folders above it."""
+    for depth in range(4):
+        place = os.path.normpath(os.path.join(folder, *[".."] * depth, KAGGLE_LABELS))
+        if tree.text(place, "a list of labels") is not None:
+            return place
+    raise InputError(
+        f"{tree.path(test)} holds images without class folders, so their classes are unknown; sort them into class "
+        f"folders, or for ImageNet from Kaggle put {KAGGLE_LABELS} beside the folder ILSVRC"
+    )
+
+
+def class_folders(tree: Tree, folder: str) -> list[str]:
     """Names of the class folders in a folder; `InputError` if there are none."""
-    names, path = _names(walk.contents(folder)), walk.path(folder)
+    contents, path = tree.contents(folder), tree.path(folder)
+    names = _names(contents)
     if not names:
+        if archives := contents.named(ARCHIVES):
+            raise InputError(f"data folder {path} holds archives; give one of them: {path / archives[0]}")
         raise InputError(
             f"data folder {path} is empty or has no class folders (expected {path}/CLASS/IMAGE, or tar shards "
             "in train/ and val/)"
@@ -101,24 +124,29 @@ def class_folders(walk: Walk, folder: str) -> list[str]:
     return names
 
 
-def _below_wrappers(walk: Walk, folder: str) -> tuple[str, Contents]:
+def _below_wrappers(tree: Tree, folder: str) -> tuple[str, Contents]:
     """The first folder at or below `folder` that holds more than a single folder with folders inside.
+
+    From the top of Kaggle's ImageNet it is CLS-LOC; the files and folders beside it describe the same images.
 
     Raises:
         InputError: a broken link, which may have been a class or a split.
     """
-    contents = walk.contents(folder)
+    contents = tree.contents(folder)
     while True:
+        for inner in (os.path.join(folder, name) for name in KAGGLE):
+            if tree.is_folder(os.path.join(inner, TRAIN)):
+                return inner, tree.contents(inner)
         if broken := contents.broken_links():
-            raise InputError(f"{walk.path(folder) / broken[0]}: broken link; fix or remove it")
+            raise InputError(f"{tree.path(folder) / broken[0]}: broken link; fix or remove it")
         if len(contents.folders) != 1 or _images(contents):
             return folder, contents
         inner = os.path.join(folder, contents.folders[0][0])
-        inside = walk.contents(inner)
+        inside = tree.contents(inner)
         if _images(inside) or not inside.folders:
             return folder, contents
-        _leave_out_files(walk, contents)
-        say(f"{walk.path(folder)}: reading {contents.folders[0][0]}/, the only folder inside")
+        _leave_out_files(tree, contents)
+        say(f"{tree.path(folder)}: reading {contents.folders[0][0]}/, the only folder inside")
         folder, contents = inner, inside
 
 
@@ -139,18 +167,18 @@ def _has_classes(contents: Contents) -> bool:
     return bool(contents.folders or shards_in(contents))
 
 
-def _train_is_class(walk: Walk, folder: str, contents: Contents, train: Contents) -> bool:
+def _train_is_class(tree: Tree, folder: str, contents: Contents, train: Contents) -> bool:
     """Whether a folder named train, without a test split beside it, is a class."""
     others = [os.path.join(folder, name) for name in _names(contents) if name != TRAIN and name not in TESTS]
-    beside = next((other for other in others if _images(walk.contents(other))), None)
-    path = walk.path(os.path.join(folder, TRAIN))
+    beside = next((other for other in others if _images(tree.contents(other))), None)
+    path = tree.path(os.path.join(folder, TRAIN))
     if _images(train):
         if train.folders and beside is None:
             raise InputError(f"{path} holds images beside class folders; move them into a class or elsewhere")
         return True
     if beside is not None:
         raise InputError(
-            f"{path} holds folders and {walk.path(beside)} images: train may be a class or the whole training split; "
+            f"{path} holds folders and {tree.path(beside)} images: train may be a class or the whole training split; "
             "move one of them away"
         )
     return False
@@ -164,12 +192,12 @@ def _require_no_unknown_splits(path: Path, within: dict[str, Contents]) -> None:
         raise InputError(f"{path}: {named} look like splits, not classes; name them train/ and val/ (or test/)")
 
 
-def _leave_out_files(walk: Walk, contents: Contents, but: str = "") -> None:
+def _leave_out_files(tree: Tree, contents: Contents, but: str = "") -> None:
     """Count the files beside class folders or splits."""
-    walk.leave_out(contents)
+    tree.leave_out(contents)
     images = len(_images(contents))
-    walk.left_out[BESIDE] += images
-    walk.left_out[OTHER_KINDS] += len([entry for entry in contents.files if entry.name != but]) - images
+    tree.left_out[BESIDE] += images
+    tree.left_out[OTHER_KINDS] += len([entry for entry in contents.files if entry.name != but]) - images
 
 
 def _names(contents: Contents) -> list[str]:

@@ -10,20 +10,19 @@ import itertools
 import os
 import posixpath
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from imagefolder.data.archive import read_headers
 from imagefolder.data.checking import Listing, read_index
-from imagefolder.data.disk import HIDDEN, IMAGE_SUFFIXES, OTHER_KINDS, Walk
+from imagefolder.data.disk import HIDDEN, IMAGE_SUFFIXES, OTHER_KINDS, Tree, Walk
 from imagefolder.data.layout import CLASS_NAMES, ELSEWHERE, Layout, shards_in
-from imagefolder.data.stored import UNCHECKED, location, make_rows
+from imagefolder.data.rows import UNCHECKED, location, make_rows, state_of
 from imagefolder.errors import InputError
 from imagefolder.files import reading
 from imagefolder.progress import Phase
-
-LONGEST_LIST = 2**24  # bytes of the list of class names
 
 
 def list_shards(walk: Walk, layout: Layout, index: Path | None) -> Listing:
@@ -34,19 +33,25 @@ def list_shards(walk: Walk, layout: Layout, index: Path | None) -> Listing:
     """
     root = walk.root
     train, test = (_find_shards(walk, split) for split in layout.splits)
-    known = _by_shard(read_index(index))
-    parts: list[np.ndarray] = []
-    with Phase(f"{root.resolve().name}: reading shards", len(train) + len(test)) as phase:
-        for shard in train + test:
-            parts.append(_rows_of(root, shard, known))
-            phase.update(len(parts))
+    parts = read_shards(root, train + test, index)
     for part in parts:
         walk.left_out += Counter({HIDDEN: int(part["hidden"][0]), OTHER_KINDS: int(part["other_kinds"][0])})
     rows = np.concatenate(parts)  # names as wide as the widest
     is_test = np.arange(len(rows)) >= sum(map(len, parts[: len(train)]))
-    classes, labels = _classes(root, rows, walk.path(layout.splits[0]).parent / CLASS_NAMES)
+    classes, labels = classes_of(rows, walk, os.path.join(os.path.dirname(layout.splits[0]), CLASS_NAMES))
     layout.require_same_classes(root, {classes[label] for label in np.setxor1d(labels[is_test], labels[~is_test])})
     return Listing(root, classes, rows, labels, is_test, walk.left_out)
+
+
+def read_shards(root: Path, shards: Iterable[str], index: Path | None) -> list[np.ndarray]:
+    """The images of every shard, from the index where a shard is unchanged. `shards`: paths below `root`."""
+    known = _by_shard(read_index(index))
+    shards, parts = list(shards), []
+    with Phase(f"{root.resolve().name}: reading shards", len(shards)) as phase:
+        for shard in shards:
+            parts.append(_rows_of(root, shard, known))
+            phase.update(len(parts))
+    return parts
 
 
 def _find_shards(walk: Walk, split: str) -> list[str]:
@@ -58,7 +63,7 @@ def _find_shards(walk: Walk, split: str) -> list[str]:
     for name, _ in contents.folders:
         if walk.contents(os.path.join(split, name)).named(IMAGE_SUFFIXES):
             raise InputError(f"{path} holds tar shards and a folder of images, {name}; move one of them away")
-        walk.left_out[ELSEWHERE] += walk.count(path / name)
+        walk.left_out[ELSEWHERE] += walk.count(os.path.join(split, name))
     walk.leave_out(contents)
     walk.left_out[OTHER_KINDS] += len(contents.files) - len(shards)
     return [os.path.join(split, name) for name in shards]
@@ -79,36 +84,31 @@ def _rows_of(root: Path, shard: str, known: dict[bytes, np.ndarray]) -> np.ndarr
     name, path = os.fsencode(shard), root / shard
     with reading(path, "a tar file"):
         status = path.stat()
-    state = {
-        "file_size": status.st_size,
-        "mtime": status.st_mtime_ns,
-        "ctime": status.st_ctime_ns,
-        "inode": status.st_ino,
-    }
+    state = state_of(status)
     rows = known.get(name)
     if rows is not None and all(rows[field][0] == value for field, value in state.items()):
         rows["state"] = UNCHECKED  # the check itself copies what is known from the index
         return rows
     found = read_headers(path)
-    images, classes = found.images, found.classes
-    missing = [member.name for key, member in images.items() if key not in classes] if classes else []
-    if missing:
-        raise InputError(f"{path}: {missing[0]} has no .cls member, unlike other images of the shard")
+    images = found.images.values()
     return make_rows(
-        [name + b"/" + os.fsencode(member.name) for member in images.values()],
+        [name + b"/" + os.fsencode(member.name) for member in images],
         shard=len(name),
-        offset=[member.offset for member in images.values()],
-        size=[member.size for member in images.values()],
+        offset=[member.offset for member in images],
+        size=[member.size for member in images],
         hidden=found.hidden,
         other_kinds=found.other_kinds,
-        cls=[classes.get(key, -1) for key in images],
+        cls=found.class_indices(path),
         **state,
     )
 
 
-def _classes(root: Path, rows: np.ndarray, names: Path) -> tuple[list[str], np.ndarray]:
-    """Class names and int64 labels (N,): from the shards' .cls members, or else from the images' folders."""
-    from_cls = rows["cls"] >= 0
+def classes_of(rows: np.ndarray, tree: Tree, names: str) -> tuple[list[str], np.ndarray]:
+    """Class names and int64 labels (N,): from the class indices of the rows, or else from the images' folders.
+
+    `names`: a file of class names, one per line, which there may be.
+    """
+    root, from_cls = tree.root, rows["cls"] >= 0
     if not from_cls.any():
         members = zip(rows["name"].tolist(), rows["shard"].tolist(), strict=True)
         folders = [os.fsdecode(posixpath.basename(posixpath.dirname(name[shard + 1 :]))) for name, shard in members]
@@ -122,11 +122,12 @@ def _classes(root: Path, rows: np.ndarray, names: Path) -> tuple[list[str], np.n
         origin = location(root, rows[np.argmin(from_cls)])
         raise InputError(f"{origin} has no .cls member, unlike the images of other shards")
     labels = rows["cls"].astype(np.int64)
-    if os.path.lexists(names):
-        classes = _read_names(names)
+    text, path = tree.text(names, "a list of class names"), tree.path(names)
+    if text is not None:
+        classes = _class_names(text, path)
         if labels.max() >= len(classes):
             origin = location(root, rows[np.argmax(labels)])
-            raise InputError(f"{origin} is of class {labels.max()}, but {names} names {len(classes)} classes")
+            raise InputError(f"{origin} is of class {labels.max()}, but {path} names {len(classes)} classes")
         return classes, labels
     present = np.unique(labels)
     gaps = np.flatnonzero(present != np.arange(len(present)))
@@ -134,20 +135,14 @@ def _classes(root: Path, rows: np.ndarray, names: Path) -> tuple[list[str], np.n
         origin = location(root, rows[np.argmax(labels)])
         raise InputError(
             f"{root}: class '{gaps[0]}' has no readable training image, but {origin} is of class "
-            f"{present[-1]}; number the classes from 0 without gaps, or name them all in {names}"
+            f"{present[-1]}; number the classes from 0 without gaps, or name them all in {path}"
         )
     return [str(label) for label in present], labels
 
 
-def _read_names(path: Path) -> list[str]:
-    """The class names of a text file, one per line, with any kind of line ending."""
-    if not path.is_file():
-        raise InputError(f"{path} is not a regular file")
-    if path.stat().st_size > LONGEST_LIST:
-        raise InputError(f"{path}: {path.stat().st_size:,} bytes are too many for a list of class names")
-    with reading(path, "a list of class names in UTF-8"):
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    classes = [line.strip() for line in lines if line.strip()]
+def _class_names(text: str, path: Path) -> list[str]:
+    """The class names of a text, one per line, with any kind of line ending."""
+    classes = [line.strip() for line in text.split("\n") if line.strip()]
     if len(set(classes)) < len(classes):
         twice = next(name for position, name in enumerate(classes) if name in classes[:position])
         raise InputError(f"{path}: {twice} is listed twice")

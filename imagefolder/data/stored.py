@@ -1,9 +1,8 @@
-"""Images that stay in their files or tar shards until a batch needs them."""
+"""Images that stay in their files, shards or archives until a batch needs them."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,46 +17,14 @@ from torch.utils.data import Dataset
 from imagefolder.data.batches import image_workers, usable_cpus
 from imagefolder.data.disk import read_unchanged
 from imagefolder.data.images import Key
+from imagefolder.data.rows import file_of, location
 from imagefolder.data.transforms import View, describe_view, open_rgb, square
+from imagefolder.data.zips import reader
 from imagefolder.distributed import my_part
 from imagefolder.errors import InputError
 from imagefolder.progress import Phase
 
-UNCHECKED, GOOD, CORRUPT = 0, 1, 2
 BLOCK = 1000  # images read by threads between two reports of progress
-
-# One row per image. As an array, ImageNet's 1.28 million take 0.15 GB and are passed to worker processes at once.
-FIELDS = [
-    ("shard", "i4"),  # number of bytes of the name that are the path of the shard; 0: the image is a file
-    ("offset", "i8"),  # of the image in its file, bytes
-    ("size", "i8"),  # of the image, bytes
-    ("file_size", "i8"),  # of the file or shard
-    ("mtime", "i8"),  # of the file or shard, ns
-    ("ctime", "i8"),  # of the file or shard, ns; unlike mtime it cannot be set back
-    ("inode", "u8"),  # of the file or shard
-    ("hidden", "i4"),  # number of hidden members of the shard
-    ("other_kinds", "i4"),  # number of members that are neither images nor classes
-    ("cls", "i4"),  # class index from the shard, or -1
-    ("state", "u1"),
-    ("sha256", "u1", 32),  # of the image, once checked
-]
-
-
-def make_rows(names: list[bytes], **columns: list[int] | int) -> np.ndarray:
-    """Rows of images not checked yet. `names`: paths below the data folder; in shards SHARD/MEMBER."""
-    rows = np.zeros(len(names), [("name", f"S{max(map(len, names), default=1)}"), *FIELDS])
-    rows["name"] = names
-    for column, values in columns.items():
-        rows[column] = values
-    return rows
-
-
-def location(root: Path, row: np.void) -> str:
-    """The place of an image as shown in messages: PATH, or SHARD: MEMBER."""
-    name, shard = row["name"], row["shard"]
-    if not shard:
-        return str(root / os.fsdecode(name))
-    return f"{root / os.fsdecode(name[:shard])}: {os.fsdecode(name[shard + 1 :])}"
 
 
 def read_image(root: Path, row: np.void) -> bytes:
@@ -67,12 +34,13 @@ def read_image(root: Path, row: np.void) -> bytes:
         InputError: naming the image: its file has changed, is missing or cannot be read.
     """
     return read_unchanged(
-        root / os.fsdecode(row["name"][: row["shard"] or None]),
+        file_of(root, row),
         (int(row["file_size"]), int(row["mtime"]), int(row["ctime"])),
         offset=int(row["offset"]),
         size=int(row["size"]),
         origin=location(root, row),
         sha256=row["sha256"].tobytes(),
+        read=reader(int(row["packed"]), int(row["crc"])),
     )
 
 

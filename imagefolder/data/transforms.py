@@ -44,13 +44,27 @@ def open_rgb(data: bytes, origin: str) -> Image.Image:
     try:
         with open_bounded(io.BytesIO(data)) as image:
             image.load()
-            if image.has_transparency_data:
-                return _over_white(image, data)
-            return _eight_bits(image).convert("RGB")
+            return to_rgb(image, data)
     except MemoryError:
         raise
     except Exception as error:  # damaged files make decoders raise almost anything
         raise InputError(f"{origin}: not a readable image ({reason(error)})") from None
+
+
+def to_rgb(image: Image.Image, data: bytes | None = None) -> Image.Image:
+    """An image of any mode as RGB, see `open_rgb`.
+
+    Args:
+        data: the bytes of its file, if they are known; without them, the transparent colour of a PNG is found as Pillow
+            finds it.
+
+    Raises:
+        ValueError: values of unknown range, too many pixels, or too thin.
+    """
+    _require_bounded(image)
+    if image.has_transparency_data:
+        return _over_white(image, data)
+    return _eight_bits(image).convert("RGB")
 
 
 def open_bounded(file: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Image.Image:
@@ -66,12 +80,16 @@ def open_bounded(file: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Image.Im
         raise ValueError(f"its content is not {' or '.join(formats)}, or its header is damaged") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(f"it has more than {MOST_PIXELS:,} pixels") from None
+    _require_bounded(image)
+    return image
+
+
+def _require_bounded(image: Image.Image) -> None:
     width, height = image.size
     if width * height > MOST_PIXELS:
         raise ValueError(f"{width:,} x {height:,} pixels are more than {MOST_PIXELS:,}")
     if min(width, height) < 1 or max(width, height) > LONGEST * min(width, height):
         raise ValueError(f"{width:,} x {height:,} pixels: one side is more than {LONGEST} times the other")
-    return image
 
 
 def is_16_bit_png(data: bytes) -> bool:
@@ -79,10 +97,10 @@ def is_16_bit_png(data: bytes) -> bool:
     return data[_PNG_DEPTH : _PNG_DEPTH + 1] == b"\x10"
 
 
-def _over_white(image: Image.Image, data: bytes) -> Image.Image:
+def _over_white(image: Image.Image, data: bytes | None) -> Image.Image:
     """A decoded image with any kind of transparency, over white. RGB."""
     key = image.info.get("transparency")
-    if key is None or image.mode == "P":
+    if key is None or image.mode == "P" or data is None:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     # A PNG with one transparent colour, given in the bit depth of the file; Pillow compares it with scaled values

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from imagefolder.data.stored import StoredImages, location
+from imagefolder.data.rows import location
+from imagefolder.data.stored import StoredImages
 
 
 def files_of(images: StoredImages) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -30,13 +31,24 @@ def test_a_fifth_of_every_class_is_the_test_split(tmp_path: Path, classes_at: Dr
     assert not names(splits.train) & names(splits.test)
 
 
-def test_the_split_depends_only_on_file_names(tmp_path: Path, classes_at: Draw, names: Names) -> None:
-    first = read_data(classes_at(tmp_path / "a", CLASSES), 8)
-    other = read_data(classes_at(tmp_path / "b", CLASSES, seed=99), 8)
-    assert names(first.test) == names(other.test)
-    for name in names(first.test):
-        assert (tmp_path / "a" / name).is_file()
-    assert names(first.test) != {"cats/000.png", "cats/001.png", "dogs/000.png", "dogs/001.png", "owls/000.png"}
+def test_neither_split_nor_order_depends_on_the_names_of_files(tmp_path: Path, classes_at: Draw) -> None:
+    root = classes_at(tmp_path / "a", CLASSES)
+    first = read_data(root, 8)
+    for i, path in enumerate(sorted(root.rglob("*.png"), reverse=True)):
+        path.rename(path.with_name(f"{i:02}.jpg"))
+    second = read_data(root, 8)
+    assert second.sha256 == first.sha256
+    for ours, theirs in ((first.train, second.train), (first.test, second.test)):
+        assert isinstance(ours, StoredImages)
+        assert isinstance(theirs, StoredImages)
+        assert (ours.rows["sha256"] == theirs.rows["sha256"]).all()
+        assert (ours.rows["name"] != theirs.rows["name"]).all()
+
+
+def test_classes_are_in_the_order_of_their_names_or_numbers(tmp_path: Path, classes_at: Draw) -> None:
+    numbers = read_data(classes_at(tmp_path / "numbers", {"10": 2, "9": 2, "007": 2}), 8)
+    assert numbers.classes == ["007", "9", "10"]
+    assert read_data(classes_at(tmp_path / "names", {"10": 2, "9": 2, "x": 2}), 8).classes == ["10", "9", "x"]
 
 
 def test_adding_one_image_moves_few_others(tmp_path: Path, classes_at: Draw, image_at: Draw, names: Names) -> None:
@@ -84,10 +96,11 @@ def test_identity_covers_labels(tmp_path: Path, classes_at: Draw) -> None:
     """The same images in the same order, one of them in the next class."""
     classes_at(tmp_path / "train", {"cats": 3, "dogs": 2})
     classes_at(tmp_path / "val", {"cats": 1, "dogs": 1}, seed=50)
-    for path in (tmp_path / "train" / "dogs").iterdir():
-        path.rename(path.with_stem("1" + path.stem))
+    by_content = sorted((tmp_path / "train").rglob("*.png"), key=lambda path: sha256(path.read_bytes()).digest())
+    for number, path in enumerate(by_content):
+        path.rename(tmp_path / "train" / ("cats" if number < 3 else "dogs") / f"{number}.png")
     before = read_data(tmp_path, 8)
-    (tmp_path / "train" / "cats" / "002.png").rename(tmp_path / "train" / "dogs" / "002.png")
+    (tmp_path / "train" / "cats" / "2.png").rename(tmp_path / "train" / "dogs" / "2.png")
     after = read_data(tmp_path, 8)
     assert (after.train.rows["sha256"] == before.train.rows["sha256"]).all()
     assert after.sha256 != before.sha256

@@ -24,7 +24,8 @@ from imagefolder.data.batches import usable_cpus
 from imagefolder.data.folder import read_data
 from imagefolder.data.images import ArrayImages, SomeImages, safe_name
 from imagefolder.data.order import BatchOrder, ordered_batches, training_batches
-from imagefolder.data.stored import StoredImages, location
+from imagefolder.data.rows import location
+from imagefolder.data.stored import StoredImages
 from imagefolder.errors import InputError
 
 Change = Callable[[Path], object]

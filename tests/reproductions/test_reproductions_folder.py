@@ -47,7 +47,7 @@ def test_image_folder_from_files_to_records(
     executed: list[str],
 ) -> None:
     output = tmp_path / "out"
-    assert table(output, "imagefolder", "vq", data=shapes) == 0
+    assert table(output, "imagefolder", "vq", data=str(shapes), scale="small") == 0
     found = records(output)
     assert set(found) == {"imagefolder", "vq"}
     for record in found.values():
@@ -61,7 +61,7 @@ def test_image_folder_from_files_to_records(
     assert (output / "report.html").exists()
 
     executed.clear()
-    assert table(output, "imagefolder", "vq", data=shapes) == 0
+    assert table(output, "imagefolder", "vq", data=str(shapes), scale="small") == 0
     assert executed == []
 
 
@@ -69,10 +69,10 @@ def test_image_folder_from_files_to_records(
 def test_changed_images_are_a_new_data_set(
     tmp_path: Path, shapes: Path, table: Callable[..., int], executed: list[str]
 ) -> None:
-    assert table(tmp_path / "out", "vq", data=shapes) == 0
+    assert table(tmp_path / "out", "vq", data=str(shapes), scale="small") == 0
     executed.clear()
     Image.new("RGB", (40, 40), (200, 10, 10)).save(shapes / "bars" / "0.png")
-    assert table(tmp_path / "out", "vq", data=shapes) == 0
+    assert table(tmp_path / "out", "vq", data=str(shapes), scale="small") == 0
     assert executed[0].startswith("extractor")
     assert len(list((tmp_path / "out").glob("small-shapes-*"))) == 2
 
