@@ -3,24 +3,78 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from imagefolder.checkpoints.authors import STATISTICS, load_authors_state, read_state
-from imagefolder.checkpoints.hub import locate
-from imagefolder.checkpoints.native import FLOATS, WEIGHTS, load_weights
-from imagefolder.config import Config, TokenizerConfig
+from imagefolder.checkpoints.hub import SCHEME, locate
+from imagefolder.checkpoints.native import CONFIG, FLOATS, WEIGHTS, load_weights, native_sha256, read_about
+from imagefolder.config import Config, GeneratorConfig, TokenizerConfig
 from imagefolder.environment import fast_dtype
 from imagefolder.errors import InputError
 from imagefolder.generator.model import Generator
 from imagefolder.generator.transformer import Transformer
 from imagefolder.tokenizer.model import Tokenizer
+from imagefolder.validation import shown
 from imagefolder.zoo import GENERATORS, TOKENIZERS, find, for_tokenizer
+
+
+@overload
+def load(
+    source: str | Path,
+    tokenizer: None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
+) -> Tokenizer: ...
+@overload
+def load(
+    source: str | Path,
+    tokenizer: Tokenizer | str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
+) -> Generator: ...
+def load(
+    source: str | Path,
+    tokenizer: Tokenizer | str | Path | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
+) -> Tokenizer | Generator:
+    """Any saved model, in evaluation mode: its folder says what it is.
+
+    Args:
+        source: a folder written by a training, `save_pretrained` or `python -m imagefolder.checkpoints convert`, or one
+            on the hub: `hf://owner/repo[@revision]`.
+        tokenizer: of a generator, loaded or its source; None for a tokenizer.
+        device, dtype: as for `load_tokenizer`.
+
+    Raises:
+        InputError: nothing there, something else, or a damaged file; a generator without its tokenizer, or with another
+            one than it was trained with.
+    """
+    folder = _located(source)
+    kind = read_about(folder).get("kind")
+    if kind == TokenizerConfig.__name__:
+        if tokenizer is not None:
+            raise InputError(f"{source} is a tokenizer itself; tokenizer=... goes with a generator")
+        return _placed_tokenizer(Tokenizer.from_pretrained(folder), device, dtype)
+    if kind != GeneratorConfig.__name__:
+        raise InputError(f"{folder / CONFIG}: neither a tokenizer nor a generator (kind {shown(kind)})")
+    if tokenizer is None:
+        raise InputError(f"{source} is a generator; pass its tokenizer as well: load(..., tokenizer=...)")
+    if not isinstance(tokenizer, Tokenizer):
+        tokenizer = load(tokenizer, device=device, dtype=dtype)
+    generator = Generator.from_pretrained(folder, tokenizer=tokenizer)
+    generator.transformer.to(device=device, dtype=_dtype(dtype, device))
+    return generator
 
 
 def load_tokenizer(
@@ -36,7 +90,7 @@ def load_tokenizer(
     Args:
         name: one of `imagefolder.list_models()`.
         weights: a native checkpoint (folder), the authors' `.pt` (its EMA weights if it has any) or `.pth`, the same
-            tensors as `.safetensors`, or `hf://owner/repo[/file]`; None: fresh initialisation.
+            tensors as `.safetensors`, or `hf://owner/repo[/file]`; None: random ones, with a warning.
         device: of the model.
         dtype: of weights and activations; the quantizer always runs in float32. "auto": bfloat16 on devices that are
             fast at it, otherwise float32.
@@ -44,16 +98,19 @@ def load_tokenizer(
 
     Raises:
         InputError: unknown name or field; missing, damaged or unsafe file; keys that do not match (names the first 50).
+
+    Warns:
+        UserWarning: the weights are random, as none were given (not on the device "meta").
     """
     config = find(TOKENIZERS, name)
     _require_fields(config, overrides)
     config = replace(config, **overrides)
     model = Tokenizer(config)
-    if weights is not None:
+    if weights is None:
+        _warn_of_random(name, device)
+    else:
         load_into(model, weights, config)
-    model = model.to(device=device, dtype=_dtype(dtype, device)).eval()
-    model.quantizer.float()
-    return model
+    return _placed_tokenizer(model, device, dtype)
 
 
 def load_generator(
@@ -74,8 +131,10 @@ def load_generator(
     _require_fields(config, overrides)
     config = for_tokenizer(config, tokenizer.config, name=name, **overrides)
     model = Generator(config, tokenizer)
-    if weights is not None:
-        load_into(model.transformer, weights, config)
+    if weights is None:
+        _warn_of_random(name, device)
+    else:
+        adopt_about(model, load_into(model.transformer, weights, config))
     model.transformer.to(device=device, dtype=_dtype(dtype, device))
     return model.eval()
 
@@ -88,6 +147,16 @@ def load_into(model: nn.Module, weights: str | Path, config: Config) -> Path:
         return path / WEIGHTS
     load_authors_state(model, read_state(path, type(config)), str(path))
     return path
+
+
+def adopt_about(generator: Generator, path: Path) -> None:
+    """Take over what a native checkpoint, with its weights at `path`, says about a generator; other files say nothing.
+
+    Raises:
+        InputError: it was trained with another tokenizer than its own now, or the document is wrong.
+    """
+    if path.name == WEIGHTS and (path.parent / CONFIG).exists():
+        generator.adopt(read_about(path.parent), str(path.parent))
 
 
 def build(config: Config) -> Tokenizer | Transformer:
@@ -121,6 +190,36 @@ def _tokenizers_like(state: Mapping[str, Tensor]) -> Iterator[TokenizerConfig]:
             if size is not None and config.backbone == TokenizerConfig.backbone:  # the released one
                 config = replace(config, backbone=f"vit_{size}_patch14_{registers}dinov2.lvd142m")
             yield config
+
+
+def _located(source: str | Path) -> Path:
+    """The folder of a native checkpoint."""
+    try:
+        folder = locate(source)
+    except InputError as error:
+        on_the_hub = str(source).count("/") == 1 and not str(source).startswith((SCHEME, ".", "/"))
+        raise InputError(f"{error}{f'; on the hub, it is {SCHEME}{source}' if on_the_hub else ''}") from None
+    if not folder.is_dir():
+        raise InputError(
+            f"{source} is not the folder of a saved model; a weight file is loaded by the name of its model: "
+            f"load_tokenizer(NAME, weights=...); `python -m imagefolder.checkpoints inspect {folder}` says which"
+        )
+    return folder
+
+
+def _placed_tokenizer(model: Tokenizer, device: str | torch.device, dtype: torch.dtype | str) -> Tokenizer:
+    dtype = _dtype(dtype, device)
+    if dtype != torch.float32 and torch.device(device).type != "meta":
+        model.float32_sha256 = native_sha256(model)
+    model = model.to(device=device, dtype=dtype).eval()
+    model.quantizer.float()
+    return model
+
+
+def _warn_of_random(name: str, device: str | torch.device) -> None:
+    """Attributed to the caller of the caller."""
+    if torch.device(device).type != "meta":  # there, weights have no values
+        warnings.warn(f"{name} has random weights; pass weights=... to load trained ones", stacklevel=3)
 
 
 def _dtype(dtype: torch.dtype | str, device: str | torch.device) -> torch.dtype:

@@ -15,7 +15,7 @@ from imagefolder.errors import DamagedFile, InputError
 from imagefolder.evaluation.extractor import default_device
 from imagefolder.files import file_sha256
 from imagefolder.generator.model import Generator
-from imagefolder.loading import load_into
+from imagefolder.loading import adopt_about, load_into
 from imagefolder.tokenizer.model import Tokenizer
 from leaderboard.record import Checkpoint
 from reproductions.row import Row, TrainedModel
@@ -44,13 +44,14 @@ def load_models(row: Row) -> Models:
     """The row's models; `InputError` for files that are damaged or do not belong together."""
     recipe, about, checkpoints = row.recipe, {}, []
 
-    def load(model: nn.Module, config: Any, trained: TrainedModel, given: str | None) -> None:
+    def load(model: nn.Module, config: Any, trained: TrainedModel, given: str | None) -> Path:
         if given is not None:
             path, selection = load_into(model, given, config), GIVEN_SELECTION
         else:
             about[trained.role] = load_trained(model, config, trained)
             path, selection = trained.folder / WEIGHTS, _selection(about[trained.role])
         checkpoints.append(_checkpoint(row, trained.role, path, selection))
+        return path
 
     tokenizer = Tokenizer(recipe.tokenizer)
     load(tokenizer, recipe.tokenizer, row.tokenizer, row.given and row.given.tokenizer)
@@ -58,7 +59,10 @@ def load_models(row: Row) -> Models:
     generator = None
     if recipe.generator is not None and row.generator is not None:
         generator = Generator(recipe.generator, tokenizer)
-        load(generator.transformer, recipe.generator, row.generator, row.given and row.given.generator)
+        given = row.given and row.given.generator
+        path = load(generator.transformer, recipe.generator, row.generator, given)
+        if given is not None:
+            adopt_about(generator, path)
         generator.to(default_device()).eval()
         if row.given is None and about["generator"].get("tokenizer_sha256") != about["tokenizer"]["weights_sha256"]:
             raise InputError(

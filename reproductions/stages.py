@@ -15,6 +15,7 @@ from imagefolder.checkpoints.native import read_about
 from imagefolder.distributed import barrier, is_main, of_main, world_size
 from imagefolder.errors import InputError
 from imagefolder.files import file_sha256, read_json, write_json
+from imagefolder.generator.sampling import Sampling
 from imagefolder.progress import console
 from imagefolder.tokenizer.discriminator import dino
 from imagefolder.tokenizer.model import Tokenizer
@@ -125,6 +126,8 @@ def _finish_generator(row: Row, trained: TrainedModel, tokenizer: Tokenizer, sha
         seed=row.seed,
         title=row.title(f"{folder.name}: training generator"),
         about=settings,
+        classes=row.splits.classes,
+        sampling=Sampling(guidance=row.sampling.guidance, top_k=row.sampling.top_k, top_p=row.sampling.top_p),
         execution=row.execution,
     )
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from huggingface_hub import (
+    ModelCard,
     PyTorchModelHubMixin,
     constants,
     get_hf_file_metadata,
@@ -29,6 +30,7 @@ from huggingface_hub.errors import (
 )
 from torch import nn
 
+from imagefolder.checkpoints.card import model_card
 from imagefolder.checkpoints.native import (
     CONFIG,
     WEIGHTS,
@@ -129,27 +131,37 @@ def _hub_hash(path: Path, digits: int) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-class HubModel(
-    nn.Module,
-    PyTorchModelHubMixin,
-    library_name="imagefolder",
-    license="other",
-    tags=["image-generation", "image-tokenizer", "arxiv:2410.01756"],
-):
-    """A module with `save_pretrained`, `push_to_hub` and `from_pretrained` in the native checkpoint format.
-
-    Licence "other": weights converted from the authors' files remain under the authors' non-commercial terms.
-    """
+class HubModel(nn.Module, PyTorchModelHubMixin):
+    """A module with `save_pretrained`, `push_to_hub` and `from_pretrained` in the native checkpoint format."""
 
     config: Config
     config_type: ClassVar[type[Config]]
+    float32_sha256: str | None = None
+    """of the native weight file in float32, if the model was cast to another type when it was loaded"""
 
     def weights_module(self) -> nn.Module:
         """The module whose weights are stored."""
         raise AssertionError("abstract")
 
+    def about(self) -> dict[str, Any]:
+        """JSON values to store next to the weights."""
+        return {}
+
+    def adopt(self, about: dict[str, Any], origin: str) -> None:
+        """Take over what `about`, the document next to the weights, says; `InputError` naming `origin` if that is
+        wrong."""
+
+    def generate_model_card(self, *args: Any, **arguments: Any) -> ModelCard:
+        """The card of a saved or published model; `arguments` (`model_card_kwargs`) are those of `model_card`."""
+        return model_card(self.config, *args, **arguments)
+
+    def push_to_hub(self, repo_id: str, **arguments: Any) -> str:
+        """Publish the model; arguments and result are those of `PyTorchModelHubMixin.push_to_hub`."""
+        card = {"repo": repo_id, **(arguments.pop("model_card_kwargs", None) or {})}
+        return super().push_to_hub(repo_id, model_card_kwargs=card, **arguments)
+
     def _save_pretrained(self, save_directory: Path) -> None:
-        save_checkpoint(Path(save_directory), self.weights_module(), self.config)
+        save_checkpoint(Path(save_directory), self.weights_module(), self.config, **self.about())
 
     @classmethod
     def from_pretrained(
@@ -176,5 +188,5 @@ class HubModel(
         with torch.device("meta"):
             require_fitting(folder, cls(config, **arguments).weights_module())
         model = cls(config, **arguments)
-        load_weights(folder, model.weights_module(), config)
+        model.adopt(load_weights(folder, model.weights_module(), config), str(folder))
         return model.eval()

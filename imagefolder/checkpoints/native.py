@@ -7,6 +7,7 @@ before memory is allocated for either.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 from imagefolder.config import TRAINING_ONLY, Config, from_dict, to_dict
@@ -49,7 +50,7 @@ def save_checkpoint(folder: Path, model: nn.Module, config: Config, **about: Any
         DamagedFile: the weights are not finite; nothing is written.
         InputError: JSON cannot hold one of the further values (NaN, for example); nothing is written.
     """
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    state = _plain_state(model)
     require_finite(state, f"{folder} is not written")
     try:
         json.dumps(about, allow_nan=False)
@@ -60,6 +61,15 @@ def save_checkpoint(folder: Path, model: nn.Module, config: Config, **about: Any
     document = {"kind": type(config).__name__, "config": to_dict(config), "weights_sha256": sha256, **about}
     write_json(folder / CONFIG, document)
     return sha256
+
+
+def native_sha256(model: nn.Module) -> str:
+    """sha256 of the weight file that `save_checkpoint` would write for a model."""
+    return hashlib.sha256(save(_plain_state(model))).hexdigest()
+
+
+def _plain_state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
 
 
 def read_about(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import hashlib
 import io
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -165,12 +165,49 @@ def measure_files(
 
     def batches() -> Iterator[Tensor]:
         for batch in images.batches(my_part(len(images))):
-            digests.extend(hashlib.sha256(image.numpy().data).digest() for image in batch)
+            digests.extend(pixel_digests(batch))
             yield batch
 
     statistics = measure(batches(), extractors, len(images), title, keep)
-    whole = b"".join(digest for part in gather_objects(digests) for digest in part)
-    return statistics, hashlib.sha256(whole).hexdigest()
+    return statistics, pixels_sha256([digest for part in gather_objects(digests) for digest in part])
+
+
+def pixel_digests(images: Tensor) -> list[bytes]:
+    """sha256 of each image's pixels, uint8 (B, 3, H, W)."""
+    return [hashlib.sha256(image.contiguous().numpy().data).digest() for image in images]
+
+
+def pixels_sha256(digests: Iterable[bytes]) -> str:
+    """sha256 over the pixels of a set of images, from the `pixel_digests` of all its images in their order."""
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def read_labels(path: Path, number: int) -> np.ndarray | None:
+    """The labels beside images in files, int64 (number,): `arr_1` of an npz, `labels.npy` in a folder; None without.
+
+    Raises:
+        InputError: they are no integers, or not one for each image.
+    """
+    if path.is_dir():
+        if not (file := path / "labels.npy").exists():
+            return None
+        with reading(file, "labels"), file.open("rb") as opened:
+            return _read_labels(opened, number)
+    with reading(path, "an npz with labels in arr_1"), zipfile.ZipFile(path) as archive:
+        if "arr_1.npy" not in archive.namelist():
+            return None
+        with archive.open("arr_1.npy") as opened:
+            return _read_labels(opened, number)
+
+
+def _read_labels(file: IO[bytes], number: int) -> np.ndarray:
+    """ValueError for any other array, before it is read."""
+    start = file.tell()
+    shape, _, dtype = npy_header(file)
+    if dtype.kind not in "iu" or shape != (number,):
+        raise ValueError(f"labels are {dtype} {shape}, not an integer for each of {number:,} images")
+    file.seek(start)
+    return npy.read_array(file, allow_pickle=False).astype(np.int64)
 
 
 def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:

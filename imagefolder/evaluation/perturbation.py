@@ -70,9 +70,10 @@ def evaluate_perturbation(
     with Phase(title, len(part)) as phase:
         for originals, _ in ordered_batches(test, BATCH, part):
             indices = list(range(part.start + done, part.start + done + len(originals)))
-            near = tokenizer.neighbours(to_float(originals), max(depths))
+            near = tokenizer.neighbours(to_float(originals), max(depths), check=False)
             for side, (share, depth) in zip(generated, settings, strict=True):
-                add(side, to_uint8(tokenizer.decode(perturb_tokens(near, share, depth, seed, indices))))
+                tokens = perturb_tokens(near, share, depth, seed, indices)
+                add(side, to_uint8(tokenizer.decode(tokens, check=False)))
             add(real, originals)
             done += len(originals)
             phase.update(done)

@@ -6,7 +6,7 @@ All functions may run in several processes: each measures its part of the images
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,22 +60,40 @@ def reconstruction_distance(tokenizer: Tokenizer, splits: DataSplits, extractor:
 def evaluate_reconstruction(
     tokenizer: Tokenizer, splits: DataSplits, extractors: Sequence[Extractor], title: str
 ) -> Result:
+    """`measure_reconstructions` of a tokenizer's, with the usage of its codebooks."""
+    tokens: list[Tensor] = []
+
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        for originals, images, codes in _reconstructions(tokenizer, splits.test.plain(), title):
+            tokens.append(codes.int().cpu())
+            yield originals, images
+
+    result = measure_reconstructions(pairs(), splits, extractors)
+    return replace(result, usage=codebook_usage(_gathered(tokens), tokenizer))
+
+
+def measure_reconstructions(
+    pairs_in_batches: Iterable[tuple[Tensor, Tensor]], splits: DataSplits, extractors: Sequence[Extractor]
+) -> Result:
     """Test images against their reconstructions, both 8-bit and with the same crop.
 
     The reference of rFID is the test images, never the training images.
+
+    Args:
+        pairs_in_batches: this process's part of the test images, in their order, with the reconstructions:
+            uint8 (B, 3, H, W) both.
     """
-    test, name = splits.test.plain(), f"{splits.name}/test"
-    n, start = len(test), my_part(len(test)).start
+    n, name = len(splits.test), f"{splits.name}/test"
+    start = my_part(n).start
     extractors = [extractor for extractor in extractors if metrics_of(extractor, "r", n)]
     keep = needs_features(extractors, "r", n)
     sides = [[Statistics(extractor, n, start, keep) for _ in range(2)] for extractor in extractors]
-    pairs, tokens, shown, done = Pairs(), [], [], 0
-    for originals, images, codes in _reconstructions(tokenizer, test, title):
+    pairs, shown, done = Pairs(), [], 0
+    for originals, images in pairs_in_batches:
         for generated, real in sides:
             generated.add(images)
             real.add(originals)
         pairs.add(images, originals)
-        tokens.append(codes.int().cpu())
         if (missing := RECONSTRUCTIONS_SHOWN - start - done) > 0:
             shown.append(torch.stack([originals[:missing], images[:missing]], dim=1).flatten(0, 1))
         done += len(images)
@@ -83,7 +101,7 @@ def evaluate_reconstruction(
     references = [reference_of(name, "their reconstructions", real.over_processes()) for _, real in sides]
     result = measure_all("test images", measured, references, "r", conditions=conditions)
     result += pairs.result(f"test images against their reconstructions, {conditions}", name)
-    return replace(result, picture=_gathered(shown), usage=codebook_usage(_gathered(tokens), tokenizer))
+    return replace(result, picture=_gathered(shown))
 
 
 def evaluate_generation(
@@ -96,20 +114,39 @@ def evaluate_generation(
     seed: int,
     title: str,
 ) -> Result:
-    """Samples of all classes in turn, so that any number of them is as balanced as possible.
-
-    Each extractor compares them with its reference: all training images, or ADM's reference of ImageNet.
-    """
-    extractors = [extractor for extractor in extractors if metrics_of(extractor, "g", samples)]
-    references = _sample_references(splits, extractors)
+    """`measure_samples` of a generator's, all classes in turn, so that any number is as balanced as possible."""
     side = generator.tokenizer.config.image_size
-    for reference in references:
-        reference.check_size((side, side), "samples")
     classes = torch.arange(samples) % len(splits.classes)
-    sampler = _Sampler(generator, _labels(classes, splits, generator), sampling, seed)
-    measured = measure(sampler.batches(my_part(samples)), extractors, samples, title, keep=True)
-    result = measure_all("class-balanced samples", measured, references, "g", classes)
+    sampler = _Sampler(generator, labels_of(classes, splits, generator), sampling, seed)
+    batches, size = sampler.batches(my_part(samples)), (side, side)
+    result = measure_samples(batches, splits, extractors, number=samples, size=size, labels=classes, title=title)
     return replace(result, picture=_gathered(sampler.shown), samples_per_second=sampler.over_processes())
+
+
+def measure_samples(
+    batches: Iterable[Tensor],
+    splits: DataSplits,
+    extractors: Sequence[Extractor],
+    *,
+    number: int,
+    size: tuple[int, int],
+    labels: Tensor | None,
+    title: str,
+) -> Result:
+    """Samples, each extractor comparing them with its reference: all training images, or ADM's reference of ImageNet.
+
+    Args:
+        batches: this process's part of the samples, uint8 (B, 3, H, W).
+        number: of samples in all processes.
+        size: height and width of the samples.
+        labels: int64 (number,), the classes that they should show; None if that is not known.
+    """
+    extractors = [extractor for extractor in extractors if metrics_of(extractor, "g", number)]
+    references = _sample_references(splits, extractors)
+    for reference in references:
+        reference.check_size(size, "samples")
+    measured = measure(batches, extractors, number, title, keep=True)
+    return measure_all("class-balanced samples", measured, references, "g", labels)
 
 
 def evaluate_files(samples: Path, reference: Path, extractors: Sequence[Extractor]) -> tuple[Result, str]:
@@ -136,8 +173,8 @@ def _reconstructions(tokenizer: Tokenizer, images: Images, title: str) -> Iterat
     part, done = my_part(len(images)), 0
     with Phase(title, len(part)) as phase:
         for originals, _ in ordered_batches(images, BATCH, part):
-            tokens = tokenizer.encode(to_float(originals))
-            yield originals, to_uint8(tokenizer.decode(tokens)).cpu(), tokens
+            tokens = tokenizer.encode(to_float(originals), check=False)
+            yield originals, to_uint8(tokenizer.decode(tokens, check=False)).cpu(), tokens
             done += len(originals)
             phase.update(done)
 
@@ -180,6 +217,7 @@ class _Sampler:
                 guidance=settings.guidance,
                 top_k=settings.top_k,
                 top_p=settings.top_p,
+                temperature=1.0,
                 seed=self.seed,
                 indices=indices,
             )
@@ -197,7 +235,7 @@ class _Sampler:
         return float(sum_over_processes(torch.tensor(rate, dtype=torch.float64, device=default_device())))
 
 
-def _labels(classes: Tensor, splits: DataSplits, generator: Generator) -> Tensor:
+def labels_of(classes: Tensor, splits: DataSplits, generator: Generator) -> Tensor:
     """The labels of a data set's classes in the generator: ImageNet's if it was trained on all of ImageNet."""
     if splits.imagenet_labels is None or generator.config.num_classes != IMAGENET_CLASSES:
         return classes

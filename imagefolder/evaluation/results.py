@@ -31,6 +31,12 @@ class Protocol:
     extractor_sha256: str | None
     higher_is_better: bool
 
+    @property
+    def key(self) -> str:
+        """The protocol in short, as in records, e.g. 'proxy-gFID@1/digits/train/proxy-cnn:ab12cd34'."""
+        extractor = f"/{self.extractor}:{self.extractor_sha256[:8]}" if self.extractor and self.extractor_sha256 else ""
+        return f"{self.name}@{self.version}/{self.reference}{extractor}"
+
 
 @dataclass(frozen=True)
 class Measurement:

@@ -26,10 +26,11 @@ MOST_IMAGES = 10_000_000
 class SampleOptions:
     """Generate images into a folder. Running it again continues where it stopped."""
 
-    generator: str
-    """name of the generator, e.g. VAR-d17-MSVR10P2-4096 (imagefolder.list_models() lists all)"""
     output: Path
     """folder for the images"""
+    generator: str | None = None
+    """name of the generator, e.g. VAR-d17-MSVR10P2-4096 (imagefolder.list_models() lists all); not needed if both
+    weights are native folders, which say what they are"""
     generator_weights: str | None = None
     """checkpoint: native folder, the authors' .pth, .safetensors, or hf://owner/repo[/file]"""
     tokenizer: str | None = None
@@ -50,14 +51,14 @@ class SampleOptions:
     """png: one file per image; npz: one file in the layout of ADM's evaluation suite"""
     seed: int = 0
     """seed of the run; an image depends on it and on the image's number and class"""
-    guidance: float = 3.25
-    """classifier-free guidance reached at the last scale; 0: none"""
-    top_k: int = 750
-    """tokens kept; 0: all"""
-    top_p: float = 0.95
-    """nucleus probability; 0 or 1: all"""
-    temperature: Annotated[tuple[float, ...], arg(metavar="T ...")] = (1.0,)
-    """one value, or one per scale"""
+    guidance: float | None = None
+    """classifier-free guidance reached at the last scale; 0: none (default: as stored with the generator, else 3.25)"""
+    top_k: int | None = None
+    """tokens kept; 0: all (default: as stored with the generator, else 750)"""
+    top_p: float | None = None
+    """nucleus probability; 0 or 1: all (default: as stored with the generator, else 0.95)"""
+    temperature: Annotated[tuple[float, ...], arg(metavar="T ...")] = ()
+    """one value, or one per scale (default: as stored with the generator, else 1)"""
     joint: bool = False
     """draw the tokens of all branches of a position from the product of their distributions"""
     batch_size: int | None = None
@@ -75,22 +76,29 @@ def main() -> NoReturn:
 
 def run(options: SampleOptions) -> None:
     """Generate the images; the options are checked as far as possible before torch is imported."""
-    config = find(GENERATORS, options.generator)
-    find(TOKENIZERS, options.tokenizer or TOKENIZER_OF[config.name])
-    SamplingConfig(guidance=options.guidance, top_k=options.top_k, top_p=options.top_p)
-    labels = choose_labels(options, options.num_classes or config.num_classes)
+    if options.generator is not None:
+        config = find(GENERATORS, options.generator)
+        find(TOKENIZERS, options.tokenizer or TOKENIZER_OF[config.name])
+        choose_labels(options, options.num_classes or config.num_classes)
+    elif options.tokenizer is not None or options.num_classes is not None:
+        raise InputError("--tokenizer and --num-classes go with --generator")
+    given = {name: getattr(options, name) for name in ("guidance", "top_k", "top_p")}
+    given = {name: value for name, value in given.items() if value is not None}
+    SamplingConfig(**given)
     if options.batch_size is not None and options.batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, not {options.batch_size}")
     missing = [name for name in ("generator_weights", "tokenizer_weights") if getattr(options, name) is None]
     if missing:
         names = " and ".join(f"--{name.replace('_', '-')}" for name in missing)
         raise InputError(f"{names} missing: without trained weights the images would be noise")
+    if options.temperature:
+        given["temperature"] = options.temperature[0] if len(options.temperature) == 1 else options.temperature
     from imagefolder.environment import keep_freed_memory
     from imagefolder.progress import console
 
     keep_freed_memory()
     try:
-        path = _generate(options, labels)
+        path = _generate(options, given)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -114,20 +122,21 @@ def choose_labels(options: SampleOptions, num_classes: int) -> list[int | None]:
     return [classes[index % len(classes)] for index in range(number)]
 
 
-def _generate(options: SampleOptions, labels: list[int | None]) -> Path:
+def _generate(options: SampleOptions, given: dict[str, Any]) -> Path:
+    """`given`: the sampling settings that replace the model's own."""
     from imagefolder.generator.export import export_samples
     from imagefolder.generator.sampling import check_sampling, check_seed
     from imagefolder.memory import fitting_batch
+    from imagefolder.progress import console
 
     check_seed(options.seed)
-    temperature = options.temperature[0] if len(options.temperature) == 1 else options.temperature
     generator = _load(options)
-    settings: dict[str, Any] = {
-        **{name: getattr(options, name) for name in ("guidance", "top_k", "top_p", "joint")},
-        "temperature": temperature,
-    }
-    check_sampling(generator.config, **settings)
-    settings |= {"seed": options.seed, "batch_size": options.batch_size or fitting_batch(generator, options.top_k)}
+    labels = choose_labels(options, generator.config.num_classes)
+    settings = generator.settings(**given)
+    check_sampling(generator.config, **settings, joint=options.joint)
+    console.print("sampling with " + ", ".join(f"{name} {value}" for name, value in settings.items()))
+    batch = options.batch_size or fitting_batch(generator, settings["top_k"])
+    settings |= {"joint": options.joint, "seed": options.seed, "batch_size": batch}
     return export_samples(generator, labels, options.output, options.format, **settings)
 
 
@@ -135,11 +144,17 @@ def _load(options: SampleOptions) -> Generator:
     """The generator with its tokenizer."""
     import torch
 
-    from imagefolder.loading import load_generator, load_tokenizer
+    from imagefolder.generator.model import Generator
+    from imagefolder.loading import load, load_generator, load_tokenizer
 
-    name = options.tokenizer or TOKENIZER_OF[options.generator]
     dtypes: dict[str, Any] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
     where: dict[str, Any] = {"device": _device(options.device), "dtype": dtypes[options.dtype]}
+    if options.generator is None:
+        assert options.generator_weights is not None, "checked before"
+        model = load(options.generator_weights, options.tokenizer_weights, **where)
+        assert isinstance(model, Generator), "a tokenizer takes no tokenizer, so it was refused"
+        return model
+    name = options.tokenizer or TOKENIZER_OF[options.generator]
     tokenizer = load_tokenizer(name, options.tokenizer_weights, **where)
     overrides: dict[str, Any] = {} if options.num_classes is None else {"num_classes": options.num_classes}
     return load_generator(options.generator, tokenizer, options.generator_weights, **where, **overrides)

@@ -53,10 +53,10 @@ def export_samples(
     *,
     batch_size: int = 64,
     seed: int = 0,
-    guidance: float = 3.25,
-    top_k: int = 750,
-    top_p: float = 0.95,
-    temperature: float | Sequence[float] = 1.0,
+    guidance: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    temperature: float | Sequence[float] | None = None,
     joint: bool = False,
 ) -> Path:
     """Generate one image per label into a folder; the same call resumes an interrupted export.
@@ -85,13 +85,15 @@ def export_samples(
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, not {batch_size}")
     known = generator.label_tensor(labels).cpu()
-    check_sampling(generator.config, guidance=guidance, top_k=top_k, top_p=top_p, temperature=temperature, joint=joint)
+    settings = generator.settings(guidance, top_k, top_p, temperature)
+    check_sampling(generator.config, **settings, joint=joint)
+    temperatures = settings["temperature"]
     sampling = {
         "seed": check_seed(seed),
-        "guidance": float(guidance),
-        "top_k": int(top_k),
-        "top_p": float(top_p),
-        "temperature": [float(t) for t in temperature] if isinstance(temperature, Sequence) else float(temperature),
+        "guidance": float(settings["guidance"]),
+        "top_k": int(settings["top_k"]),
+        "top_p": float(settings["top_p"]),
+        "temperature": [float(t) for t in temperatures] if isinstance(temperatures, Sequence) else float(temperatures),
         "joint": bool(joint),
     }
     run = _Run(generator=generator, labels=known, output=Path(output), batch_size=batch_size, sampling=sampling)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,14 @@ from torch import Tensor, nn
 from imagefolder.checkpoints.hub import HubModel
 from imagefolder.config import TOKEN_FIELDS, GeneratorConfig
 from imagefolder.errors import InputError
-from imagefolder.generator.sampling import check_sampling, check_seed, draw, draw_joint, uniforms
+from imagefolder.generator.origin import (
+    checked_classes,
+    require_own_tokenizer,
+    stored_classes,
+    stored_sampling,
+    tokenizer_sha256,
+)
+from imagefolder.generator.sampling import Sampling, check_sampling, check_seed, draw, draw_joint, uniforms
 from imagefolder.generator.transformer import Cache, Transformer
 from imagefolder.tokenizer.model import Tokenizer
 
@@ -28,12 +36,22 @@ class Samples:
 
 
 class Generator(HubModel):
-    """Class labels to images. `tokenizer` is frozen and not part of the generator's weights."""
+    """Class labels to images. `tokenizer` is frozen and not part of the generator's weights.
+
+    `classes` are the names of its classes (None: not known) and `sampling` its own settings, both stored with it.
+    """
 
     config: GeneratorConfig
     config_type = GeneratorConfig
 
-    def __init__(self, config: GeneratorConfig, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        tokenizer: Tokenizer,
+        *,
+        classes: Sequence[str] | None = None,
+        sampling: Sampling | None = None,
+    ) -> None:
         super().__init__()
         for field in TOKEN_FIELDS:
             ours, theirs = getattr(config, field), getattr(tokenizer.config, field)
@@ -42,11 +60,28 @@ class Generator(HubModel):
                     f"generator {config.name} expects {field} {ours}, tokenizer {tokenizer.config.name} has {theirs}"
                 )
         self.config = config
+        self.classes = None if classes is None else checked_classes(classes, config, config.name)
+        self.sampling = sampling or Sampling()
+        check_sampling(config, **asdict(self.sampling), joint=False)
         self.transformer = Transformer(config)
         self.tokenizer = tokenizer.eval().requires_grad_(False)
 
     def weights_module(self) -> nn.Module:
         return self.transformer
+
+    def about(self) -> dict[str, Any]:
+        known = {"tokenizer_sha256": tokenizer_sha256(self.tokenizer), "classes": self.classes}
+        return {
+            "tokenizer_name": self.tokenizer.config.name,
+            **{name: value for name, value in known.items() if value is not None},
+            "sampling": asdict(self.sampling),
+        }
+
+    def adopt(self, about: dict[str, Any], origin: str) -> None:
+        """Take over classes and sampling settings; `InputError` if it was trained with another tokenizer."""
+        require_own_tokenizer(about, self.tokenizer, origin)
+        self.classes = stored_classes(about, self.config, origin)
+        self.sampling = stored_sampling(about, self.config, origin)
 
     def forward(self, labels: Tensor, tokens: Tensor) -> Tensor:
         """Teacher forcing.
@@ -69,16 +104,21 @@ class Generator(HubModel):
         self,
         labels: Labels,
         *,
-        guidance: float = 3.25,
-        top_k: int = 750,
-        top_p: float = 0.95,
+        guidance: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
         seed: int = 0,
         indices: list[int] | None = None,
-        temperature: float | Sequence[float] = 1.0,
+        temperature: float | Sequence[float] | None = None,
         joint: bool = False,
         batch_size: int | None = None,
+        given: Tensor | None = None,
+        keep: Tensor | None = None,
     ) -> Samples:
         """Generate one image per label.
+
+        Guidance, top_k, top_p and temperature are the model's own (`self.sampling`) unless they are given here. A model
+        without settings of its own has those of the released one: 3.25, 750, 0.95 and 1.
 
         Args:
             labels: int64 (B,), or a list of ints; num_classes, in a list also None, means "no class" (guidance then
@@ -94,10 +134,14 @@ class Generator(HubModel):
                 `sampling.draw_joint`): different samples of the same distribution. No effect with one branch.
             batch_size: images made at a time (default: all at once). Tokens do not depend on it; images may differ by
                 float32 rounding.
+            given: tokens of which some are kept, int64 (B, branches, L), or (1, branches, L) for all labels. What is
+                sampled sees them as it sees its own earlier tokens, and uses the same random numbers as without them.
+            keep: which ones, bool (L,), (branches, L) or (B, branches, L); `Tokenizer.positions_inside` makes a mask of
+                a region of the image.
 
         Raises:
-            InputError: labels or settings are out of range, joint sampling of an unfolded model, or logits or images
-                are not finite.
+            InputError: labels, settings or tokens are of the wrong shape or out of range, joint sampling of an unfolded
+                model, or logits or images are not finite.
         """
         labels = self.label_tensor(labels)
         indices = list(range(len(labels))) if indices is None else list(indices)
@@ -105,20 +149,21 @@ class Generator(HubModel):
             raise InputError(f"{len(indices)} indices for {len(labels)} labels")
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size must be at least 1, not {batch_size}")
-        temperatures = check_sampling(
-            self.config, guidance=guidance, top_k=top_k, top_p=top_p, temperature=temperature, joint=joint
-        )
+        settings = self.settings(guidance, top_k, top_p, temperature)
+        temperatures = check_sampling(self.config, **settings, joint=joint)
+        kept = self._kept(given, keep, len(labels))
         seed, step = check_seed(seed), batch_size or len(labels)
         parts = [
             self._sample(
                 labels[at : at + step],
                 indices[at : at + step],
-                guidance=guidance,
-                top_k=top_k,
-                top_p=top_p,
+                guidance=settings["guidance"],
+                top_k=settings["top_k"],
+                top_p=settings["top_p"],
                 seed=seed,
                 temperatures=temperatures,
                 joint=joint,
+                kept=None if kept is None else kept[at : at + step],
             )
             for at in range(0, len(labels), step)
         ]
@@ -135,8 +180,9 @@ class Generator(HubModel):
         seed: int,
         temperatures: list[float],
         joint: bool,
+        kept: Tensor | None,
     ) -> Samples:
-        """One batch of `sample`, after its arguments were checked."""
+        """One batch of `sample`, after its arguments were checked; `kept` as from `_kept`."""
         transformer, config, batch = self.transformer, self.config, len(labels)
         sequence, quantizer = transformer.sequence, self.tokenizer.quantizer
         if guidance:
@@ -173,6 +219,9 @@ class Generator(HubModel):
                 drawn = draw_joint(logits, u[:, 0, block.tokens], top_k, top_p).mT
             else:
                 drawn = draw(logits.transpose(1, 2), u[:, block.branches, block.tokens], top_k, top_p)
+            if kept is not None:
+                fixed = kept[:, block.branches, block.tokens]
+                drawn = torch.where(fixed < 0, drawn, fixed)
             tokens[:, block.branches, block.tokens] = drawn
             sequence.add(maps, quantizer, block, drawn)
         if not finite:
@@ -183,6 +232,43 @@ class Generator(HubModel):
         if not pixels.isfinite().all():
             raise InputError(f"{self.tokenizer.config.name}: its images are not finite; its weights cannot be used")
         return Samples(tokens=tokens, images=(pixels.clamp(-1, 1) + 1) / 2)
+
+    def settings(
+        self,
+        guidance: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        temperature: float | Sequence[float] | None = None,
+    ) -> dict[str, Any]:
+        """The sampling settings given here, and the model's own for those that are not, by name."""
+        settings = asdict(self.sampling)
+        chosen = {"guidance": guidance, "top_k": top_k, "top_p": top_p, "temperature": temperature}
+        settings.update({name: value for name, value in chosen.items() if value is not None})
+        return settings
+
+    def _kept(self, given: Tensor | None, keep: Tensor | None, batch: int) -> Tensor | None:
+        """The given tokens int64 (B, P, L), -1 where none is kept; None if there are none."""
+        if given is None and keep is None:
+            return None
+        if given is None or keep is None:
+            raise InputError("given and keep go together: the tokens, and a bool mask that is True where they are kept")
+        if not isinstance(given, Tensor) or not isinstance(keep, Tensor):
+            raise InputError(f"given and keep must be tensors, not {type(given).__name__} and {type(keep).__name__}")
+        try:
+            given = self.tokenizer.check_tokens(given)
+        except InputError as error:
+            raise InputError(f"given: {error}") from None
+        if len(given) not in (1, batch):
+            raise InputError(f"given: tokens of {len(given)} images for {batch} labels")
+        shape = (batch, *given.shape[1:])
+        fits = keep.dtype == torch.bool and keep.ndim in (1, 2, 3)
+        fits = fits and all(n in (m, 1) for n, m in zip(keep.shape[::-1], shape[::-1], strict=False))
+        if not fits or keep.shape[-1] != shape[-1]:
+            raise InputError(
+                f"keep must be bool of shape ({shape[2]},), ({shape[1]}, {shape[2]}) or {shape}, not {keep.dtype} "
+                f"{tuple(keep.shape)}"
+            )
+        return torch.where(keep.to(given.device), given, -1).expand(shape)
 
     def label_tensor(self, labels: Labels) -> Tensor:
         """Labels in any form that `sample` takes, at least one, as int64 (B,) on the model's device."""

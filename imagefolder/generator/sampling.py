@@ -5,20 +5,32 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
-from imagefolder.config import GeneratorConfig, SamplingConfig
+from imagefolder.config import Factor, GeneratorConfig, SamplingConfig, Share
 from imagefolder.errors import InputError
 from imagefolder.kinds import ORDERS
-from imagefolder.validation import shown
+from imagefolder.validation import ListToTuple, checked, shown
 
 TEMPERATURES = (1e-30, 1e30)  # float32 can divide by these
 SEED_BITS = 4096
 LARGEST_UNIFORM = 1 - 2**-53  # the largest float64 below 1
+
+
+@checked
+class Sampling:
+    """How a generator is sampled unless told otherwise; the defaults are those of the released 2.60 gFID."""
+
+    guidance: Factor = 3.25
+    top_k: Annotated[int, Field(ge=0, le=2**26)] = 750
+    top_p: Share = 0.95
+    temperature: float | Annotated[tuple[float, ...], ListToTuple] = 1.0
+    """one for all scales, or one per scale"""
 
 
 def check_sampling(

@@ -71,8 +71,9 @@ class Perceptual(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        path = require(VGG16_FILE)  # first, as building the network takes seconds
         net = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)  # lpips ships its linear heads, not the backbone
-        backbone = torch.load(require(VGG16_FILE), map_location="cpu", weights_only=True)
+        backbone = torch.load(path, map_location="cpu", weights_only=True)
         features = {name.removeprefix("features."): w for name, w in backbone.items() if name.startswith("features.")}
         # lpips cuts VGG16's features into five slices and keeps the layers' original numbers
         own = {name: features[name.split(".", 1)[1]] for name in net.net.state_dict()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 from imagefolder.checkpoints.hub import HubModel
 from imagefolder.config import TokenizerConfig
 from imagefolder.errors import InputError
+from imagefolder.tokenizer.checks import check_images, check_tokens
 from imagefolder.tokenizer.quantizers import Perturbation, ProductQuantizer, Quantized
+from imagefolder.tokenizer.regions import positions_inside
 from imagefolder.tokenizer.vit import Decoder, Encoder
 
 Pair = tuple[Tensor, Tensor]
@@ -117,40 +120,98 @@ class Tokenizer(HubModel):
             output.detail = self.quant_conv(detail), pooled[:, : self.config.code_dim]
         return output
 
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor, *, check: bool = True) -> Tensor:
         """Tokens of images.
 
         Args:
-            images: float (B, 3, H, W) in [-1, 1], H = W = config.image_size.
+            images: float (B, 3, H, W) in [-1, 1], H = W = config.image_size; on any device, in any precision.
+            check: False skips the check, which waits for a GPU once, of images known to be right.
 
         Returns:
-            int64 (B, branches, L), scales concatenated small to large.
-        """
-        return self.quantizer.encode(self.latents(self._check_images(images)))
+            int64 (B, branches, L) on the model's device, scales concatenated small to large.
 
-    @torch.no_grad()
-    def neighbours(self, images: Tensor, number: int) -> Tensor:
+        Raises:
+            InputError: not such images; the message says how to convert them.
+
+        Warns:
+            UserWarning: no value is below 0, as in images in [0, 1].
+        """
+        if check:
+            check_images(images, self.config)
+        with torch.no_grad():
+            return self.quantizer.encode(self.latents(self._placed(images)))
+
+    def neighbours(self, images: Tensor, number: int, *, check: bool = True) -> Tensor:
         """The codes nearest to the vector that each token of images quantizes, nearest first: the token itself leads.
 
         Args:
-            images: as for `encode`.
+            images, check: as for `encode`.
             number: in 1..codebook_size.
 
         Returns:
             int64 (B, branches, L, number).
         """
-        return self.quantizer.neighbours(self.latents(self._check_images(images)), number)
+        if check:
+            check_images(images, self.config)
+        with torch.no_grad():
+            return self.quantizer.neighbours(self.latents(self._placed(images)), number)
 
     @torch.no_grad()
-    def decode(self, tokens: Tensor) -> Tensor:
-        """Images of tokens: int64 (B, branches, L) in [0, codebook_size) -> (B, 3, H, W) in [-1, 1]."""
-        return self.decode_map(self.quantizer.decode(self.check_tokens(tokens)))
+    def decode(self, tokens: Tensor, *, check: bool = True) -> Tensor:
+        """Images of tokens: int64 (B, branches, L) in [0, codebook_size) -> float32 (B, 3, H, W) in [-1, 1].
+
+        `check`: False skips the check, as in `encode`. Otherwise wrong tokens are an `InputError`.
+        """
+        tokens = self.check_tokens(tokens) if check else tokens.to(self.device)
+        return self.decode_map(self.quantizer.decode(tokens))
 
     @torch.no_grad()
+    def decode_progressively(self, tokens: Tensor) -> Tensor:
+        """How images grow scale by scale: each is decoded from the first 1, 2, ... S scales of its tokens.
+
+        Args:
+            tokens: as for `decode`.
+
+        Returns:
+            float32 (S, B, 3, H, W) in [-1, 1]; the last one is `decode(tokens)`. Early ones look like images if the
+            tokenizer was trained with quantizer dropout from an early scale on.
+        """
+        tokens, number = self.check_tokens(tokens), len(self.config.scales)
+        return torch.stack([self.decode_map(self.quantizer.decode(tokens, n)) for n in range(1, number + 1)])
+
+    def swap_branches(self, a: Tensor, b: Tensor, branch: int = 0) -> tuple[Tensor, Tensor]:
+        """Exchange one branch between images: tokens of `a` with the branch of `b`, and of `b` with that of `a`.
+
+        Args:
+            a, b: int64 (B, branches, L), as for `decode`.
+            branch: which one; the last one (-1) is the semantic one, if the tokenizer has any.
+
+        Raises:
+            InputError: wrong or unequally many tokens, a branch that does not exist, or a tokenizer with only one.
+        """
+        a, b = self.check_tokens(a), self.check_tokens(b)
+        number = self.config.branches
+        if a.shape != b.shape:
+            raise InputError(f"branches are swapped between as many images: {len(a)} and {len(b)} were given")
+        if number == 1:
+            raise InputError(f"{self.config.name} has one branch: there is nothing to swap")
+        if not -number <= branch < number:
+            raise InputError(f"branch must lie in 0..{number - 1} (or -1, the last one), not {branch}")
+        a_swapped, b_swapped = a.clone(), b.clone()
+        a_swapped[:, branch], b_swapped[:, branch] = b[:, branch], a[:, branch]
+        return a_swapped, b_swapped
+
+    def positions_inside(self, box: Sequence[float]) -> Tensor:
+        """The positions that show a box (left, top, right, bottom) of the image, in pixels: bool (L,).
+
+        At every scale those of which more than half lies in it; `InputError` for a wrong box, or one too small.
+        """
+        return positions_inside(box, self.config)
+
     def reconstruct(self, images: Tensor) -> Tensor:
         """`decode(encode(images))`: (B, 3, H, W) in [-1, 1] -> the same."""
-        return self.decode(self.encode(images))
+        check_images(images, self.config)
+        return self.decode(self.encode(images, check=False), check=False)
 
     def decode_map(self, f_hat: Tensor) -> Tensor:
         """Images in [-1, 1] of a quantized map (B, P*C, K, K)."""
@@ -158,25 +219,9 @@ class Tokenizer(HubModel):
 
     def check_tokens(self, tokens: Tensor) -> Tensor:
         """Tokens on this device, or `InputError` if shape, dtype or range is wrong."""
-        shape = (self.config.branches, self.config.length)
-        if tokens.dtype != torch.int64 or tokens.ndim != 3 or tuple(tokens.shape[1:]) != shape:
-            raise InputError(
-                f"tokens must be int64 of shape (B, {shape[0]}, {shape[1]}) for {self.config.name}, "
-                f"not {tokens.dtype} {tuple(tokens.shape)}"
-            )
-        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.config.codebook_size:
-            raise InputError(
-                f"tokens must lie in 0..{self.config.codebook_size - 1}, the codebook of {self.config.name}"
-            )
+        check_tokens(tokens, self.config)
         return tokens.to(self.device)
 
-    def _check_images(self, images: Tensor) -> Tensor:
-        side = self.config.image_size
-        if not images.is_floating_point() or images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side):
-            raise InputError(
-                f"images must be float of shape (B, 3, {side}, {side}) for {self.config.name}, "
-                f"not {images.dtype} {tuple(images.shape)}"
-            )
-        if images.numel() and not images.abs().max() <= 1.001:
-            raise InputError("images must lie in [-1, 1]; scale 8-bit pixels by x / 127.5 - 1")
+    def _placed(self, images: Tensor) -> Tensor:
+        """Images on this device, in the precision of the weights."""
         return images.to(self.device, self.quant_conv.weight.dtype)

@@ -129,8 +129,8 @@ class SingleScaleQuantizer(nn.Module):
         """Codes of tokens int64 (B, n): (B, n, C)."""
         return self.codebook.on_sphere(self.codebook.lookup(tokens, 0).mT).mT
 
-    def decode(self, tokens: Tensor) -> Tensor:
-        """int64 (B, K*K) -> (B, C, K, K)."""
+    def decode(self, tokens: Tensor, scales: int | None = None) -> Tensor:
+        """int64 (B, K*K) -> (B, C, K, K); there is only one scale."""
         return self.contribution(0, tokens)
 
 
@@ -239,11 +239,11 @@ class MultiScaleQuantizer(nn.Module):
             rest = rest - self.contribution(scale, self.codebook.nearest(z))
         return torch.cat(near, dim=1)
 
-    def decode(self, tokens: Tensor) -> Tensor:
-        """int64 (B, L) -> f_hat (B, C, K, K)."""
+    def decode(self, tokens: Tensor, scales: int | None = None) -> Tensor:
+        """int64 (B, L) -> f_hat (B, C, K, K), of the first `scales` scales alone if given (at least 1)."""
         parts = tokens.split([side * side for side in self.scales], dim=1)
         f_hat = self.contribution(0, parts[0])
-        for scale, part in enumerate(parts[1:], start=1):
+        for scale, part in enumerate(parts[1:scales], start=1):
             f_hat = f_hat + self.contribution(scale, part)
         return f_hat
 
@@ -342,10 +342,10 @@ class ProductQuantizer(nn.Module):
         assert isinstance(quantizer, SingleScaleQuantizer), "codes of several scales are summed as maps"
         return quantizer.vectors(tokens)
 
-    def decode(self, tokens: Tensor) -> Tensor:
-        """int64 (B, P, L) -> (B, P*C, K, K)."""
+    def decode(self, tokens: Tensor, scales: int | None = None) -> Tensor:
+        """int64 (B, P, L) -> (B, P*C, K, K), of the first `scales` scales alone if given (at least 1)."""
         with float32_only(tokens.device):
-            return torch.cat([q.decode(tokens[:, p]) for p, q in enumerate(self.branches)], dim=1)
+            return torch.cat([q.decode(tokens[:, p], scales) for p, q in enumerate(self.branches)], dim=1)
 
 
 def floor_of_share(share: float, number: int) -> int:

@@ -1,4 +1,4 @@
-"""The losses of a training over its steps: one JSON line per point, and tensorboard."""
+"""The losses of a training over its steps: one JSON line per point, and a logger."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import json
 import os
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
-
+from imagefolder.config import Logger
 from imagefolder.distributed import is_main
 from imagefolder.files import write_atomically, writing
+from imagefolder.training.loggers import open_log
 
 CURVE = "curve.jsonl"
 
 
 class Curve:
-    """Writes `curve.jsonl` and tensorboard files into a folder; only rank 0 writes.
+    """Writes `curve.jsonl` into a folder, and the same to a logger; only rank 0 writes.
 
     `start`: the step from which training resumes; later points are dropped. Methods raise `OSError`, naming the file,
     if it cannot be written.
     """
 
-    def __init__(self, folder: Path, start: int) -> None:
+    def __init__(self, folder: Path, start: int, logger: Logger = "tensorboard") -> None:
         self._path, self._outputs = folder / CURVE, None
         if is_main():
             _trim(self._path, start)
-            lines = self._path.open("a", buffering=1)  # line by line: others watch the file
-            self._outputs = lines, SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+            log = open_log(logger, folder, start)
+            self._outputs = self._path.open("a", buffering=1), log  # line by line: others watch the file
 
     def __enter__(self) -> Curve:
         return self
@@ -39,14 +39,13 @@ class Curve:
                 output.close()
 
     def add(self, step: int, values: dict[str, float], learning_rates: dict[str, float]) -> None:
-        """Add a point after `step` steps; the learning rates, by name, only go to tensorboard: they are known."""
+        """Add a point after `step` steps; the learning rates, by name, only go to the logger: they are known."""
         if self._outputs is None:
             return
-        lines, tensorboard = self._outputs
+        lines, log = self._outputs
         with writing(self._path):
             lines.write(json.dumps({"step": step, **values}) + "\n")
-            for name, value in {**values, **learning_rates}.items():
-                tensorboard.add_scalar(name, value, step)
+            log.add({**values, **learning_rates}, step)
 
     def flush(self) -> None:
         """Make sure that the points so far survive the end of this process and a loss of power."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from imagefolder.config import Execution, GeneratorConfig, TrainingConfig, to_dict
 from imagefolder.data.images import BatchSource, to_float
-from imagefolder.distributed import own_samples, world_size
+from imagefolder.distributed import is_main, own_samples, world_size
 from imagefolder.generator.model import Generator
+from imagefolder.generator.sampling import Sampling
 from imagefolder.numerics import any_seed
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.training.loop import DEFAULT_EXECUTION, finish, fit
@@ -52,7 +53,7 @@ class GeneratorTask(TrainingTask):
     def _learn(self, tokens: Tensor, labels: Tensor, step: Step) -> dict[str, Tensor]:
         """Losses on a piece, and their backward pass."""
         if tokens.ndim == 4:
-            tokens = self.tokenizer.encode(to_float(tokens))
+            tokens = self.tokenizer.encode(to_float(tokens), check=False)
         with torch.no_grad():
             inputs = self.sequence.inputs(self.tokenizer.quantizer, tokens)
         with step.accelerator.autocast():
@@ -75,26 +76,31 @@ def train_generator(
     seed: int,
     title: str,
     about: dict[str, Any],
+    classes: Sequence[str] | None = None,
+    sampling: Sampling | None = None,
     execution: Execution = DEFAULT_EXECUTION,
     evaluate: Callable[[Generator], float] | None = None,
 ) -> None:
     """Train a generator from scratch and write its EMA weights into `folder`, with `about` in the config beside them.
 
+    What `Generator.about` says is stored there, too: its tokenizer, classes and sampling settings.
+
     Args:
         tokens: fetched by (epoch, index) as batches of tokens int64 (B, P, L) and labels, or of uint8 images
             (B, 3, H, W) and labels.
         about: JSON values; a saved state is resumed only if they are the same (for example the tokenizer's sha256).
+        classes, sampling: of the generator; stored, and without effect on the training.
         evaluate: called as in `fit`, with the generator.
 
     The other arguments and the errors are those of `fit`.
     """
     torch.manual_seed(any_seed(seed))
-    generator = Generator(config, tokenizer)
+    generator = Generator(config, tokenizer, classes=classes, sampling=sampling)
     judge = None if evaluate is None else _of_transformer(evaluate, generator)
     task = GeneratorTask(generator, training)
     task.settings["about"] = about
     averaged, summary = fit(task, tokens, folder, seed=seed, title=title, execution=execution, evaluate=judge)
-    finish(task, folder, averaged, summary)
+    finish(task, folder, averaged, summary, generator.about() if is_main() else {})
 
 
 def _of_transformer(evaluate: Callable[[Generator], float], generator: Generator) -> Callable[[Any], float]:

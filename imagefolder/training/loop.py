@@ -12,8 +12,9 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -57,10 +58,19 @@ def averaging(model: nn.Module, config: TrainingConfig) -> ModelEmaV3:
     return ModelEmaV3(model, decay=config.ema)
 
 
-def finish(task: TrainingTask, folder: Path, averaged: nn.Module, summary: dict[str, Any]) -> None:
-    """Write the averaged weights as a checkpoint, with the summary and `settings["about"]`; remove the saved states."""
+def finish(
+    task: TrainingTask,
+    folder: Path,
+    averaged: nn.Module,
+    summary: dict[str, Any],
+    further: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Write the averaged weights as a checkpoint, and remove the saved states.
+
+    The summary, further values and `settings["about"]` are stored with it; of equal names, the last one counts.
+    """
     if is_main():
-        save_checkpoint(folder, averaged, task.config, **summary, **task.settings["about"])
+        save_checkpoint(folder, averaged, task.config, **{**further, **summary, **task.settings["about"]})
     remove_state(folder)
     barrier()
 
@@ -81,8 +91,8 @@ def fit(
     its share of every batch, and rank 0 writes. A training may be resumed with another number of processes.
 
     Args:
-        folder: receives `state.pt` and `best.pt` while training, `curve.jsonl` and tensorboard files. All processes
-            see it.
+        folder: receives `state.pt` and `best.pt` while training, `curve.jsonl` and the logger's files. All
+            processes see it.
         title: shown with the progress.
         evaluate: called by all processes with the model in eval mode, averaged or raw as `config.select_by` says, every
             `config.evaluate_every` steps and at the end; lower is better, and the value of rank 0 counts.
@@ -98,11 +108,11 @@ def fit(
         TrainingFailed: a loss, evaluation or weight is not finite.
     """
     config, model = task.training, task.model
-    accelerator = _accelerator(config)
+    accelerator = accelerator_for(config)
     folder.mkdir(parents=True, exist_ok=True)
     for module in (model, *task.modules.values(), *task.frozen):
         module.to(accelerator.device)
-    averages = _prepare(model, config, execution)
+    averages = prepare(model, config, execution)
     averaged = averages.module
 
     settings = _hash(task, images, seed)
@@ -127,7 +137,7 @@ def fit(
     logged: dict[str, float] = {}
     pieces = pieces_per_process(config.batch_size, world_size(), execution.micro_batch)
     runner = _Runner(task, images, accelerator, seed=seed, start=start, pieces=pieces)
-    with Curve(folder, start) as curve, Phase(title, config.steps, start) as phase:
+    with Curve(folder, start, execution.logger) as curve, Phase(title, config.steps, start) as phase:
         for done in range(start + 1, config.steps + 1):
             losses = runner.step(done - 1)
             averages.update(model)
@@ -238,7 +248,7 @@ class _StopAgreement:
         return before is not None and bool(before > 0)
 
 
-def _prepare(model: Any, config: TrainingConfig, execution: Execution) -> ModelEmaV3:
+def prepare(model: Any, config: TrainingConfig, execution: Execution) -> ModelEmaV3:
     """Apply an execution's options to a model (`Tokenizer` or `Transformer`); its averaged weights."""
     if execution.activation_checkpointing:
         model.set_grad_checkpointing()
@@ -249,7 +259,8 @@ def _prepare(model: Any, config: TrainingConfig, execution: Execution) -> ModelE
     return averages
 
 
-def _accelerator(config: TrainingConfig) -> Accelerator:
+def accelerator_for(config: TrainingConfig) -> Accelerator:
+    """Precision and processes of a training; `InputError` if this machine lacks the one or lost the others."""
     if config.precision == "fp16" and not torch.cuda.is_available():
         raise InputError("precision fp16 needs a GPU; choose bf16 or no")
     AcceleratorState._reset_state()  # else the precision of an earlier training in this process would persist

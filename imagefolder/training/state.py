@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import zipfile
@@ -78,6 +79,14 @@ class StateFile:
                 f"{path} belongs to a training with other settings; train in another folder, or delete it to start over"
             )
         return state
+
+
+def saved_step(folder: Path) -> int:
+    """The step that the training in `folder` would resume from; 0 if there is no saved state, or none is readable."""
+    for path in (folder / STATE, folder / PREVIOUS):
+        with contextlib.suppress(Exception):  # whatever damage does to a pickle; resuming reports it
+            return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"])
+    return 0
 
 
 def remove_state(folder: Path) -> None:

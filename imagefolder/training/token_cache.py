@@ -144,6 +144,17 @@ def build_token_cache(
         return cache
 
 
+def encoded_share(folder: Path, images: int, views: int) -> float:
+    """How much of a token cache is on disk, 0..1, by its documents alone: nothing is checked."""
+    if (folder / ABOUT).exists():
+        return 1.0
+    begun = _read_or_none(folder / UNFINISHED)
+    if begun is None:
+        return 0.0
+    runs = [run for path in folder.glob("done-*.json") for run in (_read_or_none(path) or {}).get("runs", [])]
+    return min(sum(run["stop"] - run["start"] for run in runs) * begun["batch_size"] / (images * views), 1.0)
+
+
 def _build(
     tokenizer: Tokenizer, images: Images, folder: Path, *, identity: dict[str, Any], title: str, batch_size: int
 ) -> TokenCache:
@@ -276,7 +287,8 @@ def _encode(tokenizer: Tokenizer, images: Images, file: _TokenFile, title: str) 
             for batch, (pixels, _) in zip(todo, loader, strict=True):
                 if stop_requested():
                     raise Stopped(f"{title}: stopped; the same command continues")
-                encoded = tokenizer.encode(to_float(pixels.to(tokenizer.device))).cpu().numpy().astype(file.dtype)
+                tokens = tokenizer.encode(to_float(pixels.to(tokenizer.device)), check=False)
+                encoded = tokens.cpu().numpy().astype(file.dtype)
                 if current is not None and (current[1] != batch or time.monotonic() - saved > SAVE_SECONDS):
                     save()
                     saved, current, digest = time.monotonic(), None, hashlib.sha256()

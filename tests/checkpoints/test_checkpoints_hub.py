@@ -70,7 +70,10 @@ print(equal(tokenizer, again), equal(tokenizer, by_location), equal(generator, s
     result = run(code, hub.endpoint, tmp_path / "home")
     assert result.stdout.strip() == "True True True True", result.stderr
     assert {"me/tok/model.safetensors", "me/tok/config.json", "me/tok/README.md"} <= hub.files.keys()
-    assert b"arxiv:2410.01756" in hub.files["me/tok/README.md"]
+    card = hub.files["me/tok/README.md"].decode()
+    assert "arxiv:2410.01756" in card
+    assert 'Tokenizer.from_pretrained("me/tok")' in card
+    assert "More Information Needed" not in card + hub.files["me/gen/README.md"].decode()
     downloads = [r for r in hub.requests if r.startswith("GET") and "model.safetensors" in r]
     assert len(downloads) == 2  # one each: cached files are not downloaded again
     # The cache works without network

@@ -67,7 +67,9 @@ def test_another_feature_space_is_measured_beside_the_proxy_in_one_pass(
 ) -> None:
     decoded = []
     decode = generator.tokenizer.decode
-    monkeypatch.setattr(generator.tokenizer, "decode", lambda codes: decoded.append(len(codes)) or decode(codes))
+    monkeypatch.setattr(
+        generator.tokenizer, "decode", lambda codes, **options: decoded.append(len(codes)) or decode(codes, **options)
+    )
     reconstruction = by_name(evaluate_reconstruction(generator.tokenizer, few, extractors, "reconstructing"))
     assert sum(decoded) == 120
     assert list(reconstruction) == ["proxy-rFID", "proxy-rKID", "colour-rFID", "colour-rKID", "PSNR", "SSIM"]

@@ -64,7 +64,7 @@ def test_seeds_of_any_size_and_sign_are_distinct(generator):
     "settings",
     [
         {"seed": 1.5}, {"seed": "1"}, {"seed": True}, {"seed": 2**5000}, {"top_k": 1.5}, {"top_k": 10**30},
-        {"top_k": -1}, {"top_p": "1"}, {"top_p": float("nan")}, {"guidance": None}, {"guidance": 10**400},
+        {"top_k": -1}, {"top_p": "1"}, {"top_p": float("nan")}, {"guidance": "2"}, {"guidance": 10**400},
         {"temperature": "1"}, {"temperature": [1, None, 1]}, {"temperature": 1e-40}, {"temperature": float("nan")},
     ],
 )  # fmt: skip

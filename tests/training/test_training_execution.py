@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from tiny import RUN
 from torch import nn
 
 import imagefolder.training.loop
+import imagefolder.training.tokenizer as tokenizer_training
 from imagefolder.config import Execution, GeneratorConfig, LossConfig, TokenizerConfig, TrainingConfig
 from imagefolder.data.images import ArrayImages
 from imagefolder.generator.transformer import Layer
@@ -172,6 +174,35 @@ def test_the_discriminator_computes_in_the_training_precision_and_its_losses_in_
     assert seen == [torch.bfloat16] * 3
     assert {value.dtype for value in losses.values()} == {torch.float32}
     assert all(torch.isfinite(value) for value in losses.values())
+
+
+def test_every_loss_of_a_bfloat16_training_is_computed_from_float32(
+    tokenizer_config: TokenizerConfig,
+    training: TrainingConfig,
+    whole_objective: LossConfig,
+    teacher: Teacher,
+    images: ArrayImages,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names, seen = ("semantic_loss", "adversarial_loss", "discriminator_loss"), dict[str, set[torch.dtype]]()
+    for name in names:
+        original = getattr(tokenizer_training, name)
+
+        def noting(*values: Any, name: str = name, original: Any = original, **options: Any) -> torch.Tensor:
+            seen[name] = {value.dtype for value in values if isinstance(value, torch.Tensor)}
+            return original(*values, **options)
+
+        monkeypatch.setattr(tokenizer_training, name, noting)
+    model, projected = new_tokenizer(tokenizer_config), set[torch.dtype]()
+    model.quant_conv.register_forward_hook(lambda module, inputs, output: projected.add(output.dtype))
+    task = TokenizerTask(model, training, whole_objective, teacher=teacher)
+    half = Accelerator(mixed_precision="bf16")
+    losses = take_step(task, (images.images[:8], images.labels[:8]), number=8, accelerator=half)
+    assert projected == {torch.bfloat16}
+    assert seen == {name: {torch.float32} for name in names}
+    assert {value.dtype for value in losses.values()} == {torch.float32}
+    assert all(torch.isfinite(value) for value in losses.values())
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
 
 
 def test_a_discriminator_on_features_of_a_small_network(

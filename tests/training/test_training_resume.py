@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -76,6 +77,7 @@ def assert_same(stopped: Path, whole: Path) -> None:
     assert not (stopped / "state.pt").exists()
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_resumed_tokenizer_is_bit_identical(
     tmp_path: Path,
     interrupt_after: Callable[[int | None], None],
@@ -84,7 +86,10 @@ def test_resumed_tokenizer_is_bit_identical(
     whole_objective: LossConfig,
     train_digits: ArrayImages,
     teacher: Teacher,
+    precision: Literal["no", "bf16"],
 ) -> None:
+    training = replace(training, precision=precision)
+
     def train(folder: Path) -> None:
         options = {"training": training, "loss": whole_objective, "teacher": teacher}
         train_tokenizer(tokenizer_config, train_digits, folder, **options, **RUN)
@@ -95,18 +100,20 @@ def test_resumed_tokenizer_is_bit_identical(
     assert {"adversarial", "discriminator", "semantic"} <= set(last)  # so every term took part
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_resumed_generator_is_bit_identical(
     tmp_path: Path,
     interrupt_after: Callable[[int | None], None],
     generator_config: GeneratorConfig,
     training: TrainingConfig,
     tokenizer: Tokenizer,
+    precision: Literal["no", "bf16"],
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     tokens = ArrayImages(
         torch.randint(64, (50, 2, 14), generator=generator), torch.randint(10, (50,), generator=generator)
     )
-    config = replace(training, weight_decay=0.05, schedule="linear")
+    config = replace(training, weight_decay=0.05, schedule="linear", precision=precision)
 
     def train(folder: Path) -> None:
         execution = Execution(micro_batch=4, activation_checkpointing=True)

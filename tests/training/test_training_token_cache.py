@@ -126,12 +126,12 @@ def test_a_killed_build_resumes(
     build(tmp_path / "whole")
     encode, encoded = tokenizer.encode, []
 
-    def dying(pixels: torch.Tensor) -> torch.Tensor:
+    def dying(pixels: torch.Tensor, **options: bool) -> torch.Tensor:
         if len(encoded) % 3 == 2:
             encoded.append(0)
             raise Killed
         encoded.append(len(pixels))
-        return encode(pixels)
+        return encode(pixels, **options)
 
     monkeypatch.setattr(tokenizer, "encode", dying)
     if not saves:
@@ -159,7 +159,7 @@ def test_a_build_begun_for_another_tokenizer_is_discarded(
     wanted = np.array(build(tmp_path / "whole").tokens)
     with monkeypatch.context() as patched:
         zeros = iter([torch.zeros(BATCH, 2, 5, dtype=torch.int64)] * 3)
-        patched.setattr(tokenizer, "encode", lambda pixels: next(zeros, None))
+        patched.setattr(tokenizer, "encode", lambda pixels, **options: next(zeros, None))
         with pytest.raises(AttributeError):
             build(tmp_path / "cache", tokenizer_sha256="b" * 64)
     assert np.array_equal(build(tmp_path / "cache").tokens, wanted)
@@ -167,7 +167,7 @@ def test_a_build_begun_for_another_tokenizer_is_discarded(
 
 def work_together(rank: int, meeting: Path, tokenizer: Tokenizer, build: Callable[..., TokenCache]) -> None:
     encode, encoded = tokenizer.encode, []
-    tokenizer.encode = lambda pixels: encoded.append(len(pixels)) or encode(pixels)
+    tokenizer.encode = lambda pixels, **options: encoded.append(len(pixels)) or encode(pixels, **options)
     dist.init_process_group("gloo", init_method=f"file://{meeting}/file", rank=rank, world_size=2)
     build(meeting.parent / "cache")
     dist.destroy_process_group()
@@ -211,7 +211,7 @@ def test_two_processes_resume_what_one_began(
     whole = np.array(build(tmp_path / "whole").tokens)
     encode, calls = tokenizer.encode, []
 
-    def dying(pixels: torch.Tensor) -> torch.Tensor:
+    def dying(pixels: torch.Tensor, **options: bool) -> torch.Tensor:
         calls.append(1)
         if len(calls) == 7:
             raise Killed
