@@ -1,13 +1,16 @@
-"""`python -m leaderboard`: build the report from the stored records."""
+"""`python -m leaderboard`: build the report from the stored records; add rows of others, and check records."""
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
-from imagefolder.cli import command_line
-from imagefolder.errors import one_line
+from tyro.conf import Positional
+
+from imagefolder.cli import COMMAND, VERBATIM, command_line, subcommands, typed_command
+from imagefolder.errors import InputError, one_line
 from leaderboard.reported import REPORTED_CSV
 from leaderboard.store import RecordError, read_records, read_speed
 
@@ -15,7 +18,10 @@ from leaderboard.store import RecordError, read_records, read_speed
 def main(output: Path = Path("runs"), reported: Path = REPORTED_CSV, all_kinds: bool = False) -> int:
     """Build report.html, report.md, leaderboard.csv, claims.csv and speed.csv from the stored records.
 
-    Unusable records are named and left out. The exit code is 2 if no record is usable.
+    Unusable records are named and left out. The exit code is 2 if no record is usable. Further commands, each with its
+    own --help: add (measure samples of another model like a table, and put the row beside ours), images (write the
+    images that a table reconstructs), validate (say what is wrong with a record), card (write the model cards of a
+    record).
 
     Args:
         output: folder with records/, pictures/ and speed/; the report is written there.
@@ -39,8 +45,153 @@ def main(output: Path = Path("runs"), reported: Path = REPORTED_CSV, all_kinds: 
     return 0
 
 
+def add(
+    samples: Annotated[Path | None, Positional] = None,
+    *,
+    like: str,
+    label: str,
+    reconstructions: Path | None = None,
+    originals: Path | None = None,
+    author: str = "",
+    link: str | None = None,
+    seed: int = 0,
+    scale: str | None = None,
+    budget: Annotated[tuple[str, ...], VERBATIM] = (),
+    data: str = "digits",
+    output: Path = Path("runs"),
+) -> None:
+    """Measure samples of another model by the protocols of a table, and put the row beside ours in the report.
+
+    The table must have been run in the output folder: its records say which images and which extractor to compare with.
+
+    Args:
+        samples: folder of PNG files, or npz with arr_0 uint8 (N, H, W, 3) and, for class accuracy, labels in arr_1;
+            as many as the table measures
+        like: table whose protocols to use, e.g. table2
+        label: name of the row
+        reconstructions: reconstructions of the table's test images, in the same formats
+        originals: the test images that they reconstruct, in the same order (see the command `images`)
+        author: who made them
+        link: web address of the model
+        seed: of the samples, if there are several sets; the report shows their spread
+        scale: of the table (default: the only one it was run at)
+        budget: of the table, FIELD=VALUE as for its script
+        data: built-in data set or path that the table was run on
+        output: folder with the records of the table
+    """
+    from imagefolder.environment import keep_freed_memory
+    from reproductions.foreign import Addition, add_row
+    from reproductions.like import table_like
+
+    keep_freed_memory()
+    addition = Addition(
+        label=label,
+        samples=samples,
+        reconstructions=reconstructions,
+        originals=originals,
+        author=author,
+        link=link,
+        seed=seed,
+        command=_typed("add"),
+    )
+    path = add_row(addition, table_like(like, scale=scale, budget=budget, data=data, output=output))
+
+    from leaderboard.report import build_report
+    from leaderboard.store import read_record
+
+    for metric in read_record(path).metrics:
+        print(f"{metric.protocol.name:28} {metric.value:<12.6g} {metric.protocol.key}")
+    print(one_line(f"record: {path}"))
+    print(one_line(f"report: {build_report(output, read_records(output / 'records'), REPORTED_CSV)[0]}"))
+
+
+def images(
+    folder: Annotated[Path, Positional],
+    *,
+    like: str,
+    scale: str | None = None,
+    budget: Annotated[tuple[str, ...], VERBATIM] = (),
+    data: str = "digits",
+    output: Path = Path("runs"),
+) -> None:
+    """Write the test images that a table reconstructs as PNG files, cropped and resized, for another tokenizer.
+
+    Args:
+        folder: where to write them; created, or empty
+        like: table, e.g. table2
+        scale: of the table (default: the only one it was run at)
+        budget: of the table, FIELD=VALUE as for its script
+        data: built-in data set or path that the table was run on
+        output: folder with the records of the table
+    """
+    from reproductions.foreign import write_originals
+    from reproductions.like import table_like
+
+    number = write_originals(table_like(like, scale=scale, budget=budget, data=data, output=output), folder)
+    print(one_line(f"{number:,} images: {folder}"))
+
+
+def validate(files: Annotated[tuple[Path, ...], Positional], *, output: Path | None = None) -> int:
+    """Say in plain words all that is wrong with records that somebody sends. Exit code: 0 nothing, 1 something.
+
+    Args:
+        files: JSON files
+        output: folder that the paths of pictures begin in (default: beside the folder records/ that a file is in;
+            pictures of files elsewhere are not checked)
+    """
+    from leaderboard.validate import examine
+
+    if not files:
+        raise InputError("no files; name the records to check")
+    missing = [path for path in files if not path.exists()]
+    if missing:
+        raise InputError(f"{missing[0]}: no such file")
+    wrong = 0
+    for path in files:
+        found = examine(path, output)
+        wrong += bool(found.problems)
+        many = f"{len(found.problems)} problem{'s' * (len(found.problems) > 1)}"
+        print(one_line(f"{path}: {many if found.problems else f'valid: {found.summary}'}"))
+        for line in (*found.problems, *found.notes):
+            print(f"  {one_line(line)}")
+    return 1 if wrong else 0
+
+
+def card(
+    record: Annotated[Path, Positional],
+    folders: Annotated[tuple[Path, ...], Positional] = (),
+    *,
+    license: str = "other",
+    source: str | None = None,
+) -> None:
+    """Write Hugging Face model cards of a record: README.md with model-index, and .eval_results/, next to its models.
+
+    Args:
+        record: JSON file in the folder records/ of a run
+        folders: folders with the record's model.safetensors, e.g. of save_pretrained (default: the trained ones)
+        license: of the weights, by its Hugging Face name, e.g. apache-2.0
+        source: web address at which the record can be read
+    """
+    from reproductions.model_card import write_cards
+
+    for path in write_cards(record, folders, license=license, source=source):
+        print(one_line(path))
+
+
+COMMANDS = {"add": add, "images": images, "validate": validate, "card": card}
+
+
+def _typed(name: str) -> str:
+    """The command line of this process, with the name of the subcommand, which parsing has taken out."""
+    words = typed_command()
+    program = words[:2] if words[0] == COMMAND else ["python", "-m", "leaderboard"]
+    return one_line(shlex.join([*program, name, *words[2:]]))
+
+
 def command() -> NoReturn:
-    """`main` with the arguments of the command line."""
+    """`main`, or the command that the first argument names."""
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+        subcommands(COMMANDS, prog="python -m leaderboard")
     command_line(main, prog="python -m leaderboard")
 
 

@@ -38,10 +38,11 @@ class ClaimTable:
 
 
 def claim_tables(findings: list[Finding]) -> list[ClaimTable]:
-    """One table for every scale and data set, in the order of the findings, except that those not run come last."""
+    """One table for every scale, budget and data set, in the order of the findings; those not run come last."""
     places: dict[tuple[str, str, str], list[Finding]] = {}
     for finding in findings:
-        places.setdefault((finding.scale, finding.dataset, finding.dataset_sha256), []).append(finding)
+        place = f"{finding.scale} [{finding.budget}]" if finding.budget else finding.scale
+        places.setdefault((place, finding.dataset, finding.dataset_sha256), []).append(finding)
     names = [key[:2] for key in places]
     tables = []
     for (scale, dataset, content), members in places.items():
@@ -88,7 +89,8 @@ def claims_frame(findings: list[Finding]) -> pd.DataFrame:
         rows.append(
             {
                 "claim": claim.key, "text": claim.text, "source": claim.source, "paper": finding.paper,
-                "scale": finding.scale, "dataset": finding.dataset, "dataset_sha256": finding.dataset_sha256,
+                "scale": finding.scale, "budget": finding.budget, "dataset": finding.dataset,
+                "dataset_sha256": finding.dataset_sha256,
                 "table": pair.table, "row": pair.row, "other": pair.other, "metric": finding.metric,
                 "claimed": claim.direction,
                 "protocol": " / ".join(dict.fromkeys(key[0].key for key in finding.keys)),

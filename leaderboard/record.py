@@ -18,8 +18,9 @@ from imagefolder.errors import one_line, shortened
 
 SCHEMA_VERSION = 1
 SPEED_SCHEMA_VERSION = 1
-SCALES = ("mini", "small", "full")
+SCALES = ("mini", "laptop", "small", "full")
 PROXY_EXTRACTOR, PROXY_PREFIX = "proxy-cnn", "proxy-"
+LONGEST_BUDGET = 80  # characters of a budget in a file name
 LONGEST = 10_000  # characters of a text; anything longer is neither a name nor a sentence
 DEEPEST = 64  # levels of lists and dictionaries in a configuration
 
@@ -46,6 +47,7 @@ def _nested(value: dict[str, Any]) -> dict[str, Any]:
 Text = Annotated[str, Field(max_length=LONGEST), BeforeValidator(_one_line)]
 # Error messages and command lines may be of any length; they are cut, so that the record can be written
 CutText = Annotated[str, BeforeValidator(_cut)]
+Budget = Annotated[str, Field(max_length=500, pattern=r"^([a-z_]+=[0-9.e+-]+( [a-z_]+=[0-9.e+-]+)*)?$")]
 Settings = Annotated[dict[str, Any], AfterValidator(_nested)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Number = Annotated[float, Field(ge=-1e30, le=1e30)]
@@ -183,6 +185,26 @@ class Run(_Part):
     )
 
 
+def web_address(value: str) -> str:
+    """The value, if it is a plain web address that may become a link; otherwise ValueError."""
+    if not re.fullmatch(r"https?://[^\s<>\"'`\\]+", value):
+        raise ValueError(f"{shortened(value)} is not a web address (https://...)")
+    return value
+
+
+class Added(_Part):
+    """Where the images of a row come from that was not made here, but measured from files."""
+
+    author: Text = Field(default="", description="who made them; '' if not said")
+    link: Annotated[Text, AfterValidator(web_address)] | None = Field(
+        default=None, description="web address of the model"
+    )
+    samples: Text | None = Field(default=None, description="name of the folder or npz; None without samples")
+    samples_sha256: Text | None = Field(default=None, description="over the pixels, whatever the file format")
+    reconstructions: Text | None = None
+    reconstructions_sha256: Text | None = Field(default=None, description="in the order of the test images")
+
+
 def _each_metric_once(metrics: list[Metric]) -> list[Metric]:
     """Refuse a metric given twice: its seed would count twice."""
     numbers = Counter((m.protocol, m.n_real, m.n_generated) for m in metrics)
@@ -208,7 +230,10 @@ class Record(_Part):
     note: Text = Field(description="one sentence: what the row is and how it differs from the other rows")
     order: int = Field(default=0, ge=0, lt=2**63, description="place in the table; ties are sorted by row name")
     reported_system: Text | None = Field(default=None, description="the published system that the row reproduces")
-    scale: Literal["mini", "small", "full"]
+    scale: Literal["mini", "laptop", "small", "full"]
+    budget: Budget = Field(
+        default="", description="what differs from the scale's budget, e.g. 'steps=500 batch_size=16'; '' if nothing"
+    )
     seed: int = Field(ge=-(2**64), le=2**64)
     status: Literal["finished", "failed", "not run"]
     reason: CutText | None = Field(default=None, description="why the run failed or did not start")
@@ -224,6 +249,7 @@ class Record(_Part):
     )
     picture_sha256: dict[Text, Text] = Field(default={}, description="PNG path -> hash of the file, if known")
     cost: Cost | None = None
+    added: Added | None = Field(default=None, description="None for rows that were made here")
     run: Run
 
     @property
@@ -233,9 +259,14 @@ class Record(_Part):
 
     @property
     def name(self) -> str:
-        """File name stem: one record per row, scale, data set and seed. Repeating a run replaces it."""
+        """File name stem: one record per row, scale, budget, data set and seed. Repeating a run replaces it."""
         data = f"{self.dataset.name}-{self.dataset.sha256[:8]}"
-        return f"{self.table}-{self.row}-{self.scale}-{data}-seed{self.seed}"
+        return f"{self.table}-{self.row}-{place_name(self.scale, self.budget)}-{data}-seed{self.seed}"
+
+    @property
+    def place(self) -> str:
+        """Scale and budget in words: "mini", "mini [steps=500]"."""
+        return f"{self.scale} [{self.budget}]" if self.budget else self.scale
 
 
 class SpeedRecord(_Part):
@@ -251,7 +282,7 @@ class SpeedRecord(_Part):
     group: Literal["stages", "folding", "growth"]
     stage: Text = Field(min_length=1, description="what ran, e.g. 'encode' or 'sample: draw'")
     model: Text = Field(description="name in the zoo; '' without a model")
-    scale: Literal["mini", "small", "full", ""] = Field(
+    scale: Literal["mini", "laptop", "small", "full", ""] = Field(
         default="", description="size of the model, 'full' as released; '' without a model, or in earlier records"
     )
     device: Literal["cpu", "cuda"]
@@ -330,6 +361,14 @@ class SpeedRecord(_Part):
     def fraction_at(self, seconds: float) -> float | None:
         """The fraction of the peak if a call took this long; None without a number of operations."""
         return self.flops / seconds / self.peak_flops if min(self.flops, self.peak_flops) >= 1 else None
+
+
+def place_name(scale: str, budget: str) -> str:
+    """Scale and budget as part of a file name: "mini", "mini-steps=500", or with a hash of a long budget."""
+    name = budget.replace(" ", "-")
+    if len(name) > LONGEST_BUDGET:
+        name = f"budget-{hashlib.sha256(budget.encode()).hexdigest()[:12]}"
+    return "-".join(filter(None, (scale, name)))
 
 
 def machine_text(machine: tuple[str, str | None, int]) -> str:

@@ -132,10 +132,13 @@ def summary(records: list[Record], speed: list[SpeedRecord]) -> str:
 
 
 def _results_sentence(records: list[Record]) -> str:
-    groups = group_rows(records)
-    places = dict.fromkeys((g[0].table, g[0].scale, g[0].dataset.name) for g in groups)
-    rows = {place: sum((g[0].table, g[0].scale, g[0].dataset.name) == place for g in groups) for place in places}
+    everything = group_rows(records)
+    groups = [g for g in everything if g[0].added is None]
+    added = len(everything) - len(groups)
+    places = dict.fromkeys((g[0].table, g[0].place, g[0].dataset.name) for g in groups)
+    rows = {place: sum((g[0].table, g[0].place, g[0].dataset.name) == place for g in groups) for place in places}
     what = "; ".join(f"{n} row{_s(n)} of {t} at scale {s} on {d}" for (t, s, d), n in rows.items())
+    what += f"{', and ' * bool(what)}{added} added row{_s(added)}" if added else ""
     problems = [f"{n} {status}" for status in ("failed", "not run") if (n := sum(r.status == status for r in records))]
     machines = "; ".join(dict.fromkeys(_machine(r) for r in records))
     return f"Measured: {what} ({', '.join([f'{len(records)} run{_s(len(records))}', *problems])}), on {machines}."

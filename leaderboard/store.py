@@ -51,8 +51,9 @@ class Records(list[Kind]):
 def write_record(folder: Path, record: Record | SpeedRecord) -> Path | None:
     """Store `record` as `<record.name>.json` in `folder`, replacing an earlier run of the same row and seed (or case).
 
-    No finished record is lost: an unfinished one never replaces it, and before one of another configuration does, it
-    is copied to `folder`/earlier as `NAME-CONFIG.json`, with the first digits of the configuration's hash. Unreadable
+    No finished record is lost: an unfinished one never replaces it, and before one of another configuration (or of
+    other added images) does, it is copied to `folder`/earlier as `NAME-CONFIG.json`, with the first digits of the
+    configuration's (or the images') hash. Unreadable
     files are moved there as `NAME-damaged.json`. Concurrent runs take turns.
 
     Returns the path, or None if a finished record was kept and `record` was not written. Raises OSError if the folder
@@ -111,10 +112,18 @@ def _make_way(path: Path, record: Record) -> bool:
         return True
     if record.status != "finished":
         return False
-    if before.config_sha256 != record.config_sha256:
-        config = re.sub("[^0-9A-Za-z]", "-", before.config_sha256[:8])
+    if _made_from(before) != _made_from(record):
+        config = re.sub("[^0-9A-Za-z]", "-", _made_from(before)[:8])
         write_text(path.parent / EARLIER / f"{path.stem}-{config}.json", read_text(path))
     return True
+
+
+def _made_from(record: Record) -> str:
+    """Hashes that differ if two records of one name are about different things."""
+    added = record.added
+    if added is None:
+        return record.config_sha256
+    return f"{added.samples_sha256 or ''}{added.reconstructions_sha256 or ''}"
 
 
 def read_json(path: Path) -> Any:
@@ -176,13 +185,15 @@ def read_record(path: Path, kind: type[Kind] = Record) -> Kind:
 
 
 def read_records(folder: Path) -> Records[Record]:
-    """The records in `folder`, by table, scale, data set, place in the table, row and seed; none for a missing folder.
+    """The records in `folder`, by table, scale, budget, data set, place in the table, row and seed.
+
+    There are none if the folder is missing.
 
     Invalid files are skipped and listed in `left_out`; hidden files are ignored. Raises OSError if the folder cannot be
     read.
     """
     return _read_folder(
-        folder, Record, lambda r: (r.table, SCALES.index(r.scale), r.dataset.name, r.order, r.row, r.seed)
+        folder, Record, lambda r: (r.table, SCALES.index(r.scale), r.budget, r.dataset.name, r.order, r.row, r.seed)
     )
 
 

@@ -14,7 +14,7 @@ from leaderboard.store import RecordError
 
 # Two values share a column only if these are equal: under the same protocol, FID still depends on the number of images.
 MetricKey = tuple[Protocol, int, int]
-TableKey = tuple[str, str, str, str]
+TableKey = tuple[str, str, str, str, str]
 
 SIZE_COLUMNS = ("positions", "tokens", "steps", "bits", "generator_parameters", "tokenizer_parameters")
 COST_COLUMNS = (
@@ -25,11 +25,11 @@ COST_COLUMNS = (
     "peak_memory_mib",
 )
 IDENTITY_COLUMNS = (
-    "table", "scale", "dataset", "dataset_sha256", "row", "label", "note", "config", "seeds", "n_seeds", "failed",
-    "not_run",
+    "table", "scale", "budget", "dataset", "dataset_sha256", "row", "label", "note", "config", "seeds", "n_seeds",
+    "failed", "not_run",
 )  # fmt: skip
 METRIC_PARTS = ("sd", "seeds", "n_real", "n_generated", "floor")  # in addition to the mean
-PROVENANCE_COLUMNS = ("records", "commit", "config_sha256", "started", "hardware", "protocols")
+PROVENANCE_COLUMNS = ("records", "commit", "config_sha256", "started", "hardware", "protocols", "added")
 _NAMES = {
     "gfid": "gFID", "is": "IS", "tokenizer_rfid": "rFID", "tokenizer_pfid": "pFID",
     "linear_probe_acc": "linear probe accuracy",
@@ -88,8 +88,8 @@ def _parts(key: MetricKey) -> tuple[str, ...]:
 
 
 def table_key(record: Record) -> TableKey:
-    """Records share a table if table, scale and data set (name and content) are equal."""
-    return record.table, record.scale, record.dataset.name, record.dataset.sha256
+    """Records share a table if table, scale, budget and data set (name and content) are equal."""
+    return record.table, record.scale, record.budget, record.dataset.name, record.dataset.sha256
 
 
 def config_key(record: Record) -> str:
@@ -105,11 +105,23 @@ def _without_seed(value: Any) -> Any:
 
 
 def group_rows(records: list[Record]) -> list[list[Record]]:
-    """The records of each row (one per seed), in order of first appearance."""
+    """The records of each row (one per seed), in order of first appearance; added rows never mix with ours."""
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
-        groups.setdefault((*table_key(record), record.row, config_key(record)), []).append(record)
+        groups.setdefault(
+            (*table_key(record), record.row, config_key(record), added_by(record), link_of(record)), []
+        ).append(record)
     return list(groups.values())
+
+
+def added_by(record: Record) -> str:
+    """Whose row it is; "" for rows that were made here."""
+    return f"added by {record.added.author or 'unknown'}" if record.added else ""
+
+
+def link_of(record: Record) -> str:
+    """Web address of an added row; "" if it has none."""
+    return (record.added and record.added.link) or ""
 
 
 def group_tables(records: list[Record]) -> dict[TableKey, list[Record]]:
@@ -130,7 +142,7 @@ def codebook_frame(records: list[Record]) -> pd.DataFrame:
 
 
 def measured_frame(records: list[Record]) -> pd.DataFrame:
-    """One row per table, row, scale and data set, aggregated over seeds.
+    """One row per table, row, scale, budget and data set, aggregated over seeds.
 
     Each metric has the columns `<label>` (mean), `<label> sd` (ddof=1, NaN for one seed), `<label> seeds`,
     `<label> n_real`, `<label> n_generated` and `<label> floor`. Records that failed or were not run appear only in
@@ -202,9 +214,10 @@ def leaderboard_frame(records: list[Record], reported: pd.DataFrame) -> pd.DataF
         "started": lambda r: r.run.started,
         "hardware": lambda r: r.run.gpu or r.run.cpu,
         "protocols": lambda r: " ".join(m.protocol.key for m in r.metrics),
+        "added": lambda r: ", ".join(filter(None, (added_by(r), link_of(r)))),
     }.items():
         measured[name] = ["; ".join(dict.fromkeys(value(r) for r in group)) for group in groups]
-    measured.insert(0, "origin", "measured")
+    measured.insert(0, "origin", ["added" if group[0].added else "measured" for group in groups])
     other = reported.rename(columns={"system": "label"} | REPORTED_COLUMNS)
     other = other.drop(columns=["family", *OPTIONAL_TEXT]).assign(origin="reported")
     frame = pd.concat([measured, other], ignore_index=True)

@@ -35,6 +35,8 @@ class Finding:
 
     claim: Claim
     scale: str
+    budget: str
+    """what differs from the scale's; "" if nothing"""
     dataset: str
     dataset_sha256: str
     paper: str
@@ -56,13 +58,15 @@ class Finding:
 
 
 def evaluate_claims(records: list[Record], reported: pd.DataFrame, claims: tuple[Claim, ...] = CLAIMS) -> list[Finding]:
-    """Every claim at every scale and on every data set of `records`, in that order.
+    """Every claim at every scale and on every data set of `records`, in that order. Added rows decide none.
 
     `reported` is `reported_frame(..., all_kinds=True)`.
     """
-    places: dict[tuple[str, str, str], list[Record]] = {}
-    for record in sorted(records, key=lambda r: (SCALES.index(r.scale), r.dataset.name, r.dataset.sha256)):
-        places.setdefault((record.scale, record.dataset.name, record.dataset.sha256), []).append(record)
+    places: dict[tuple[str, ...], list[Record]] = {}
+    ours = [record for record in records if record.added is None]
+    for record in sorted(ours, key=lambda r: (SCALES.index(r.scale), r.budget, r.dataset.name, r.dataset.sha256)):
+        key = record.scale, record.budget, record.dataset.name, record.dataset.sha256
+        places.setdefault(key, []).append(record)
     return [_evaluate(claim, members, reported) for members in places.values() for claim in claims]
 
 
@@ -88,6 +92,7 @@ def _evaluate(claim: Claim, records: list[Record], reported: pd.DataFrame) -> Fi
     return Finding(
         claim=claim,
         scale=records[0].scale,
+        budget=records[0].budget,
         dataset=records[0].dataset.name,
         dataset_sha256=records[0].dataset.sha256,
         paper=_reported(claim, reported),
@@ -131,7 +136,7 @@ def paired_values(
     """
     used = [record for rows in both for record in rows]
     _require_one("data sets", {(r.dataset.name, r.dataset.sha256) for r in used})
-    _require_one("scales", {r.scale for r in used})
+    _require_one("scales", {r.place for r in used})
     for side in zip(*both, strict=True):
         _require_one(f"configurations of {side[0].row}", {config_key(r) for r in side})
     _require_one("training budgets", {_budget(r) for r in used})
@@ -200,8 +205,11 @@ def _why_not_run(pair: Pair, metric: str, records: list[Record]) -> str:
     found = {row: [r for r in records if (r.table, r.row) == (pair.table, row)] for row in (pair.row, pair.other)}
     missing = [row for row, members in found.items() if not members]
     if missing:
-        data = "" if records[0].scale == "mini" else f" --scale {records[0].scale} --data DIR"
-        return f"no record; python reproductions/{pair.table}.py --rows {' '.join(missing)}{data}"
+        first, options = records[0], [f"--rows {' '.join(missing)}"]
+        options += [f"--scale {first.scale}"] * (first.scale != "mini")
+        options += [f"--budget {first.budget}"] * bool(first.budget)
+        options += ["--data DIR"] * (first.dataset.name != "digits")
+        return f"no record; python reproductions/{pair.table}.py {' '.join(options)}"
     problems = []
     for row, members in found.items():
         if not any(r.status == "finished" for r in members):

@@ -26,9 +26,11 @@ from leaderboard.reported import (
 )  # fmt: skip
 from leaderboard.tables import (
     MetricKey,
+    added_by,
     codebook_frame,
     group_rows,
     group_tables,
+    link_of,
     measured_frame,
     metric_key,
     metric_labels,
@@ -53,6 +55,10 @@ BESIDE = (
     "the scale of the proxy columns; only the order of the rows can be compared."
 )
 PROBE = "Reported linear probe: per cent; the paper does not state the probed features or how the probe was trained."
+ADDED = (
+    "Added rows: images of others, read from files and measured here by the protocols of this table. How they were "
+    "made is the word of their authors; no claim is decided by them."
+)
 DIFFERENCE = (
     "Difference: measured minus reported, shown if network, reference and data set are the published ones. Fewer than "
     f"{PUBLISHED_N:,} images give a different FID, even for the same model."
@@ -86,6 +92,10 @@ class MeasuredRow:
 
     label: str
     note: str
+    added: str
+    """whose row it is; "" if it was made here"""
+    link: str
+    """web address of an added row, if it has one"""
     seeds: str
     problem: str
     """which seeds failed or were not run, and why"""
@@ -130,18 +140,18 @@ def dataset_text(dataset: Dataset) -> str:
 
 
 def measured_tables(records: list[Record], output: Path, reported: pd.DataFrame) -> list[MeasuredTable]:
-    """One table per table, scale and data set; picture paths are relative to `output`.
+    """One table per table, scale, budget and data set; picture paths are relative to `output`.
 
     The `reported` numbers of the system that a row reproduces are shown in separate columns.
     """
     groups = group_tables(records)
-    names = [key[:3] for key in groups]
+    names = [key[:4] for key in groups]
     tables = []
     for key, members in groups.items():
-        name, scale, dataset, content = key
+        name, _, _, dataset, content = key
         # Data sets of the same name may hold different images
-        suffix = f" (images {content[:8]})" if names.count(key[:3]) > 1 else ""
-        tables.append(_table(f"{name} · {scale} · {dataset}{suffix}", members, output, reported))
+        suffix = f" (images {content[:8]})" if names.count(key[:4]) > 1 else ""
+        tables.append(_table(f"{name} · {members[0].place} · {dataset}{suffix}", members, output, reported))
     return tables
 
 
@@ -157,6 +167,8 @@ def _table(title: str, records: list[Record], output: Path, reported: pd.DataFra
         MeasuredRow(
             label=row_labels[i],
             note=values["note"].rstrip(".") + _reported_note(groups[i][0].reported_system, reported),
+            added=added_by(groups[i][0]),
+            link=link_of(groups[i][0]),
             seeds=str(values["n_seeds"]),
             problem="; ".join(f"{name}: {text}" for name, text in _problems(values)),
             cells=[column.cells[i] for column in columns] if values["n_seeds"] else [],
@@ -173,6 +185,7 @@ def _table(title: str, records: list[Record], output: Path, reported: pd.DataFra
             *([DIFFERENCE] if compared else []),
             *([BESIDE] if beside else []),
             *([PROBE] if beside and probed else []),
+            *([ADDED] if any(record.added for record in records) else []),
             *remarks,
         ],
         pixelated=records[0].scale == "mini",

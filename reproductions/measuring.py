@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from torch import nn
 
+from imagefolder.data.images import DataSplits
 from imagefolder.distributed import gather_objects
 from imagefolder.environment import reset_peak_memory
 from imagefolder.errors import InputError
@@ -29,9 +31,9 @@ def measure(row: Row, models: Models) -> dict[Measure, Result]:
         InputError: a file is damaged or missing, or the images are no longer those the row was planned with.
     """
     reset_peak_memory()
-    extractors = _extractors(row)
+    extractors = extractors_of(row.scale.published, row.extractor)
     results: dict[Measure, Result] = {name: _measure(name, row, models, extractors) for name in row.recipe.measures}
-    _require_same_images(row)
+    require_same_images(row.splits)
     return results
 
 
@@ -74,19 +76,19 @@ def _measure(name: Measure, row: Row, models: Models, extractors: list[Extractor
     )
 
 
-def _extractors(row: Row) -> list[Extractor]:
-    """The feature spaces that a scale measures in."""
-    if row.scale.published:
+def extractors_of(published: bool, proxy: Path) -> list[Extractor]:
+    """The feature spaces that a scale measures in: the published ones, or those of its trained `proxy`."""
+    if published:
         return extractors_for(None)
-    _, about = read_classifier(row.extractor)
-    return extractors_for(row.extractor, about["floors"])
+    _, about = read_classifier(proxy)
+    return extractors_for(proxy, about["floors"])
 
 
-def _require_same_images(row: Row) -> None:
+def require_same_images(splits: DataSplits) -> None:
     """Every process checks its part; `InputError` in all of them if one finds an image that has changed."""
     problem = None
     try:
-        for images in (row.splits.train, row.splits.test):
+        for images in (splits.train, splits.test):
             images.verify()
     except InputError as error:
         problem = str(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
@@ -50,7 +51,7 @@ def record_finished(row: Row, models: Models, results: Mapping[Measure, Result],
         config["weights"] = {checkpoint.role: checkpoint.sha256 for checkpoint in models.checkpoints}
     generation = next((result for result in results.values() if result.samples_per_second), None)
     pictures = {
-        CAPTIONS[name]: _picture(row, name, result.picture)
+        CAPTIONS[name]: write_picture(row.output, row.record.stem, name, result.picture, row.dataset.classes)
         for name, result in results.items()
         if result.picture is not None
     }
@@ -126,6 +127,7 @@ def _identity(row: Row, config: dict[str, Any]) -> dict[str, Any]:
         "note": row.recipe.note,
         "reported_system": row.recipe.reported,
         "scale": row.scale.name,
+        "budget": row.scale.budget_text,
         "seed": row.seed,
         "config": config,
         "config_sha256": config_hash(config),
@@ -157,15 +159,22 @@ def _run(row: Row, started: str) -> Run:
         finished=utc_now(),
         command=row.command,
         processes=world_size(),
-        execution=to_dict(row.execution),
+        execution={name: value for name, value in to_dict(row.execution).items() if name != "logger"},
         code=code_hashes(),
         **describe(),
     )
 
 
-def _picture(row: Row, name: Measure, images: Tensor) -> str:
-    columns = 10 if name == "reconstruction" else min(row.dataset.classes, 10)
-    path = row.output / "pictures" / f"{row.record.stem}-{name}.png"
+def write_picture(output: Path, record: str, name: Measure, images: Tensor, classes: int) -> str:
+    """Write the picture of a measure; returns its path relative to the output folder.
+
+    Args:
+        record: name of the record that it belongs to.
+        images: uint8 (N, 3, H, W).
+        classes: of the data; samples show them side by side.
+    """
+    columns = 10 if name == "reconstruction" else min(classes, 10)
+    path = output / "pictures" / f"{record}-{name}.png"
     grid = images.float() / 255
     write_atomically(path, lambda temporary: save_image(grid, temporary, nrow=columns, padding=1, format="png"))
-    return str(path.relative_to(row.output))
+    return str(path.relative_to(output))

@@ -105,10 +105,18 @@ def test_records_without_a_result_do_not_count(make, failed, judged, status):
 def test_missing_rows_and_metrics_are_named(make, metric, judged):
     finding = judged([make("imagefolder")])
     assert (finding.verdict, finding.reason) == ("not run", "no record; python reproductions/table2.py --rows var")
-    finding = judged([make("imagefolder", scale="small")])
+    photos = make("imagefolder").dataset.model_copy(update={"name": "photos"})
+    finding = judged([make("imagefolder", scale="small", dataset=photos)])
     assert finding.reason.endswith("--rows var --scale small --data DIR")
+    finding = judged([make("imagefolder", scale="laptop", budget="steps=500 samples=100")])
+    assert finding.reason.endswith("--rows var --scale laptop --budget steps=500 samples=100")
     finding = judged([make("imagefolder"), make("var", metrics=[metric("PSNR", 20.0)])])
     assert (finding.verdict, finding.reason) == ("not run", "var has no proxy-gFID")
+
+
+def test_rows_of_other_budgets_decide_nothing(make, reported):
+    findings = evaluate_claims([make("imagefolder"), make("var", budget="steps=500")], reported, (IMAGEFOLDER,))
+    assert [(finding.budget, finding.verdict) for finding in findings] == [("", "not run"), ("steps=500", "not run")]
 
 
 def changed(record: Record, **changes: object) -> Record:

@@ -52,7 +52,7 @@ HOSTILE = (
 def every_string(value: Any, text: str) -> Any:
     """The document with `text` in place of every free-form string."""
     if isinstance(value, dict):
-        fixed = ("scale", "status", "role", "group", "device", "dtype", "order", "growth")
+        fixed = ("scale", "status", "role", "group", "device", "dtype", "order", "growth", "budget")
         return {key: item if key in fixed else every_string(item, text) for key, item in value.items()}
     if isinstance(value, list):
         return [every_string(item, f"{text}{i or ''}") for i, item in enumerate(value)]
