@@ -13,9 +13,14 @@ from imagefolder.validation import shown
 
 _Config = TypeVar("_Config", TokenizerConfig, GeneratorConfig)
 
-FAMILIES = {32: "mini", 128: "small"}
-"""Configurations smaller than the released ones, by image size: mini for handwritten digits on two CPU cores, small for
-any image folder on one GPU."""
+FAMILIES = {(32, 2): "mini", (64, 4): "laptop", (128, 8): "small"}
+"""Configurations smaller than the released ones, by image size and depth of the tokenizer: mini trains in minutes and
+laptop in an hour on two CPU cores, small in hours on one GPU."""
+
+
+def family(config: TokenizerConfig) -> str:
+    """Name of the family that a tokenizer belongs to by its size; "" for the released and all other sizes."""
+    return "" if config.depth is None else FAMILIES.get((config.image_size, config.depth), "")
 
 
 def tokenizer_name(config: TokenizerConfig) -> str:
@@ -26,13 +31,12 @@ def tokenizer_name(config: TokenizerConfig) -> str:
     multi-scale tokenizers of one branch, which the zoo does not regularise. Names are for people: configurations that
     differ in other fields share one.
     """
-    family = f"{FAMILIES[config.image_size]}-" if config.image_size in FAMILIES else ""
-    return family + _shape(config)
+    return "-".join(filter(None, (family(config), _shape(config))))
 
 
 def generator_name(config: GeneratorConfig, tokenizer: TokenizerConfig) -> str:
     """Name of a generator for a tokenizer's tokens: "VAR-d17-MSVR10P2-4096", "AR-mini-VQ-256"."""
-    kind, size = ORDERS[config.order], FAMILIES.get(tokenizer.image_size, f"d{config.depth}")
+    kind, size = ORDERS[config.order], family(tokenizer) or f"d{config.depth}"
     return f"{kind.prefix}-{size}-{_shape(tokenizer)}{kind.suffix}"
 
 
@@ -92,6 +96,20 @@ _MINI = TokenizerConfig(
 )
 _MINI_VQ = replace(_MINI, branches=1, scales=(4,), quantizer_dropout=0.0)
 
+# laptop: 6 : 8 and 57 : 64
+_LAPTOP = TokenizerConfig(
+    image_size=64,
+    patch_size=8,
+    backbone="vit_tiny_patch16_224",
+    depth=4,
+    drop_path=0.0,
+    scales=(1, 2, 4, 6),
+    codebook_size=512,
+    code_dim=16,
+    dropout_start=2,
+)
+
+# small: 9 : 16 and 186 : 256
 _SMALL = TokenizerConfig(
     image_size=128,
     patch_size=8,
@@ -125,6 +143,9 @@ TOKENIZERS: dict[str, TokenizerConfig] = {
         replace(_MINI, scales=(4,)),
         _MINI_VQ,
         replace(_MINI_VQ, perturbed_images=0.1, perturbation_depth=6),  # 100 of 4096 codes
+        _LAPTOP,
+        replace(_LAPTOP, **_ONE_BRANCH),
+        replace(_LAPTOP, branches=1, scales=(8,), quantizer_dropout=0.0),
         _SMALL,
         replace(_SMALL, **_ONE_BRANCH),
         replace(_SMALL, branches=1, scales=(16,), quantizer_dropout=0.0),
@@ -196,6 +217,7 @@ OBJECTIVES: dict[str, Objective] = {
 
 _GENERATOR = GeneratorConfig()
 _MINI_GENERATOR = GeneratorConfig(depth=3, width=96, heads=3, num_classes=10, drop_path=0.0)
+_LAPTOP_GENERATOR = GeneratorConfig(depth=6, width=256, heads=4, num_classes=10, drop_path=0.0)
 _SMALL_GENERATOR = GeneratorConfig(depth=10, num_classes=1000)
 
 _MADE_FOR = [
@@ -209,6 +231,10 @@ _MADE_FOR = [
         (_MINI_GENERATOR, "mini-MSVR3P2-256", "unfolded"),
         (_MINI_GENERATOR, "mini-MSVR3-256", "folded"),
         (_MINI_GENERATOR, "mini-VQ-256", "raster"),
+        (_LAPTOP_GENERATOR, "laptop-MSVR4P2-512", "folded"),
+        (_LAPTOP_GENERATOR, "laptop-MSVR4P2-512", "unfolded"),
+        (_LAPTOP_GENERATOR, "laptop-MSVR4-512", "folded"),
+        (_LAPTOP_GENERATOR, "laptop-VQ-512", "raster"),
         (_SMALL_GENERATOR, "small-MSVR8P2-1024", "folded"),
         (_SMALL_GENERATOR, "small-MSVR8P2-1024", "unfolded"),
         (_SMALL_GENERATOR, "small-MSVR8-1024", "folded"),

@@ -14,7 +14,7 @@ from reproductions.recipe import Recipe, Table
 from reproductions.scales import Scale
 
 # Bits of a position, which 1, 2 and 4 branches share evenly
-POSITION_BITS = {"mini": 12, "small": 16, "full": 16}
+POSITION_BITS = {"mini": 12, "laptop": 12, "small": 16, "full": 16}
 
 
 def rows(scale: Scale, classes: int) -> list[Recipe]:

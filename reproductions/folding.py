@@ -18,6 +18,7 @@ from reproductions.scales import Scale
 # Token maps of one branch with as many tokens as ImageFolder's two
 EQUAL_TOKENS = {
     "mini": (1, 1, 1, 3, 4),  # 28
+    "laptop": (1, 2, 3, 6, 8),  # 114
     "small": (1, 1, 2, 3, 4, 6, 7, 16),  # 372
     "full": (1, 1, 3, 6, 10, 13, 16),  # 572
 }

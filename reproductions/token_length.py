@@ -16,6 +16,7 @@ from reproductions.scales import Scale
 # Token maps of a shorter and a longer sequence than ImageFolder's
 LENGTHS = {
     "mini": ((1, 1, 2), (1, 2, 4)),  # 6 and 21 positions; ImageFolder: 14
+    "laptop": ((1, 2, 5), (1, 2, 4, 8)),  # 30 and 85; ImageFolder: 57
     "small": ((1, 1, 2, 3, 4, 5, 7), (1, 1, 2, 3, 4, 5, 7, 9, 10)),  # 105 and 286; ImageFolder: 186
     # 265 is the length that the paper's tables print; 430; ImageFolder: 286
     "full": ((1, 1, 2, 3, 3, 4, 5, 6, 8, 10), (1, 1, 2, 3, 3, 4, 5, 6, 8, 11, 12)),
