@@ -274,9 +274,12 @@ class TrainingConfig:
         require(max(self.betas) < 1, f"betas must be in [0, 1), not {self.betas}")
 
 
+Logger = Literal["tensorboard", "wandb", "trackio"]
+
+
 @checked
 class Execution:
-    """How training runs on the available machines: speed and memory, not what is trained.
+    """How training runs on the available machines: speed, memory and logs, not what is trained.
 
     Results change only by rounding and by the noise drawn inside the networks (stochastic depth, the discriminator's
     augmentation). The exception is which images a discriminator normalises together: see
@@ -289,6 +292,8 @@ class Execution:
     """recompute the activations of transformer blocks in the backward pass: less memory, about a third more compute"""
     compile: bool = False
     """apply torch.compile to the model being trained"""
+    logger: Logger = "tensorboard"
+    """where the losses go besides `curve.jsonl`"""
 
 
 @checked

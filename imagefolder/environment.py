@@ -135,11 +135,10 @@ def fast_dtype(device: torch.device | str) -> torch.dtype:
     float32.
     """
     device = torch.device(device)
-    times = []
-    for dtype in (torch.float32, torch.bfloat16):
-        a = torch.ones(256, 256, device=device).to(dtype)
-        times.append(min(_timed(lambda a=a: a @ a, device) for _ in range(3)))
-    return torch.bfloat16 if times[1] * 1.5 < times[0] else torch.float32
+    full, half = (torch.ones(256, 256, device=device).to(dtype) for dtype in (torch.float32, torch.bfloat16))
+    times = [(_timed(lambda: full @ full, device), _timed(lambda: half @ half, device)) for _ in range(10)]
+    fastest = [min(each) for each in zip(*times, strict=True)]  # in turn, so that other work on the machine slows both
+    return torch.bfloat16 if fastest[1] * 1.5 < fastest[0] else torch.float32
 
 
 def _timed(run: Callable[[], object], device: torch.device) -> float:

@@ -7,7 +7,8 @@ display, so that several workers share one terminal.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,6 +121,17 @@ def send_to(sink: Callable[[Event], None]) -> None:
     """Send the events of this process to `sink` instead of its own display."""
     global _sink
     _sink = sink
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Show no phases of this process."""
+    before = _sink
+    send_to(lambda event: None)
+    try:
+        yield
+    finally:
+        send_to(before)
 
 
 class Phase:

@@ -13,7 +13,8 @@ from imagefolder.progress import console
 from leaderboard.reported import REPORTED_CSV
 from leaderboard.store import read_records
 from reproductions.aside import remove_aside, set_aside
-from reproductions.executor import Task, Way, execute
+from reproductions.estimate import better_scale, estimate, print_estimate
+from reproductions.executor import Here, Task, execute
 from reproductions.graph import graph
 from reproductions.options import Options
 from reproductions.plan import RowPlan, missing_weights, plan_rows, require_writable
@@ -38,30 +39,45 @@ def run_table(table: Table, options: Options) -> int:
         require_plain(options.output)
     join_processes()
     plans = plan_rows(table, options)
-    if is_main():
-        print_plan(table.title, plans, options.output)
     possible = _without_missing_weights(plans, options)
     tasks = gather_objects(graph(possible))[0]
     if options.submit and tasks:
+        if is_main():
+            print_plan(table.title, plans, options.output)
+            console.print("how long the jobs take depends on where they run; --dry-run there, without --submit, tells")
         return _submit(table, tasks, possible, options)
+    way = way_here(tasks, plans[0].row.scale.threads)
+    try:
+        expected = estimate(tasks, way)
+        advice = better_scale(table, options, expected, way)
+    except BaseException:
+        way.abort()
+        raise
+    if is_main():
+        if expected is not None:
+            console.print(expected.line if advice is None else advice)
+        print_plan(table.title, plans, options.output)
+        if expected is not None and options.dry_run:
+            print_estimate(plans, expected)
     if options.dry_run:
+        way.finish()
         return 0
     if options.fresh:
         for plan in possible:
             set_aside(plan.row)
-    failed = _run(tasks, possible)
+    failed = _run(tasks, possible, way)
     if is_main():
         from leaderboard.report import build_report  # pandas and matplotlib, which the plan need not wait for
 
         for name, why in failed.items():
             print(f"error: {name}: {why}", file=sys.stderr)
         paths = build_report(options.output, read_records(options.output / "records"), REPORTED_CSV)
-        print_results(table.name, plans[0].row.scale.name, options.output)
+        print_results(table.name, plans[0].row.scale, options.output)
         console.print(f"report: {paths[0]}")
     return 1 if failed else 0
 
 
-def way_here(tasks: Sequence[Task], threads: int | None) -> Way:
+def way_here(tasks: Sequence[Task], threads: int | None) -> Here:
     """Where tasks run on this machine: together with the processes of torchrun, or in as many worker processes as
     there are cores for."""
     if is_distributed():
@@ -84,14 +100,12 @@ def _without_missing_weights(plans: list[RowPlan], options: Options) -> list[Row
     return [plan for plan in plans if plan.row.name not in missing]
 
 
-def _run(tasks: list[Task], plans: list[RowPlan]) -> dict[str, str]:
+def _run(tasks: list[Task], plans: list[RowPlan], way: Here) -> dict[str, str]:
     """Run the tasks here; returns the reason of every failed row, whose record is written."""
     for plan in plans:
         if plan.recorded:  # by a run that was killed right after that
             remove_aside(plan.row)
-    if not tasks:
-        return {}
-    reasons = execute(tasks, way_here(tasks, plans[0].row.scale.threads))
+    reasons = execute(tasks, way)
     failed = {}
     for row in (plan.row for plan in plans if plan.row.full_name in reasons):
         failed[row.name] = reasons[row.full_name]

@@ -9,10 +9,13 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from imagefolder.errors import InputError, reason
 from imagefolder.training.sanity import TrainingFailed
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,23 @@ class Way(Protocol):
 
     def abort(self) -> None:
         """Called instead of `finish` when an exception ends the run."""
+        ...
+
+
+class Here(Way, Protocol):
+    """Where tasks run on this machine."""
+
+    @property
+    def at_once(self) -> int:
+        """How many tasks run at the same time."""
+        ...
+
+    def map(self, function: Callable[[Item], Found], items: Sequence[Item]) -> list[Found]:
+        """`function` of all items, importable and picklable, where tasks would run; before any task is started.
+
+        Raises:
+            InputError: a worker process died.
+        """
         ...
 
 

@@ -9,7 +9,9 @@ from typing import Annotated, NoReturn
 import tyro
 
 from imagefolder.cli import VERBATIM, command_line
+from imagefolder.config import Logger
 from imagefolder.errors import InputError
+from reproductions.budget import with_budget
 from reproductions.recipe import Recipe, Table
 from reproductions.scales import Scale
 
@@ -23,10 +25,11 @@ class Options:
     rows: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ROW ...")] = ()
     """rows to run (default: all; see --list)"""
     scale: str | None = None
-    """mini: embedded digits, CPU, minutes; small: any image folder, one GPU, hours (default with --data); full:
+    """mini (default): 32 px, CPU, minutes; laptop: 64 px, CPU, an hour per row; small: 128 px, one GPU, hours; full:
     ImageNet as in the paper, with published weights"""
-    data: Path | None = None
-    """images: DIR/CLASS/IMAGE, or DIR/train and DIR/val with class folders or tar shards"""
+    data: str = "digits"
+    """images: a built-in data set (digits, fashion, mnist, kmnist, cifar10, cifar100, svhn) or a path:
+    a folder (DIR/CLASS/IMAGE, or DIR/train and DIR/val), .zip, .tar or .parquet file; docs/data.md has the layouts"""
     seed: int = 0
     """seed of training and sampling"""
     seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="SEED ...")] = ()
@@ -48,12 +51,17 @@ class Options:
     views: int | None = None
     """augmented views of every training image that are encoded once for the generator (default: the scale's, 10 at
     full); 0: a new crop every epoch, encoded on the fly, as the authors do"""
+    budget: Annotated[tuple[str, ...], VERBATIM, tyro.conf.arg(metavar="FIELD=VALUE ...")] = ()
+    """change the scale's budget: steps, batch_size, learning_rate (of both models; tokenizer_steps, generator_steps
+    and so on for one), image_size, samples, proxy_steps; the rows of every budget have tables of their own"""
     micro_batch: int = 0
     """largest batch per GPU while training; larger ones use gradient accumulation; 0: no limit"""
     activation_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, about a third more compute"""
     compile: bool = False
     """torch.compile the models while training"""
+    logger: Logger = "tensorboard"
+    """where the losses of trainings go; wandb and trackio need `pip install` of the same name"""
     submit: bool = False
     """submit the rows to a cluster, one job per stage (slurm/README.md)"""
     profile: str | None = None
@@ -63,7 +71,7 @@ class Options:
     list: bool = False
     """list the rows and exit"""
     dry_run: bool = False
-    """show what would be done, with --submit the text of every job, and exit"""
+    """show what would be done and how long it would take here, with --submit the text of every job, and exit"""
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
@@ -81,6 +89,9 @@ def run_script(table: Table) -> NoReturn:
             print_rows(table.title, table.rows(scale, 1))
             return 0
         chosen_rows(table.rows(scale, 1), options)
+        from imagefolder.training.loggers import require_logger
+
+        require_logger(options.logger)
         from reproductions.command import run_table
 
         return run_table(table, options)
@@ -89,16 +100,15 @@ def run_script(table: Table) -> NoReturn:
 
 
 def chosen_scale(table: Table, options: Options) -> Scale:
-    """The scale to run at; `InputError` if it is unknown or does not fit the other options."""
-    name = options.scale or ("small" if options.data else "mini")
+    """The scale to run at, with the budget of the options; `InputError` if it is unknown or does not fit the others."""
+    name = options.scale or "mini"
     if name not in table.scales:
         raise InputError(f"unknown scale {name!r}; known: {', '.join(table.scales)}")
+    scale = with_budget(table.scales[name], options.budget)
     if options.list:
-        return table.scales[name]
-    if name == "mini" and options.data is not None:
-        raise InputError("scale mini has its own embedded data; use --scale small or full with --data")
-    if name != "mini" and options.data is None:
-        raise InputError(f"scale {name} needs --data DIR, images with one folder per class")
+        return scale
+    if options.budget and options.tokenizer_weights is not None:
+        raise InputError("--budget is for trainings; with --tokenizer-weights, --num-samples sets what is evaluated")
     if not options.submit and (options.profile or options.set):
         raise InputError("--profile and --set control how jobs are submitted; add --submit")
     if options.num_samples is not None and options.num_samples < MIN_TEST_IMAGES:
@@ -108,7 +118,7 @@ def chosen_scale(table: Table, options: Options) -> Scale:
     for seed in options.all_seeds:
         if not -(2**63) <= seed < 2**63:
             raise InputError(f"seed {seed} has more than 64 bits; choose a smaller one")
-    return table.scales[name]
+    return scale
 
 
 def chosen_rows(rows: list[Recipe], options: Options) -> list[str]:

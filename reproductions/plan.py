@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,13 +11,16 @@ import torch
 
 from imagefolder.checkpoints.hub import SCHEME, locate
 from imagefolder.cli import typed_command
-from imagefolder.config import Execution, config_hash
+from imagefolder.config import Execution, TrainingConfig, config_hash
+from imagefolder.data.builtin import BUILTIN
 from imagefolder.data.order import pieces_per_process
 from imagefolder.distributed import barrier, gather_objects, is_main, world_size
+from imagefolder.environment import fast_dtype
 from imagefolder.errors import InputError, one_line
 from imagefolder.evaluation.spaces import required_weights
 from imagefolder.weights import DINO, VGG16_FILE, absent_weights
 from leaderboard.record import Dataset
+from reproductions.budget import with_proxy_steps
 from reproductions.options import MIN_TEST_IMAGES, Options, chosen_rows, chosen_scale
 from reproductions.recipe import Recipe, Table
 from reproductions.recording import changed_since, finished_record
@@ -52,6 +56,7 @@ def plan_rows(table: Table, options: Options) -> list[RowPlan]:
             pieces_per_process(training.batch_size, processes, options.micro_batch)
     source = data_source(scale, options)
     dataset = _read(source)
+    scale = with_proxy_steps(scale, table.scales[scale.name], dataset.n_train)
     recipes = table.rows(scale, dataset.classes)
     chosen = chosen_rows(recipes, options)
     row = Row(
@@ -67,7 +72,7 @@ def plan_rows(table: Table, options: Options) -> list[RowPlan]:
         test_images=options.num_samples,
         fresh=options.fresh,
         command=one_line(shlex.join(redacted(typed_command()))),
-        execution=Execution(options.micro_batch, options.activation_checkpointing, options.compile),
+        execution=Execution(options.micro_batch, options.activation_checkpointing, options.compile, options.logger),
         processes=processes,
     )
     plans = []
@@ -82,11 +87,21 @@ def plan_rows(table: Table, options: Options) -> list[RowPlan]:
 
 
 def data_source(scale: Scale, options: Options) -> Source:
-    """Where the images of a scale come from: the digits at mini, a folder otherwise."""
-    size = scale.tokenizer.image_size
-    if options.data is None:
-        return Source(None, size)
-    return Source(options.data.resolve(), size, options.skip_corrupt, options.output / "data-index")
+    """Where the images come from; `InputError` if `--data` is neither a built-in data set nor a path that exists."""
+    name, size = options.data, scale.tokenizer.image_size
+    if name in BUILTIN:
+        if scale.published:
+            raise InputError(
+                f"scale {scale.name} is made for ImageNet, not for {name}; add --data IMAGENET, its folder"
+            )
+        return Source(name, size)
+    if not name or not Path(name).exists():
+        near = difflib.get_close_matches(name.lower(), BUILTIN, n=1)
+        guess = f" (did you mean {near[0]}?)" if near else ""
+        raise InputError(
+            f"--data {name}{guess}: no such folder or file, nor a built-in data set; those are {', '.join(BUILTIN)}"
+        )
+    return Source(str(Path(name).resolve()), size, options.skip_corrupt, options.output / "data-index")
 
 
 def missing_weights(row: Row) -> str | None:
@@ -102,19 +117,25 @@ def missing_weights(row: Row) -> str | None:
 
 
 def _adjusted(scale: Scale, options: Options) -> Scale:
-    """The scale with what the options override, and without half precision where there is no GPU: many CPUs only
-    emulate it, a hundred times slower."""
+    """The scale with what the options override, and with a precision that this machine is fast at."""
     if options.num_samples is not None:
         scale = replace(scale, samples=options.num_samples)
     if options.views is not None:
         scale = replace(scale, views=options.views)
-    if torch.cuda.is_available():
-        return scale
     return replace(
         scale,
-        tokenizer_training=replace(scale.tokenizer_training, precision="no"),
-        generator_training=replace(scale.generator_training, precision="no"),
+        tokenizer_training=_with_fast_precision(scale.tokenizer_training),
+        generator_training=_with_fast_precision(scale.generator_training),
     )
+
+
+def _with_fast_precision(training: TrainingConfig) -> TrainingConfig:
+    """Without half precision on CPUs, other than bfloat16 where it is measured to be fast (AMX): most only emulate it,
+    a hundred times slower."""
+    if training.precision == "no" or torch.cuda.is_available():
+        return training
+    fast = training.precision == "bf16" and fast_dtype("cpu") == torch.bfloat16
+    return training if fast else replace(training, precision="no")
 
 
 def _read(source: Source) -> Dataset:
@@ -126,7 +147,7 @@ def _read(source: Source) -> Dataset:
     splits = read_splits(source)
     if len(splits.test) < MIN_TEST_IMAGES:
         raise InputError(
-            f"{source.path}: {len(splits.test)} test images (a fifth of every class, or the images of val/) are too "
+            f"{source.data}: {len(splits.test)} test images (a fifth of every class, or the images of val/) are too "
             f"few; metrics need at least {MIN_TEST_IMAGES}"
         )
     return describe(splits)

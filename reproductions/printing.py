@@ -11,6 +11,7 @@ from rich.table import Table
 
 from imagefolder.progress import console
 from reproductions.recipe import Recipe
+from reproductions.scales import Scale
 
 if TYPE_CHECKING:  # listing rows needs neither torch nor pandas
     from reproductions.plan import RowPlan
@@ -31,18 +32,13 @@ def print_rows(title: str, rows: list[Recipe]) -> None:
 
 def print_plan(title: str, plans: list[RowPlan], output: Path) -> None:
     """What is about to be done, on which machine and data."""
-    import torch
-
     row = plans[0].row
     dataset, scale = row.dataset, row.scale
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
     console.print(
-        f"{title}, scale {scale.name}, on {device}\n"
+        f"{title}, scale {scale.name}{f' with budget {scale.budget_text}' if scale.budget else ''}, on {machine()}\n"
         f"data {dataset.name}: {dataset.n_train} training and {dataset.n_test} test images, "
         f"{dataset.classes} classes, {dataset.image_size} px; output {output}"
     )
-    if scale.threads is None and not torch.cuda.is_available():
-        console.print("no GPU found: this scale is meant for one and will take very long on this machine")
     for text in dict.fromkeys(filter(None, map(_normalising, plans))):
         console.print(text)
     table = Table()
@@ -58,12 +54,20 @@ def print_plan(title: str, plans: list[RowPlan], output: Path) -> None:
         console.print("--fresh redoes the chosen rows with the current code")
 
 
-def print_results(table: str, scale: str, output: Path) -> None:
+def machine() -> str:
+    """What trains: the GPU, or the CPU."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
+
+
+def print_results(table: str, scale: Scale, output: Path) -> None:
     """The main numbers of the table; the report has all of them."""
     from leaderboard.store import read_records
     from leaderboard.tables import measured_frame, metric_labels
 
-    records = [r for r in read_records(output / "records") if (r.table, r.scale) == (table, scale)]
+    place = table, scale.name, scale.budget_text
+    records = [r for r in read_records(output / "records") if (r.table, r.scale, r.budget) == place]
     frame, labels = measured_frame(records), metric_labels(records)
     metrics = [label for name in METRICS for (protocol, *_), label in labels.items() if protocol.metric == name]
     columns = [*metrics, "positions"]

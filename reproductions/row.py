@@ -26,7 +26,7 @@ from imagefolder.data.images import DataSplits, SomeImages
 from imagefolder.errors import InputError
 from imagefolder.locks import building
 from imagefolder.tokenizer.discriminator import images_normalised_together
-from leaderboard.record import Dataset
+from leaderboard.record import Dataset, place_name
 from reproductions.recipe import Recipe, loss_of, resolved, sampling_of, training_of
 from reproductions.scales import Scale
 from reproductions.source import Source, read_splits
@@ -34,6 +34,7 @@ from reproductions.source import Source, read_splits
 # Entries of a row's configuration that only decide the generator's weights, or only the evaluation. All other entries,
 # including new ones, decide the tokenizer's weights.
 GENERATOR_ONLY = {"generator", "generator_training", "views"}
+PROXY_FIELDS = {"image_size", "proxy_steps"}  # of a budget: other proxies, so other folders
 EVALUATION_ONLY = {"measures", "probe_epochs", "probe_batch", "sampling", "samples", "test_images"}
 
 
@@ -97,8 +98,8 @@ class Row:
 
     @property
     def full_name(self) -> str:
-        """Unique among all tables, scales and data sets."""
-        return f"{self.table} {self.shared.name} {self.name}"
+        """Unique among all tables, scales, budgets and data sets."""
+        return " ".join(filter(None, (self.table, self.shared.name, self.scale.budget_text, self.name)))
 
     def title(self, text: str) -> str:
         """A title for the display of progress."""
@@ -180,7 +181,9 @@ class Row:
 
     @property
     def shared(self) -> Path:
-        return self.output / f"{self.scale.name}-{self.dataset.name}-{self.dataset.sha256[:8]}"
+        decides_proxies = [f"{name}={value}" for name, value in self.scale.budget if name in PROXY_FIELDS]
+        scale = place_name(self.scale.name, " ".join(decides_proxies))
+        return self.output / f"{scale}-{self.dataset.name}-{self.dataset.sha256[:8]}"
 
     @property
     def folder(self) -> Path:
@@ -206,7 +209,8 @@ class Row:
     @property
     def record(self) -> Path:
         data = f"{self.dataset.name}-{self.dataset.sha256[:8]}"
-        stem = f"{self.table}-{self.recipe.row}-{self.scale.name}-{data}-seed{self.seed}"
+        scale = place_name(self.scale.name, self.scale.budget_text)
+        stem = f"{self.table}-{self.recipe.row}-{scale}-{data}-seed{self.seed}"
         return self.output / "records" / f"{stem}.json"
 
     def building(self, path: Path) -> AbstractContextManager[None]:
@@ -224,17 +228,21 @@ class Row:
         """The images; `InputError` if they are no longer those the row was planned with."""
         splits = read_splits(self.source)
         if splits.sha256 != self.dataset.sha256:
-            raise InputError(f"{self.source.path}: the images have changed since the run began; start it again")
+            raise InputError(f"{self.source.data}: the images have changed since the run began; start it again")
         return splits
 
     @property
     def evaluated(self) -> DataSplits:
         """The images, with only those of the test split that are evaluated."""
-        splits, number = self.splits, len(self.splits.test)
-        if self.test_images is None or self.test_images >= number:
-            return splits
-        places = [i * number // self.test_images for i in range(self.test_images)]
-        return replace(splits, test=SomeImages(splits.test, places))
+        return some_test_images(self.splits, self.test_images)
+
+
+def some_test_images(splits: DataSplits, wanted: int | None) -> DataSplits:
+    """The images, with only `wanted` of the test split, spread evenly over all of them; None: all."""
+    number = len(splits.test)
+    if wanted is None or wanted >= number:
+        return splits
+    return replace(splits, test=SomeImages(splits.test, [i * number // wanted for i in range(wanted)]))
 
 
 def _nameless(config: dict[str, Any]) -> dict[str, Any]:

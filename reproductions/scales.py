@@ -99,7 +99,14 @@ _LAPTOP = Scale(
     raster=GENERATORS["AR-laptop-VQ-512"],
     var_scales=(1, 2, 3, 4, 6, 8),
     tokenizer_training=TrainingConfig(
-        steps=2000, batch_size=32, learning_rate=1e-3, warmup=0.05, clip=1.0, ema=0.99, checkpoint_every=250
+        steps=2000,
+        batch_size=32,
+        learning_rate=1e-3,
+        warmup=0.05,
+        clip=1.0,
+        ema=0.99,
+        checkpoint_every=250,
+        precision="bf16",
     ),
     generator_training=TrainingConfig(
         steps=2000,
@@ -111,6 +118,7 @@ _LAPTOP = Scale(
         clip=2.0,
         ema=0.99,
         checkpoint_every=250,
+        precision="bf16",
     ),
     loss=LossConfig(reconstruction=10.0, perceptual=0.0, semantic=0.1, adversarial=0.0),
     sampling=SamplingConfig(guidance=2.0, top_k=0, top_p=0.95),

@@ -1,7 +1,8 @@
 """System-level comparison (the paper's Table 2): the folded generator next to its baselines, on equal budgets.
 
 python reproductions/table2.py                                  # mini: digits, CPU, minutes
-python reproductions/table2.py --data DIR                       # small: an image folder, one GPU, hours
+python reproductions/table2.py --data fashion                   # other images: a built-in data set, a folder, ...
+python reproductions/table2.py --scale small --data DIR         # larger models: one GPU, hours
 python reproductions/table2.py --scale full --data IMAGENET     # as in the paper: ImageNet, 8 GPUs, days
 python reproductions/table2.py --scale full --data IMAGENET \
     --tokenizer-weights best_ckpt.pt --generator-weights ar-ckpt-last.pth

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch.distributed as dist
 
 from imagefolder.errors import InputError, reason
 from imagefolder.training.sanity import TrainingFailed
-from reproductions.executor import Task, is_worker_death
+from reproductions.executor import Found, Item, Task, is_worker_death
 
 
 class Together:
@@ -20,12 +20,17 @@ class Together:
         InputError: another process has ended, or a training cannot continue.
     """
 
+    at_once = 1
+
     def __init__(self) -> None:
         self._ended: list[str] = []
 
     @property
     def has_room(self) -> bool:
         return not self._ended
+
+    def map(self, function: Callable[[Item], Found], items: Sequence[Item]) -> list[Found]:
+        return [function(item) for item in items]
 
     def start(self, task: Task) -> None:
         try:

@@ -7,13 +7,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from imagefolder.errors import InputError
 from imagefolder.progress import display, send_to
-from reproductions.executor import Task, attempt
+from reproductions.executor import Found, Item, Task, attempt
 
 DIED = "a worker process died (killed, out of memory?); the same command continues"
 
@@ -22,7 +23,7 @@ class Workers:
     """At most `number` tasks at once, each with `threads` CPU threads (None: torch's default)."""
 
     def __init__(self, number: int, threads: int | None) -> None:
-        self._number, self._threads = number, threads
+        self.at_once, self._threads = number, threads
         self._context = multiprocessing.get_context("spawn")  # fork is unsafe once torch has started threads
         self._events = self._context.SimpleQueue()
         threading.Thread(target=_show, args=(self._events,), daemon=True).start()
@@ -32,7 +33,14 @@ class Workers:
 
     @property
     def has_room(self) -> bool:
-        return len(self._running) < self._number
+        return len(self._running) < self.at_once
+
+    def map(self, function: Callable[[Item], Found], items: Sequence[Item]) -> list[Found]:
+        try:
+            return list(self._pool.map(function, items))
+        except BrokenProcessPool:
+            self._replace_pool()
+            raise InputError(DIED) from None
 
     def start(self, task: Task) -> None:
         try:
@@ -71,7 +79,7 @@ class Workers:
 
     def _new_pool(self) -> ProcessPoolExecutor:
         arguments = (self._events, self._threads)
-        return ProcessPoolExecutor(self._number, self._context, initializer=_start_worker, initargs=arguments)
+        return ProcessPoolExecutor(self.at_once, self._context, initializer=_start_worker, initargs=arguments)
 
     def _close(self) -> None:
         self._pool.shutdown(cancel_futures=True)

@@ -19,8 +19,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out tests marked `slow` or `faults`, which take minutes, unless `-m` selects them: `pytest -m slow`."""
-    for marker in ("slow", "faults"):
+    """Leave out tests that take minutes (`slow`, `faults`) or need optional packages (`extras`), unless `-m` selects
+    them: `pytest -m slow`."""
+    for marker in ("slow", "faults", "extras"):
         if marker in config.getoption("markexpr"):
             continue
         left_out = [item for item in items if item.get_closest_marker(marker) is not None]

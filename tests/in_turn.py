@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-from reproductions.executor import Task, attempt
+from reproductions.executor import Found, Item, Task, attempt
 
 
 class InTurn:
-    """A `reproductions.executor.Way`."""
+    """A `reproductions.executor.Here`."""
+
+    at_once = 1
 
     def __init__(self) -> None:
         self._ended: list[tuple[str, str | None]] = []
@@ -16,6 +18,9 @@ class InTurn:
     @property
     def has_room(self) -> bool:
         return not self._ended
+
+    def map(self, function: Callable[[Item], Found], items: Sequence[Item]) -> list[Found]:
+        return [function(item) for item in items]
 
     def start(self, task: Task) -> None:
         self._ended.append((task.name, attempt(task)))

@@ -31,6 +31,7 @@ def test_selection():
     assert not set(plain) & set(large)
 
 
+@pytest.mark.slow
 def test_the_file_of_a_benchmark_holds_what_a_record_needs(tmp_path):
     file = tmp_path / "benchmarks.json"
     result = run("--benchmark-only", "--benchmark-json", str(file), "-k", "test_encode and mini-1- and float32")

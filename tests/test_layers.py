@@ -19,7 +19,7 @@ UNITS = [
     *("errors", "validation", "cli"),
     *("numerics", "distributed", "progress", "files", "tensors", "interruption", "locks", "environment"),
     *("kinds", "config", "zoo", "checkpoints", "weights", "data", "tokenizer", "generator"),
-    *("loading", "flops", "memory", "training", "evaluation", "released"),
+    *("loading", "flops", "memory", "training", "evaluation", "released", "demo"),
 ]
 SHARED = {"errors", "cli", "files", "locks"}
 """Units of imagefolder that leaderboard and slurm may import."""
@@ -40,11 +40,23 @@ LIGHT = [
 COMMANDS = [
     *("imagefolder.checkpoints.__main__", "imagefolder.evaluation.__main__", "imagefolder.generator.__main__"),
     *("imagefolder.released", "imagefolder.evaluation.precision", "reproductions.cards"),
+    "imagefolder.demo.__main__",
     *("leaderboard.__main__", "leaderboard.speed", "slurm.__main__", "reproductions.__main__"),
     *("reproductions.table2", "reproductions.ablation", "reproductions.branches", "reproductions.folding"),
     *("reproductions.linear_probe", "reproductions.token_length", "reproductions.zoo", "reproductions.evaluators"),
 ]
-HEAVY = ("torch", "torchvision", "timm", "matplotlib", "pandas", "scipy", "sklearn", "submitit", "accelerate")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "timm",
+    "matplotlib",
+    "pandas",
+    "pyarrow",
+    "scipy",
+    "sklearn",
+    "submitit",
+    "accelerate",
+)
 
 
 def modules(package: str) -> Iterator[tuple[str, ast.Module]]:

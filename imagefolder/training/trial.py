@@ -49,11 +49,12 @@ def measure(run: Callable[[int], object], whole: int, times: float, device: torc
         activations, growth = max(peak - base, 0.0), min(GROWTH, whole / size)
         fits = activations * growth < SHARE * (free_memory(device) + activations)
         spent, all_fit = max(gather_objects(time.monotonic() - began)), all(gather_objects(fits))
-        if growth > 1 and all_fit and spent + growth * fastest < MOST_SECONDS:
+        if growth > 1 and all_fit and growth * fastest < MOST_SECONDS:
             size, found, smaller = round(size * growth), [], (size, fastest)
             continue
         allowed = min(MOST_SECONDS, SHARE_OF_WORK * fastest * whole / size * times)
-        if (len(found) >= LEAST_TIMES and spent > allowed) or spent > MOST_SECONDS or len(found) == MOST_TIMES:
+        enough = len(found) >= LEAST_TIMES or fastest > MOST_SECONDS / LEAST_TIMES
+        if (enough and spent > allowed) or len(found) == MOST_TIMES:
             slope = max((fastest - smaller[1]) / (size - smaller[0]), 0.0)
             return Measured(fastest + slope * (whole - size), peak + activations * (whole / size - 1))
 

@@ -11,7 +11,7 @@ import torch
 import imagefolder
 from imagefolder.environment import fast_dtype, matmul_peak
 from imagefolder.generator.model import Generator
-from imagefolder.zoo import FAMILIES, TOKENIZER_OF, TOKENIZERS
+from imagefolder.zoo import TOKENIZER_OF, TOKENIZERS, family
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -36,9 +36,9 @@ def require_fast(device: str, dtype: str) -> None:
 
 
 def scale_of(model: str) -> str:
-    """Size of a configuration of the zoo: "mini", "small" or, as released, "full"; "" for other names."""
+    """Size of a configuration of the zoo: "mini", "laptop", "small" or, as released, "full"; "" for other names."""
     tokenizer = TOKENIZERS.get(TOKENIZER_OF.get(model, model))
-    return "" if tokenizer is None else FAMILIES.get(tokenizer.image_size, "full")
+    return "" if tokenizer is None else family(tokenizer) or "full"
 
 
 @cache

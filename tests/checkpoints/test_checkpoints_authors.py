@@ -138,6 +138,7 @@ def test_names_of_all_phi_sharings_and_of_single_branches_translate(state):
     assert ours("quantize.embedding.weight") == "quantizer.branches.0.codebook.weight"
 
 
+@pytest.mark.slow
 def test_round_trip_through_the_native_format_is_bit_identical(state, tmp_path):
     torch.save({"ema": state, "steps": 5}, tmp_path / "authors.pt")
     command = [sys.executable, "-m", "imagefolder.checkpoints", "convert", tmp_path / "authors.pt", tmp_path / "native"]

@@ -140,7 +140,7 @@ def kill_again_and_again(seed: int, kills: int, tmp_path: Path, wanted: dict[str
 def wanted(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """The results of undisturbed runs."""
     folder = tmp_path_factory.mktemp("wanted")
-    run = lab.run(folder / "runs", "imagefolder", data=lab.image_folder(folder / "data"), scale="small")
+    run = lab.run(folder / "runs", "imagefolder", data=str(lab.image_folder(folder / "data")), scale="small")
     assert run.code == 0, run.text
     return {"digits": lab.results(finished), "folder": lab.results(folder / "runs")}
 

@@ -142,7 +142,7 @@ def test_images_replaced_during_a_training_are_noticed(tmp_path: Path, draw: str
             os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
     task, step = ("Tokenizer", 5) if draw == "train" else ("Generator", lab.GENERATOR_STEPS - 1)
-    run = lab.run(output, "vq", data=data, scale="small", hook=lab.at_step(step, task, replace))
+    run = lab.run(output, "vq", data=str(data), scale="small", hook=lab.at_step(step, task, replace))
     assert run.code == 1, run.text
     assert any("changed" in line and str(data) in line for line in run.errors), run.errors
     tally("images replaced").add("refused")
@@ -151,7 +151,7 @@ def test_images_replaced_during_a_training_are_noticed(tmp_path: Path, draw: str
 def test_an_image_removed_during_a_training_is_named(tmp_path: Path, tally: Any) -> None:
     data = lab.image_folder(tmp_path / "data")
     hook = lab.at_step(3, "Tokenizer", lambda _: shutil.rmtree(data / "class0"))
-    run = lab.run(tmp_path / "runs", "vq", data=data, scale="small", hook=hook)
+    run = lab.run(tmp_path / "runs", "vq", data=str(data), scale="small", hook=hook)
     assert run.code == 1, run.text
     (record,) = lab.results(tmp_path / "runs").values()
     assert "\n" not in record["reason"]
@@ -288,11 +288,11 @@ def test_death_of_a_data_worker_is_reported(tmp_path: Path, tally: Any) -> None:
 
     started = time.monotonic()
     hook = lab.at_step(4, "Tokenizer", kill_a_worker)
-    run = lab.run(tmp_path / "runs", "vq", data=data, scale="small", hook=hook)
+    run = lab.run(tmp_path / "runs", "vq", data=str(data), scale="small", hook=hook)
     assert time.monotonic() - started < 60
     assert run.code == 1, run.text
     assert run.errors
-    assert lab.run(tmp_path / "runs", "vq", data=data, scale="small").code == 0
+    assert lab.run(tmp_path / "runs", "vq", data=str(data), scale="small").code == 0
     tally("processes dying").add("recovered")
 
 

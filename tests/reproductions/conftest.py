@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -60,7 +61,7 @@ def tiny_mini(monkeypatch: pytest.MonkeyPatch) -> Scale:
     """Scale mini in miniature, on the first digits of both splits."""
     whole = digits(32)
 
-    def few(image_size: int) -> DataSplits:
+    def few(name: str, image_size: int) -> DataSplits:
         def first(images: ArrayImages, number: int) -> ArrayImages:
             return ArrayImages(images.images[:number].clone(), images.labels[:number].clone())
 
@@ -68,7 +69,7 @@ def tiny_mini(monkeypatch: pytest.MonkeyPatch) -> Scale:
 
     scale = miniature(SCALES["mini"])
     monkeypatch.setitem(SCALES, "mini", scale)
-    monkeypatch.setattr(source, "digits", few)
+    monkeypatch.setattr(source, "read_builtin", few)
     return scale
 
 
@@ -93,6 +94,24 @@ def table() -> Callable[..., int]:
         return run_table(Table("table2", "Table 2", recipes), Options(rows=rows, output=output, **options))
 
     return run
+
+
+TRAINED: dict[str, Path] = {}
+
+
+@pytest.fixture
+def imagefolder_row(
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_mini: Scale,
+    table: Callable[..., int],
+    executed: list[str],
+) -> Path:
+    """An output folder with the row imagefolder of table 2, trained once for all tests."""
+    if "runs" not in TRAINED:
+        TRAINED["runs"] = tmp_path_factory.mktemp("trained") / "runs"
+        assert table(TRAINED["runs"], "imagefolder") == 0
+    return shutil.copytree(TRAINED["runs"], tmp_path / "runs")
 
 
 @pytest.fixture

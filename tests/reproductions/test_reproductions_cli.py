@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import reproductions.command as command
+from imagefolder.data.builtin import BUILTIN
 from reproductions import table2
 from reproductions.cluster import processes_of_trainings
 from reproductions.options import Options
@@ -87,7 +88,7 @@ def test_help(call: Call) -> None:
         assert option in result.out
 
 
-@pytest.mark.parametrize("scale", ["mini", "small", "full"])
+@pytest.mark.parametrize("scale", ["mini", "laptop", "small", "full"])
 def test_list_shows_every_row(call: Call, scale: str) -> None:
     result = call("--list", "--scale", scale)
     assert result.code == 0
@@ -100,17 +101,38 @@ def test_unknown_scale(call: Call) -> None:
     assert_one_line(call("--scale", "giant"), "giant", "mini", "small")
 
 
-def test_small_without_data(call: Call) -> None:
-    assert_one_line(call("--scale", "small"), "--data")
+@pytest.mark.parametrize("arguments", [(), ("--data", "fashion")])
+def test_full_without_a_folder(call: Call, arguments: tuple[str, ...]) -> None:
+    name = arguments[-1] if arguments else "digits"
+    assert_one_line(call("--scale", "full", *arguments), f"made for ImageNet, not for {name}", "--data")
 
 
-def test_mini_with_data(call: Call, tmp_path: Path) -> None:
-    assert_one_line(call("--scale", "mini", "--data", tmp_path), "mini")
-
-
-def test_missing_data_folder(call: Call, tmp_path: Path) -> None:
-    assert_one_line(call("--data", tmp_path / "nowhere", "--output", tmp_path / "out"), tmp_path / "nowhere")
+@pytest.mark.parametrize("scale", ["mini", "small"])
+def test_missing_data_folder(call: Call, tmp_path: Path, scale: str) -> None:
+    place = tmp_path / "nowhere"
+    assert_one_line(call("--scale", scale, "--data", place, "--output", tmp_path / "out"), place, *BUILTIN)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("name", "meant"), [("fashon", "fashion"), ("CIFAR10", "cifar10"), ("digit", "digits")])
+def test_misspelt_data_set(call: Call, name: str, meant: str) -> None:
+    assert_one_line(call("--data", name), f"--data {name} (did you mean {meant}?)")
+
+
+def test_data_of_no_name(call: Call) -> None:
+    assert_one_line(call("--data", ""), "built-in", "digits")
+
+
+@pytest.mark.parametrize("scale", ["mini", "small"])
+def test_a_folder_may_have_the_name_of_a_built_in_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classes_at: Callable[..., Path], scale: str
+) -> None:
+    classes_at(tmp_path / "digits", {"left": 26, "right": 25})
+    monkeypatch.chdir(tmp_path)
+    for data, train, classes in (("digits", 1347, 10), ("./digits", 41, 2)):
+        options = Options(rows=("vq",), scale=scale, data=data, output=tmp_path / "out")
+        dataset = plan_rows(table2.TABLE, options)[0].row.dataset
+        assert (dataset.name, dataset.n_train, dataset.classes) == ("digits", train, classes)
 
 
 def test_empty_data_folder(call: Call, tmp_path: Path) -> None:
@@ -131,7 +153,7 @@ def test_unknown_option(call: Call) -> None:
     assert "colour" in result.err + result.out
 
 
-@pytest.mark.parametrize("arguments", [[], ["--rows", "var", "vq"], ["--seeds", "3", "4"]])
+@pytest.mark.parametrize("arguments", [[], ["--rows", "vq", "--seeds", "3", "4"]])
 def test_dry_run_shows_the_plan_and_creates_nothing(call: Call, tmp_path: Path, arguments: list[str]) -> None:
     result = call("--dry-run", "--output", tmp_path / "out", *arguments)
     assert result.code == 0

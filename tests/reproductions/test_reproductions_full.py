@@ -61,7 +61,7 @@ def run(output: Path, *rows: str, recipes: Callable[..., list] = table2.rows, **
 def test_without_weights_rows_are_not_run_and_name_the_missing_files(
     tmp_path: Path, images: Path, records: Records, executed: list[str]
 ) -> None:
-    assert run(tmp_path / "out", "imagefolder", "vq", data=images) == 0
+    assert run(tmp_path / "out", "imagefolder", "vq", data=str(images)) == 0
     assert executed == []
     found = records(tmp_path / "out")
     assert {record["status"] for record in found.values()} == {"not run"}
@@ -85,7 +85,7 @@ def test_given_weights_need_only_the_weights_of_the_metrics(
     tmp_path: Path, images: Path, records: Records, executed: list[str]
 ) -> None:
     (tmp_path / "best_ckpt.pt").touch()
-    assert run(tmp_path / "out", data=images, tokenizer_weights=str(tmp_path / "best_ckpt.pt")) == 0
+    assert run(tmp_path / "out", data=str(images), tokenizer_weights=str(tmp_path / "best_ckpt.pt")) == 0
     (record,) = records(tmp_path / "out").values()
     assert record["row"] == "imagefolder-given"
     assert weights.INCEPTION in record["reason"]

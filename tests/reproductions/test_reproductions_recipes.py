@@ -18,7 +18,7 @@ from reproductions.recipe import Recipe, loss_of
 from reproductions.scales import SCALES, Scale
 
 SCRIPTS = (table2, ablation, token_length, branches, folding, linear_probe)
-EVERY_SCALE = pytest.mark.parametrize("scale", ["mini", "small", "full"])
+EVERY_SCALE = pytest.mark.parametrize("scale", ["mini", "laptop", "small", "full"])
 
 
 def differing(one: Any, other: Any) -> set[str]:
@@ -87,9 +87,14 @@ def test_ablation_at_mini_has_a_discriminator_in_every_row() -> None:
 
 def test_token_lengths() -> None:
     lengths = {
-        scale: [r.tokenizer.length for r in token_length.rows(SCALES[scale], 10)] for scale in ("mini", "small", "full")
+        name: [recipe.tokenizer.length for recipe in token_length.rows(scale, 10)] for name, scale in SCALES.items()
     }
-    assert lengths == {"mini": [6, 14, 21, 30], "small": [105, 186, 286, 680], "full": [265, 286, 430, 680]}
+    assert lengths == {
+        "mini": [6, 14, 21, 30],
+        "laptop": [30, 57, 85, 130],
+        "small": [105, 186, 286, 680],
+        "full": [265, 286, 430, 680],
+    }
     for recipe in token_length.rows(SCALES["full"], 1000):
         assert differing(recipe.tokenizer, token_length.rows(SCALES["full"], 1000)[1].tokenizer) <= {"scales"}
 

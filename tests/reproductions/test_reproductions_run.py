@@ -12,7 +12,7 @@ import pytest
 
 import reproductions.command as command
 import reproductions.source as source
-from imagefolder.data.digits import digits
+from imagefolder.data.builtin import read_builtin
 from imagefolder.errors import InputError
 from imagefolder.files import file_sha256
 from reproductions import ablation, folding, linear_probe, table2
@@ -40,7 +40,7 @@ def without_cost(record: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture
 def whole_mini(tiny_mini: Scale, monkeypatch: pytest.MonkeyPatch) -> None:
     """All digits: worker processes read them without the patches of this process."""
-    monkeypatch.setattr(source, "digits", digits)
+    monkeypatch.setattr(source, "read_builtin", read_builtin)
 
 
 def test_equal_seeds_give_equal_records(
