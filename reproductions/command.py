@@ -62,13 +62,13 @@ def run_table(table: Table, options: Options) -> int:
     if options.dry_run:
         way.finish()
         return 0
+    from leaderboard.report import build_report  # pandas and matplotlib: after the plan, while there is still memory
+
     if options.fresh:
         for plan in possible:
             set_aside(plan.row)
     failed = _run(tasks, possible, way)
     if is_main():
-        from leaderboard.report import build_report  # pandas and matplotlib, which the plan need not wait for
-
         for name, why in failed.items():
             print(f"error: {name}: {why}", file=sys.stderr)
         paths = build_report(options.output, read_records(options.output / "records"), REPORTED_CSV)

@@ -181,7 +181,7 @@ def start(
             hook()
         try:
             return command.run_table(table2.TABLE, Options(rows=rows, output=output, **options))
-        except (InputError, OSError) as error:
+        except (InputError, OSError, MemoryError) as error:  # as `imagefolder.cli.command_line`
             print(f"error: {error}", file=sys.stderr)
             return 2
 
