@@ -72,7 +72,7 @@ def run_table(table: Table, options: Options) -> int:
         for name, why in failed.items():
             print(f"error: {name}: {why}", file=sys.stderr)
         paths = build_report(options.output, read_records(options.output / "records"), REPORTED_CSV)
-        print_results(table.name, plans[0].row.scale, options.output)
+        print_results(plans[0].row)
         console.print(f"report: {paths[0]}")
     return 1 if failed else 0
 

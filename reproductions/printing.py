@@ -11,10 +11,10 @@ from rich.table import Table
 
 from imagefolder.progress import console
 from reproductions.recipe import Recipe
-from reproductions.scales import Scale
 
 if TYPE_CHECKING:  # listing rows needs neither torch nor pandas
     from reproductions.plan import RowPlan
+    from reproductions.row import Row
 
 METRICS = ("rFID", "PSNR", "gFID", "IS", "class accuracy", "linear probe accuracy (quantized)")
 
@@ -61,23 +61,37 @@ def machine() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
 
 
-def print_results(table: str, scale: Scale, output: Path) -> None:
-    """The main numbers of the table; the report has all of them."""
+def print_results(row: Row) -> None:
+    """The main numbers of a row's table on its data; the report has all of them.
+
+    Rows evaluated with other numbers of images have columns of their own, and so are printed below the others.
+    """
     from leaderboard.store import read_records
     from leaderboard.tables import measured_frame, metric_labels
 
-    place = table, scale.name, scale.budget_text
-    records = [r for r in read_records(output / "records") if (r.table, r.scale, r.budget) == place]
-    frame, labels = measured_frame(records), metric_labels(records)
+    place = row.table, row.scale.name, row.scale.budget_text, row.dataset.sha256
+    records = [
+        record
+        for record in read_records(row.output / "records")
+        if (record.table, record.scale, record.budget, record.dataset.sha256) == place
+    ]
+    labels = metric_labels(records)
     metrics = [label for name in METRICS for (protocol, *_), label in labels.items() if protocol.metric == name]
-    columns = [*metrics, "positions"]
-    shown = Table(box=None, pad_edge=False)
-    for column in ("row", "seeds", *columns):
-        shown.add_column(column, justify="left" if column == "row" else "right", no_wrap=" " not in column)
-    for line in frame.to_dict("records"):
-        values = [f"{line[column]:.4g}" if line[column] == line[column] else "-" for column in columns]  # NaN: none
-        shown.add_row(line["row"], str(line["n_seeds"]), *values)
-    console.print(shown)
+    lines = measured_frame(records).to_dict("records")
+    known = [frozenset(label for label in metrics if line[label] == line[label]) for line in lines]  # NaN: not measured
+    while known:
+        most = max(known, key=len)
+        columns = [*(label for label in metrics if label in most), "positions"]
+        shown = Table(box=None, pad_edge=False)
+        for column in ("row", "seeds", *columns):
+            shown.add_column(column, justify="left" if column == "row" else "right", no_wrap=" " not in column)
+        for line, have in zip(lines, known, strict=True):
+            if have <= most:
+                values = [f"{line[column]:.4g}" if column in have | {"positions"} else "-" for column in columns]
+                shown.add_row(line["row"], str(line["n_seeds"]), *values)
+        console.print(shown)
+        rest = [(line, have) for line, have in zip(lines, known, strict=True) if not have <= most]
+        lines, known = [line for line, _ in rest], [have for _, have in rest]
 
 
 def _normalising(plan: RowPlan) -> str | None:

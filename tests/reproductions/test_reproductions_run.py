@@ -177,7 +177,7 @@ def test_row_without_a_generator_trains_only_its_tokenizer(
 
 
 def test_given_weights_are_evaluated_as_a_separate_row(
-    finished: Path, table: RunTable, records: Records, executed: list[str]
+    finished: Path, table: RunTable, records: Records, executed: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = records(finished)["vq"]
     models = {c["role"]: str((finished / c["path"]).parent) for c in made["checkpoints"]}
@@ -195,6 +195,8 @@ def test_given_weights_are_evaluated_as_a_separate_row(
     assert {m["n_generated"] for m in given["metrics"]} == {40}
     assert {c["selection"] for c in given["checkpoints"] if c["role"] != "extractor"} == {"given, not selected here"}
     assert "tokenizer_training" not in given["config"]
+    printed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith(("row ", "vq"))]
+    assert printed == ["row", "vq", "row", "vq-given"]  # with columns of their own
 
 
 def test_generator_trained_on_new_crops_needs_no_cached_tokens(
