@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Hashable, Set
 from dataclasses import dataclass
@@ -208,7 +209,7 @@ def _why_not_run(pair: Pair, metric: str, records: list[Record]) -> str:
         first, options = records[0], [f"--rows {' '.join(missing)}"]
         options += [f"--scale {first.scale}"] * (first.scale != "mini")
         options += [f"--budget {first.budget}"] * bool(first.budget)
-        options += ["--data DIR"] * (first.dataset.name != "digits")
+        options += [f"--data {_data(first)}"] * (first.dataset.name != "digits")
         return f"no record; python reproductions/{pair.table}.py {' '.join(options)}"
     problems = []
     for row, members in found.items():
@@ -218,6 +219,12 @@ def _why_not_run(pair: Pair, metric: str, records: list[Record]) -> str:
         elif not any(_value(r, metric) is not None for r in members if r.status == "finished"):
             problems.append(f"{row} has no {metric}")
     return "; ".join(problems) or "the two rows share no finished seed"
+
+
+def _data(record: Record) -> str:
+    """As given to `--data` in the command that wrote the record."""
+    given = re.search(r"--data[ =](\S+)", record.run.command)
+    return given[1] if given else "DIR"
 
 
 def _reported(claim: Claim, reported: pd.DataFrame) -> str:

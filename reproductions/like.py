@@ -91,7 +91,7 @@ def table_like(table: str, *, scale: str | None, budget: Sequence[str] = (), dat
     """
     records = [r for r in read_records(output / "records") if r.status == "finished" and r.added is None and r.metrics]
     members = [r for r in records if r.table == table]
-    run_first = _command(table, scale, data, output)
+    run_first = _command(table, scale, budget, data, output)
     if not members:
         known = ", ".join(dict.fromkeys(r.table for r in records)) or "none"
         raise InputError(f"{output}: no finished row of {table} (tables there: {known}); {run_first}")
@@ -114,12 +114,13 @@ def table_like(table: str, *, scale: str | None, budget: Sequence[str] = (), dat
     return Like(members, splits, extractors_of(published, path), checkpoint, output)
 
 
-def _command(table: str, scale: str | None, data: str, output: Path) -> str:
+def _command(table: str, scale: str | None, budget: Sequence[str], data: str, output: Path) -> str:
     """What to run first, in words."""
     if not re.fullmatch("[a-z0-9_]+", table) or not Path(__file__).with_name(f"{table}.py").is_file():
         return f"{table!r} is no table of this suite"
     words = [f"reproductions/{table}.py", *(["--scale", scale] if scale else [])]
     words += [
+        *(["--budget", *budget] if budget else []),
         *(["--data", data] if data != "digits" else []),
         *(["--output", str(output)] if output != Path("runs") else []),
     ]
