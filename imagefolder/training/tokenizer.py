@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -316,6 +317,8 @@ def new_tokenizer(config: TokenizerConfig, *, pretrained: bool = False) -> Token
 
     From scratch, timm's initialisation (std 0.02, meant for wide models) leaves attention blind to position, and a
     small autoencoder stuck at the mean image for hundreds of steps: Xavier weights and distinct positions avoid that.
+    The positions are sinusoids, because the latents use the same table resampled to their own grid, which tells them
+    where they are only if the table is smooth.
     """
     model = Tokenizer(config)
     for side in (model.encoder, model.decoder):
@@ -327,7 +330,19 @@ def new_tokenizer(config: TokenizerConfig, *, pretrained: bool = False) -> Token
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
         nn.init.normal_(side.vit.pos_embed, std=0.5)
+        table = _sinusoids(config.image_size // config.patch_size, side.vit.embed_dim)
+        with torch.no_grad():
+            side.vit.pos_embed[:, -len(table) :, : table.shape[1]] = table
     return model
+
+
+def _sinusoids(grid: int, width: int) -> Tensor:
+    """Positions of a grid: (grid * grid, 4 * (width // 4)) of RMS 0.5, with periods from 4 to 40 cells."""
+    number = width // 4
+    angles = torch.arange(grid)[:, None] * (math.pi / 2 * 10.0 ** (-torch.arange(number) / number))
+    line = torch.cat([angles.sin(), angles.cos()], dim=1) * 0.5**0.5
+    rows, columns = line[:, None].expand(grid, grid, -1), line.expand(grid, grid, -1)
+    return torch.cat([rows, columns], dim=2).flatten(0, 1)
 
 
 def train_tokenizer(
