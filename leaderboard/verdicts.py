@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
+import shlex
 import statistics
 from collections.abc import Hashable, Set
 from dataclasses import dataclass
@@ -223,8 +223,11 @@ def _why_not_run(pair: Pair, metric: str, records: list[Record]) -> str:
 
 def _data(record: Record) -> str:
     """As given to `--data` in the command that wrote the record."""
-    given = re.search(r"--data[ =](\S+)", record.run.command)
-    return given[1] if given else "DIR"
+    try:
+        words = shlex.split(record.run.command.replace("--data=", "--data "))
+        return shlex.quote(words[words.index("--data") + 1])
+    except (ValueError, IndexError):  # not given, or the command was cut
+        return "DIR"
 
 
 def _reported(claim: Claim, reported: pd.DataFrame) -> str:

@@ -102,15 +102,30 @@ def test_records_without_a_result_do_not_count(make, failed, judged, status):
     assert (finding.values, finding.records) == ((), ())
 
 
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ("--data /my/photos --seeds 0", "/my/photos"),
+        ("--data='/my photos'", "'/my photos'"),
+        ("--seeds 0", "DIR"),
+        ("--data '/cut off", "DIR"),
+        ("--data", "DIR"),
+    ],
+)
+def test_missing_rows_name_the_data_as_it_was_given(make, judged, given, named):
+    record = make("imagefolder")
+    run = record.run.model_copy(update={"command": f"python reproductions/table2.py {given}"})
+    photos = record.dataset.model_copy(update={"name": "photos"})
+    finding = judged([record.model_copy(update={"run": run, "dataset": photos})])
+    assert finding.reason.endswith(f"--rows var --data {named}")
+
+
 def test_missing_rows_and_metrics_are_named(make, metric, judged):
     finding = judged([make("imagefolder")])
     assert (finding.verdict, finding.reason) == ("not run", "no record; python reproductions/table2.py --rows var")
     photos = make("imagefolder").dataset.model_copy(update={"name": "photos"})
     finding = judged([make("imagefolder", scale="small", dataset=photos)])
     assert finding.reason.endswith("--rows var --scale small --data DIR")
-    record = make("imagefolder", dataset=photos)
-    run = record.run.model_copy(update={"command": "python reproductions/table2.py --data /my/photos --seeds 0"})
-    assert judged([record.model_copy(update={"run": run})]).reason.endswith("--rows var --data /my/photos")
     finding = judged([make("imagefolder", scale="laptop", budget="steps=500 samples=100")])
     assert finding.reason.endswith("--rows var --scale laptop --budget steps=500 samples=100")
     finding = judged([make("imagefolder"), make("var", metrics=[metric("PSNR", 20.0)])])

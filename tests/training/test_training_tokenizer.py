@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from stepping import take_step
+from timm.layers.pos_embed import resample_abs_pos_embed
 from tiny import RUN
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from imagefolder.tokenizer.losses import discriminator_loss
 from imagefolder.tokenizer.semantic import Teacher
 from imagefolder.training.loop import fit
 from imagefolder.training.tokenizer import TokenizerTask, new_tokenizer, train_tokenizer
+from imagefolder.zoo import TOKENIZERS
 
 
 def curve(folder: Path) -> list[dict[str, float]]:
@@ -205,3 +207,20 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
     a, b, c = (load_file(tmp_path / name / "model.safetensors") for name in "abc")
     assert not changed(a, b)
     assert changed(a, c)
+
+
+@pytest.mark.parametrize("name", ["mini-MSVR3P2-256", "laptop-MSVR4P2-512", "small-MSVR8P2-1024"])
+def test_positions_of_latents_resemble_those_of_the_patches_below_them(name: str) -> None:
+    config = TOKENIZERS[name]
+    grid, side = config.image_size // config.patch_size, config.latent_side
+    for vit in (new_tokenizer(config).encoder.vit, new_tokenizer(config).decoder.vit):
+        positions = vit.pos_embed.detach()
+        table = positions[0, vit.num_prefix_tokens :]
+        assert float(table.square().mean().sqrt()) == pytest.approx(0.5, rel=1e-3)
+        latents = resample_abs_pos_embed(positions, [side, side], num_prefix_tokens=vit.num_prefix_tokens)
+        latents = latents[0, vit.num_prefix_tokens :, None]
+        similarity, nearest = torch.cosine_similarity(latents, table, dim=-1).max(1)
+        found = torch.stack([nearest // grid, nearest % grid], dim=1) + 0.5
+        centres = torch.cartesian_prod(*[(torch.arange(side) + 0.5) * grid / side] * 2)
+        assert (found - centres).abs().max() <= 1
+        assert similarity.min() > 0.9  # of random positions: 0.5
