@@ -42,11 +42,11 @@ def test_the_names() -> None:
         "MSVR10P2-4096", "MSVR10P2-8192", "MSVR10P2-16384", "MSBR10P2-4096", "MSBR10P2-16384", "VP2-4096", "VP2-16384",
         "VQ-4096", "VQ-8192", "RobustTok", "MSVR10-4096",
         "mini-MSVR3P2-256", "mini-MSVR3-256", "mini-MSBR3P2-256", "mini-VP2-256", "mini-VQ-256", "mini-RobustTok",
-        "laptop-MSVR4P2-512", "laptop-MSVR4-512", "laptop-VQ-512",
+        "laptop-MSVR4P2-4096", "laptop-MSVR4-4096", "laptop-VQ-4096",
         "small-MSVR8P2-1024", "small-MSVR8-1024", "small-VQ-1024",
         "VAR-d17-MSVR10P2-4096", "VAR-d17-MSVR10P2-4096-unfolded", "VAR-d17-MSVR10-4096", "AR-d17-VQ-4096",
         "VAR-mini-MSVR3P2-256", "VAR-mini-MSVR3P2-256-unfolded", "VAR-mini-MSVR3-256", "AR-mini-VQ-256",
-        "VAR-laptop-MSVR4P2-512", "VAR-laptop-MSVR4P2-512-unfolded", "VAR-laptop-MSVR4-512", "AR-laptop-VQ-512",
+        "VAR-laptop-MSVR4P2-4096", "VAR-laptop-MSVR4P2-4096-unfolded", "VAR-laptop-MSVR4-4096", "AR-laptop-VQ-4096",
         "VAR-small-MSVR8P2-1024", "VAR-small-MSVR8P2-1024-unfolded", "VAR-small-MSVR8-1024", "AR-small-VQ-1024",
     ]  # fmt: skip
 
