@@ -88,9 +88,9 @@ _MINI = Scale(
     threads=1,
 )
 
-# As mini: two ordinary cores have no time for a perceptual network or a discriminator. One row takes under an hour
-# there, proxies and evaluation included (41 minutes with AMX). The tokenizer learns faster from many small batches: at
-# equal cost, PSNR is 2 dB higher after 800 steps of 16 than after 400 of 32.
+# As mini: two ordinary cores have no time for a perceptual network or a discriminator. One row takes an hour
+# there, proxies and evaluation included (with AMX). The tokenizer learns faster from many small batches: at equal cost,
+# PSNR is 2 dB higher after 800 steps of 16 than after 400 of 32.
 _LAPTOP = Scale(
     name="laptop",
     tokenizer=TOKENIZERS["laptop-MSVR4P2-4096"],
