@@ -6,9 +6,7 @@ import json
 import multiprocessing
 import random
 import signal
-import time
 from dataclasses import replace
-from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 import pytest
@@ -34,13 +32,19 @@ LOSS = LossConfig(
 EXECUTION = Execution(micro_batch=4, activation_checkpointing=True)
 
 
-class Watched(ArrayImages):
-    """Counts the fetched pieces of batches in shared memory."""
+class Killing(ArrayImages):
+    """Has the system kill the process some time after so many fetched pieces of batches.
 
-    begun: Synchronized
+    The timer is the process's own: a parent that waits for the count, and is itself kept waiting, kills too late.
+    """
+
+    pieces: int
+    delay: float
 
     def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]:
-        self.begun.value += 1
+        self.pieces -= 1
+        if self.pieces == 0:
+            signal.setitimer(signal.ITIMER_REAL, self.delay)  # no handler: as final as SIGKILL
         return super().__getitems__(keys)
 
 
@@ -48,13 +52,13 @@ def evaluate(model: nn.Module) -> float:
     return float(model.decoder.to_pixels.weight[0].sum())
 
 
-def train(folder: Path, pieces_begun: Synchronized) -> None:
-    """Train, in a separate process."""
+def train(folder: Path, pieces: int = 0, delay: float = 0.0) -> None:
+    """Train, in a separate process, which is killed `delay` seconds after it fetched `pieces`, if any."""
     torch.set_num_threads(1)
     imagefolder.training.loop.LOG_EVERY = 1
     torch.manual_seed(6)
-    images = Watched(torch.randint(256, (50, 3, 32, 32), dtype=torch.uint8), torch.zeros(50, dtype=torch.int64))
-    images.begun = pieces_begun
+    images = Killing(torch.randint(256, (50, 3, 32, 32), dtype=torch.uint8), torch.zeros(50, dtype=torch.int64))
+    images.pieces, images.delay = pieces, delay
     teacher = blank_teacher(TOKENIZER)
     options = {"training": TRAINING, "loss": LOSS, "execution": EXECUTION, "evaluate": evaluate, **tiny.RUN}
     train_tokenizer(TOKENIZER, images, folder, teacher=teacher, **options)
@@ -79,23 +83,15 @@ def test_ten_kills_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         resumed_at.append(saved)
         # in the kill-th eleventh of the training, wherever this process resumed
         target = TRAINING.steps * kill // (KILLS + 1) + draws.randrange(TRAINING.steps // (KILLS + 1)) - saved
-        begun = context.Value("q", 0)
-        process = context.Process(target=train, args=(stopped, begun))
+        args = stopped, pieces * max(target, 1), draws.uniform(0.001, 0.03)  # 0 s is no timer
+        process = context.Process(target=train, args=args)
         process.start()
-        deadline = time.monotonic() + PATIENCE
-        while begun.value < pieces * max(target, 1):
-            assert process.is_alive(), f"exited by itself with {process.exitcode}"
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-        time.sleep(draws.uniform(0, 0.1))
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
+        process.join(PATIENCE)
+        assert process.exitcode == -signal.SIGALRM
     assert len(set(resumed_at)) > KILLS // 2  # it resumed and did not start over
 
     for folder in (stopped, whole):
-        begun = context.Value("q", 0)
-        process = context.Process(target=train, args=(folder, begun))
+        process = context.Process(target=train, args=(folder,))
         process.start()
         process.join()
         assert process.exitcode == 0
