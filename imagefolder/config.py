@@ -13,14 +13,13 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from imagefolder.errors import InputError, one_line
 from imagefolder.kinds import LARGEST_CODEBOOK, ORDERS, QUANTIZERS
-from imagefolder.validation import ListToTuple, checked, require, shown
+from imagefolder.validation import ListToTuple, check_kind, check_name, check_scales, checked, require, shown
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -32,6 +31,9 @@ TRAINING_ONLY = {
     "drop_path", "commitment", "commitment_over_scales", "quantizer_dropout", "dropout_start", "semantic", "detail",
     "perturbed_images", "perturbed_codes", "perturbation_depth", "class_dropout", "gamma_init",
 }  # fmt: skip
+
+# Fields that earlier versions did not store; the defaults are what they did
+LATER = {"temperature"}
 
 # Fields of a generator that describe its tokens and are copied from its tokenizer
 TOKEN_FIELDS = ("branches", "scales", "codebook_size", "code_dim")
@@ -109,7 +111,7 @@ class TokenizerConfig:
     """codes are redrawn from this many nearest to the encoder's output (delta)"""
 
     def __post_init__(self) -> None:
-        _check_name(self.name)
+        check_name(self.name)
         require(
             re.fullmatch(r"[A-Za-z0-9_.]{1,100}", self.backbone) is not None,
             f"backbone {shown(self.backbone)} is not the name of a timm architecture (letters, digits, _ and .)",
@@ -122,8 +124,8 @@ class TokenizerConfig:
             self.width is None or self.heads is None or self.width % self.heads == 0,
             f"width {self.width} is not a multiple of heads {self.heads}",
         )
-        _check_scales(self.scales)
-        _check_kind("quantizer", self.quantizer, QUANTIZERS)
+        check_scales(self.scales)
+        check_kind("quantizer", self.quantizer, QUANTIZERS)
         kind = QUANTIZERS[self.quantizer]
         kind.check(self.codebook_size, self.code_dim)
         require(
@@ -211,12 +213,12 @@ class GeneratorConfig:
         return defaults.get(info.field_name or "") if value is None else value
 
     def __post_init__(self) -> None:
-        _check_name(self.name)
+        check_name(self.name)
         require(self.width % self.heads == 0, f"width {self.width} is not a multiple of heads {self.heads}")
         require(int(self.width * self.mlp_ratio) >= 1, f"mlp_ratio {self.mlp_ratio} leaves no channel of {self.width}")
         require(self.drop_path < 1, f"drop_path must be in [0, 1), not {self.drop_path}")
-        _check_scales(self.scales)
-        _check_kind("order", self.order, ORDERS)
+        check_scales(self.scales)
+        check_kind("order", self.order, ORDERS)
         kind = ORDERS[self.order]
         require(
             len(self.scales) == 1 or not kind.single_scale,
@@ -351,6 +353,12 @@ class SamplingConfig:
     top_p: Share = 0.95
     """0 or 1: all tokens"""
     batch_size: Batch = 100
+    temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
+    """divides the logits after guidance, at all scales"""
+
+
+UNGUIDED: dict[str, Any] = {"guidance": 0.0, "top_k": 0, "top_p": 0.0, "temperature": 1.0}
+"""Sampling as the model predicts: without guidance, all tokens possible, at temperature 1."""
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -361,8 +369,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(kind: type[_Config], values: Any, origin: str) -> _Config:
     """Build a configuration from the content of a JSON document.
 
-    Training-only fields may be missing (older versions had fewer). All others are required: a default in place of a
-    lost value could change what trained weights compute.
+    Training-only fields and those of `LATER` may be missing (older versions had fewer). All others are required: a
+    default in place of a lost value could change what trained weights compute.
 
     Raises:
         InputError: not an object, unknown or missing fields, or values out of range; the message names `origin`.
@@ -372,7 +380,7 @@ def from_dict(kind: type[_Config], values: Any, origin: str) -> _Config:
         raise InputError(f"{origin}: expected a {what}, not {shown(values)}")
     fields = [field.name for field in dataclasses.fields(kind)]
     unknown = [name for name in values if name not in fields]
-    missing = [name for name in fields if name not in values and name not in TRAINING_ONLY]
+    missing = [name for name in fields if name not in values and name not in TRAINING_ONLY | LATER]
     for problem, names in (("unknown", unknown), ("missing", missing)):
         if names:
             listed = ", ".join(one_line(name)[:50] for name in names[:10])
@@ -382,20 +390,6 @@ def from_dict(kind: type[_Config], values: Any, origin: str) -> _Config:
         return kind(**values)
     except InputError as error:
         raise InputError(f"{origin}: {error}") from None
-
-
-def _check_name(name: str) -> None:
-    require(name == one_line(name), f"name {shown(name)} is not one line of plain text")
-
-
-def _check_kind(field: str, value: str, known: Mapping[str, object]) -> None:
-    names = [repr(name) for name in known]
-    require(value in known, f"{field} {shown(value)}: must be {', '.join(names[:-1])} or {names[-1]}")
-
-
-def _check_scales(scales: tuple[int, ...]) -> None:
-    require(len(scales) > 0 and min(scales) > 0, f"scales must be positive integers, not {shown(scales)}")
-    require(list(scales) == sorted(scales), f"scales must not shrink: {shown(scales)}")
 
 
 def config_hash(values: dict[str, Any]) -> str:

@@ -35,6 +35,10 @@ PACKAGES = (
 )
 
 
+DEFAULT_THREADS = torch.get_num_threads()
+"""What torch uses unless told otherwise: all cores, or OMP_NUM_THREADS"""
+
+
 def git_state() -> tuple[str | None, bool | None]:
     """Commit of the source tree and whether it has uncommitted changes; (None, None) outside its own checkout."""
     root = Path(__file__).resolve().parent.parent
@@ -63,11 +67,15 @@ def describe() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu": _cpu_name(),
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "memory_gib": round(_total_memory() / 2**30, 1),
+        **hardware(),
     }
+
+
+def hardware() -> dict[str, str | None]:
+    """Names of the processor and of the GPU: "cpu" and "gpu" (None without one)."""
+    return {"cpu": _cpu_name(), "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
 
 
 def reset_peak_memory() -> None:

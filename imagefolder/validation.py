@@ -1,4 +1,4 @@
-"""Dataclasses whose fields are checked on construction."""
+"""Dataclasses whose fields are checked on construction, and checks of several of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import inspect
 import re
 import reprlib
+from collections.abc import Mapping
 from dataclasses import field
 from typing import Any, TypeVar, dataclass_transform
 
@@ -13,7 +14,7 @@ from pydantic import BeforeValidator, ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
-from imagefolder.errors import InputError
+from imagefolder.errors import InputError, one_line
 
 LONGEST = 1000  # items of a list
 _Class = TypeVar("_Class")
@@ -25,6 +26,23 @@ def require(condition: bool, message: str) -> None:
     """`InputError` with the message unless the condition holds."""
     if not condition:
         raise InputError(message)
+
+
+def check_name(name: str) -> None:
+    """`InputError` for a name that is not one line."""
+    require(name == one_line(name), f"name {shown(name)} is not one line of plain text")
+
+
+def check_kind(name: str, value: str, known: Mapping[str, object]) -> None:
+    """`InputError` for a value that is not among the known ones."""
+    *others, last = (repr(each) for each in known)
+    require(value in known, f"{name} {shown(value)}: must be {', '.join(others)} or {last}")
+
+
+def check_scales(scales: tuple[int, ...]) -> None:
+    """`InputError` for sides of token maps that are not positive, or that shrink."""
+    require(len(scales) > 0 and min(scales) > 0, f"scales must be positive integers, not {shown(scales)}")
+    require(list(scales) == sorted(scales), f"scales must not shrink: {shown(scales)}")
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))

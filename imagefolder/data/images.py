@@ -107,6 +107,12 @@ class SomeImages(Dataset):
         self.images.verify()
 
 
+def spread_evenly(images: Images, most: int) -> Images:
+    """At most `most` images of a split, spread evenly over it."""
+    number = len(images)
+    return images if number <= most else SomeImages(images, [i * number // most for i in range(most)])
+
+
 @dataclass(frozen=True)
 class DataSplits:
     """A dataset: training and test images, both without augmentation (trainings see `train.augmented(...)`).

@@ -29,18 +29,18 @@ def evaluate(samples: Annotated[Path, Positional], *, reference: Path, extractor
         samples: folder of PNG files, or npz with arr_0 uint8 (N, H, W, 3)
         reference: real images to compare with, in the same formats, or an npz of statistics
             (VIRTUAL_imagenet256_labeled.npz)
-        extractor: inception (published metrics; needs its weight file), or a proxy extractor's .safetensors
+        extractor: inception (published metrics; needs its weight file), lite0 (EfficientNet-Lite0; needs the extra
+            `lite`), dinov2 (FD-DINOv2; needs its weight file), or a proxy extractor's .safetensors
     """
     from imagefolder.distributed import is_main, join_processes
     from imagefolder.environment import keep_freed_memory
-    from imagefolder.evaluation.inception import inception_extractor
     from imagefolder.evaluation.protocols import evaluate_files
-    from imagefolder.evaluation.proxy import proxy_extractor
+    from imagefolder.evaluation.spaces import named_extractor
     from imagefolder.progress import console
 
     keep_freed_memory()
     join_processes()
-    chosen = inception_extractor() if extractor == "inception" else proxy_extractor(Path(extractor))
+    chosen = named_extractor(extractor)
     result, sha256 = evaluate_files(samples, reference, [chosen])
     if not is_main():
         return

@@ -5,13 +5,14 @@ A new feature space is one module that makes an `Extractor`, and one line in `im
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from imagefolder.errors import InputError
@@ -56,6 +57,8 @@ class Extractor:
         classes: whose classes the logits are for, in words.
         of_data: whether they are the classes of the data, so that the labels of samples can be checked.
         floors: values of metrics between real images, by full name.
+        kept: file with statistics of the training images (`imagefolder.evaluation.reference.write_reference`), for
+            samples of the data that they were measured on; None: they are measured every time.
     """
 
     name: str
@@ -71,6 +74,7 @@ class Extractor:
     classes: str = "the extractor's"
     of_data: bool = False
     floors: dict[str, float] = field(default_factory=dict)
+    kept: Path | None = None
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Activations:
@@ -84,6 +88,21 @@ class Extractor:
     def measures(self, metric: str) -> bool:
         """Whether a metric, named without prefix, is to be measured with this extractor."""
         return self.metrics is None or metric in self.metrics
+
+
+def resized(images: Tensor, side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Images for a network of ImageNet: resized to a square with antialiasing (bicubic, not rounded) and normalised.
+
+    Args:
+        images: uint8 (B, 3, H, W).
+        mean: of each colour in [0, 1]; `std` likewise.
+
+    Returns:
+        float32 (B, 3, side, side).
+    """
+    pixels = F.interpolate(images.float(), size=(side, side), mode="bicubic", antialias=True).clamp(0, 255) / 255
+    shift, scale = (pixels.new_tensor(values)[:, None, None] for values in (mean, std))
+    return (pixels - shift) / scale
 
 
 def default_device() -> torch.device:

@@ -172,6 +172,19 @@ def measure_files(
     return statistics, pixels_sha256([digest for part in gather_objects(digests) for digest in part])
 
 
+def in_batches(images: PngFolder | NpzImages, size: int) -> Iterator[Tensor]:
+    """All images in batches of one size, the last one smaller, whatever the batches they are read in."""
+    waiting: list[Tensor] = []
+    for batch in images.batches(range(len(images))):
+        for image in batch:
+            waiting.append(image)
+            if len(waiting) == size:
+                yield torch.stack(waiting)
+                waiting = []
+    if waiting:
+        yield torch.stack(waiting)
+
+
 def pixel_digests(images: Tensor) -> list[bytes]:
     """sha256 of each image's pixels, uint8 (B, 3, H, W)."""
     return [hashlib.sha256(image.contiguous().numpy().data).digest() for image in images]

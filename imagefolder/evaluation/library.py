@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from imagefolder.checkpoints.hub import HubModel
 from imagefolder.checkpoints.native import native_sha256
+from imagefolder.config import UNGUIDED
 from imagefolder.data.builtin import BUILTIN, read_builtin
 from imagefolder.data.folder import read_data
 from imagefolder.data.images import DataSplits, safe_name, samples_to_uint8, to_float, to_uint8
@@ -23,7 +24,6 @@ from imagefolder.distributed import my_part
 from imagefolder.environment import describe
 from imagefolder.errors import InputError
 from imagefolder.evaluation.extractor import Extractor
-from imagefolder.evaluation.inception import inception_extractor
 from imagefolder.evaluation.protocols import (
     evaluate_files,
     evaluate_reconstruction,
@@ -31,9 +31,8 @@ from imagefolder.evaluation.protocols import (
     measure_reconstructions,
     measure_samples,
 )
-from imagefolder.evaluation.proxy import proxy_extractor
 from imagefolder.evaluation.results import Measurement, Result
-from imagefolder.evaluation.spaces import extractors_for
+from imagefolder.evaluation.spaces import NAMED, extractors_for, named_extractor
 from imagefolder.generator.export import weights_sha256
 from imagefolder.generator.model import Generator
 from imagefolder.generator.sampling import check_seed
@@ -93,13 +92,14 @@ def evaluate(
     (`sample(labels, seed=...)`) is measured against the training images, or ADM's reference of ImageNet with
     Inception: labels are int64 (B,), classes of the data in turn; it returns uint8 images (B, 3, H, W), float ones in
     [0, 1], or an object with them as `images`. Every batch gets a seed of its own. Torch modules get tensors on their
-    device; they must be in evaluation mode.
+    device; they must be in evaluation mode. A `Generator` is measured without guidance as well.
 
     Args:
         model: a `Tokenizer`, a `Generator`, or any object with the methods above; with both, both are measured.
         data: a built-in data set ("digits"), a folder or archive as for training, or what one of them was read to; or a
             torch data set of (image, label) as for `train_tokenizer`, whose items are then both splits.
-        extractor: "inception" for the published metrics (needs its weight file), the .safetensors of a proxy extractor
+        extractor: "inception" for the published metrics (needs its weight file), "lite0" for EfficientNet-Lite0 (the
+            extra `lite`), "dinov2" for FD-DINOv2 (needs its weight file), the .safetensors of a proxy extractor
             as `table2.py` trains it, or None for metrics that need none (PSNR, SSIM, LPIPS).
         samples: number of samples, for a model that samples.
         seed: of the samples.
@@ -149,12 +149,12 @@ def fid(a: str | Path, b: str | Path, *, extractor: str | Path = "inception") ->
     Args:
         a: a folder of PNG files, or an npz with `arr_0` uint8 (N, H, W, 3); at least 10 images.
         b: the same, or an npz of statistics such as ADM's (`mu` and `sigma`).
-        extractor: "inception" (needs its weight file), or the .safetensors of a proxy extractor.
+        extractor: "inception", "lite0" or "dinov2" (each needs its weight file), or the .safetensors of a proxy.
 
     Raises:
         InputError: files that cannot be measured as they are (JPEG, other sizes, damage), or absent weights.
     """
-    chosen = inception_extractor() if extractor == "inception" else proxy_extractor(Path(extractor))
+    chosen = named_extractor(extractor)
     only = replace(chosen, metrics=frozenset({"FID", "gFID"}))  # the latter against ADM's reference
     result, _ = evaluate_files(Path(a), Path(b), [only])
     return result.measurements[0].value
@@ -209,6 +209,8 @@ def _extractors(extractor: str | Path | None, splits: DataSplits) -> list[Extrac
         return []
     if extractor == "inception":
         return extractors_for(None)
+    if extractor in NAMED:
+        return [named_extractor(extractor)]
     path = Path(extractor)
     about = read_classifier(path)[1] if path.with_suffix(".json").exists() else {}
     if about.get("dataset_sha256") == splits.sha256:
@@ -230,7 +232,7 @@ def _evaluate_samples(
     labels = labels_of(classes, splits, model) if isinstance(model, Generator) else classes
     side, part = splits.image_size, my_part(samples)
 
-    def batches() -> Iterator[Tensor]:
+    def batches(sampling: dict[str, Any]) -> Iterator[Tensor]:
         for start in range(part.start, part.stop, batch_size):
             indices = list(range(start, min(start + batch_size, part.stop)))
             if isinstance(model, Generator):
@@ -241,7 +243,14 @@ def _evaluate_samples(
             yield _sampled(getattr(made, "images", made), (len(indices), 3, side, side))
 
     return measure_samples(
-        batches(), splits, extractors, number=samples, size=(side, side), labels=classes, title="sampling"
+        batches(sampling),
+        splits,
+        extractors,
+        number=samples,
+        size=(side, side),
+        labels=classes,
+        title="sampling",
+        unguided=[batches(sampling | UNGUIDED)] if isinstance(model, Generator) else [],
     )
 
 

@@ -9,42 +9,34 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import stdev
 
 import torch
 from torch import Tensor
 
-from imagefolder.config import SamplingConfig
+from imagefolder.config import UNGUIDED, SamplingConfig
 from imagefolder.data.images import DataSplits, Images, samples_to_uint8, to_float, to_uint8
 from imagefolder.data.order import ordered_batches
 from imagefolder.distributed import gather_objects, my_part, sum_over_processes
-from imagefolder.errors import InputError
 from imagefolder.evaluation.extractor import Extractor, default_device
 from imagefolder.evaluation.files import measure_files, open_images
 from imagefolder.evaluation.metrics import frechet, measure_all, metrics_of, needs_features
+from imagefolder.evaluation.neighbours import beside_nearest
 from imagefolder.evaluation.pairs import Pairs
-from imagefolder.evaluation.reference import Reference, published_reference, read_references, reference_of
-from imagefolder.evaluation.results import Result, Usage
+from imagefolder.evaluation.ratio import frechet_ratio
+from imagefolder.evaluation.real import BATCH, sample_references
+from imagefolder.evaluation.reference import IMAGENET_CLASSES, Reference, read_references, reference_of
+from imagefolder.evaluation.results import Measurement, Result, Usage
 from imagefolder.evaluation.statistics import Statistics, measure
 from imagefolder.generator.model import Generator
+from imagefolder.generator.sampling import arguments_of
 from imagefolder.progress import Phase
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.tokenizer.quantizers import usage_and_perplexity
 
-BATCH = 50
+UNGUIDED_METRICS = {"gFID", "IS"}
+UNGUIDED_SUFFIX = " (unguided)"
 RECONSTRUCTIONS_SHOWN, SAMPLES_SHOWN = 40, 100
-IMAGENET_CLASSES = 1000
-
-
-def real_floors(splits: DataSplits, extractors: Sequence[Extractor]) -> dict[str, float]:
-    """Generation metrics of the real test images against the real training images: what no model should beat.
-
-    Returns:
-        Values by full name, for `imagefolder.evaluation.spaces.extractors_for`.
-    """
-    measured = split_statistics(splits.test, extractors, "real test images: features")
-    references = _training_references(splits, extractors)
-    result = measure_all("test images", measured, references, "g", splits.test.labels)
-    return {m.protocol.name: m.value for m in result.measurements}
 
 
 def reconstruction_distance(tokenizer: Tokenizer, splits: DataSplits, extractor: Extractor, title: str) -> float:
@@ -113,14 +105,52 @@ def evaluate_generation(
     samples: int,
     seed: int,
     title: str,
+    unguided: bool = False,
+    sampling_seeds: int = 1,
 ) -> Result:
-    """`measure_samples` of a generator's, all classes in turn, so that any number is as balanced as possible."""
+    """`measure_samples` of a generator's, all classes in turn, so that any number is as balanced as possible.
+
+    Args:
+        unguided: whether to measure samples drawn as the model predicts (`UNGUIDED`) as well.
+        sampling_seeds: number of sets of samples whose gFIDs make its spread; the first one, drawn with `seed`,
+            gives the values.
+    """
     side = generator.tokenizer.config.image_size
     classes = torch.arange(samples) % len(splits.classes)
-    sampler = _Sampler(generator, labels_of(classes, splits, generator), sampling, seed)
-    batches, size = sampler.batches(my_part(samples)), (side, side)
-    result = measure_samples(batches, splits, extractors, number=samples, size=size, labels=classes, title=title)
-    return replace(result, picture=_gathered(sampler.shown), samples_per_second=sampler.over_processes())
+    labels, part = labels_of(classes, splits, generator), my_part(samples)
+    seeds, plain = seeds_of_sampling(seed, sampling_seeds), replace(sampling, **UNGUIDED)
+    first, *further = (_Sampler(generator, labels, sampling, each) for each in seeds)
+    without = [_Sampler(generator, labels, plain, each) for each in seeds] if unguided else []
+    result = measure_samples(
+        first.batches(part),
+        splits,
+        extractors,
+        number=samples,
+        size=(side, side),
+        labels=classes,
+        title=title,
+        further=[each.batches(part) for each in further],
+        unguided=[each.batches(part) for each in without],
+    )
+    shown = _gathered(first.shown)
+    result = replace(result, picture=shown, samples_per_second=first.over_processes())
+    return with_nearest(result, shown, splits)
+
+
+def with_nearest(result: Result, samples: Tensor, splits: DataSplits) -> Result:
+    """A result with a picture of the samples nearest to a training image, if it is known which one that is.
+
+    Args:
+        samples: uint8 (N, 3, H, W), the first ones that were measured.
+    """
+    if result.neighbours is None:
+        return result
+    return replace(result, nearest=beside_nearest(samples, result.neighbours, splits.train))
+
+
+def seeds_of_sampling(seed: int, number: int) -> list[int]:
+    """Seeds of several sets of samples of one model, no two of which belong to models of different (64-bit) seeds."""
+    return [seed + i * 2**64 for i in range(number)]
 
 
 def measure_samples(
@@ -132,21 +162,41 @@ def measure_samples(
     size: tuple[int, int],
     labels: Tensor | None,
     title: str,
+    further: Sequence[Iterable[Tensor]] = (),
+    unguided: Sequence[Iterable[Tensor]] = (),
 ) -> Result:
     """Samples, each extractor comparing them with its reference: all training images, or ADM's reference of ImageNet.
 
     Args:
         batches: this process's part of the samples, uint8 (B, 3, H, W).
-        number: of samples in all processes.
+        number: of samples in all processes, in this and every further set.
         size: height and width of the samples.
         labels: int64 (number,), the classes that they should show; None if that is not known.
+        further: the same samples drawn with other seeds. The standard deviation of gFID over all sets is its spread, in
+            the first feature space only.
+        unguided: samples with the same labels drawn by `UNGUIDED`; the first set gives the values, all the spread.
     """
     extractors = [extractor for extractor in extractors if metrics_of(extractor, "g", number)]
-    references = _sample_references(splits, extractors)
+    references = sample_references(splits, extractors)
     for reference in references:
         reference.check_size(size, "samples")
     measured = measure(batches, extractors, number, title, keep=True)
-    return measure_all("class-balanced samples", measured, references, "g", labels)
+    result = measure_all("class-balanced samples", measured, references, "g", labels)
+    result += frechet_ratio(result)
+    del measured  # holds the features of all samples
+    result = _with_spread(result, further, extractors, references, number, title)
+    if not unguided:
+        return result
+    pairs = zip(map(_only_unguided, extractors), references, strict=True)
+    pairs = [(extractor, reference) for extractor, reference in pairs if metrics_of(extractor, "g", number)]
+    if not pairs:
+        return result
+    extractors, references = [extractor for extractor, _ in pairs], [reference for _, reference in pairs]
+    title, (first, *others) = f"{title} without guidance", unguided
+    measured = measure(first, extractors, number, title, keep=True)
+    plain = measure_all("class-balanced samples", measured, references, "g", labels)
+    plain = _with_spread(plain, others, extractors, references, number, title)
+    return _beside(result, [_as_unguided(measurement) for measurement in plain.measurements])
 
 
 def evaluate_files(samples: Path, reference: Path, extractors: Sequence[Extractor]) -> tuple[Result, str]:
@@ -179,11 +229,47 @@ def _reconstructions(tokenizer: Tokenizer, images: Images, title: str) -> Iterat
             phase.update(done)
 
 
-def split_statistics(images: Images, extractors: Sequence[Extractor], title: str) -> list[Statistics]:
-    """Statistics of a split without augmentation, features kept."""
-    plain = images.plain()
-    batches = (batch for batch, _ in ordered_batches(plain, BATCH, my_part(len(plain))))
-    return measure(batches, extractors, len(plain), title, keep=True)
+def _with_spread(
+    result: Result,
+    further: Sequence[Iterable[Tensor]],
+    extractors: Sequence[Extractor],
+    references: Sequence[Reference],
+    number: int,
+    title: str,
+) -> Result:
+    """A result whose first gFID has the standard deviation over its samples and further sets of them as its spread."""
+    names = [f"{extractor.prefix}gFID" for extractor in extractors[:1]]
+    first = next((m for m in result.measurements if m.protocol.name in names), None)
+    if not further or first is None:
+        return result
+    extractor, reference = extractors[0], references[0]
+    distances = [first.value]
+    for i, batches in enumerate(further, 2):
+        (statistics,) = measure(batches, [extractor], number, f"{title}, set {i} of {len(further) + 1}")
+        distances.append(frechet(statistics.pooled.statistics(), reference.pooled))
+    spread = replace(first, spread=stdev(distances))
+    return replace(result, measurements=[spread if m is first else m for m in result.measurements])
+
+
+def _only_unguided(extractor: Extractor) -> Extractor:
+    known = UNGUIDED_METRICS if extractor.metrics is None else UNGUIDED_METRICS & extractor.metrics
+    return replace(extractor, metrics=frozenset(known))
+
+
+def _as_unguided(measurement: Measurement) -> Measurement:
+    """A value of unguided samples under a name of its own, and a protocol that says how they were drawn."""
+    protocol, drawn = measurement.protocol, "sampled with guidance 0, top-k 0, top-p 0 and temperature 1"
+    name, text = protocol.name + UNGUIDED_SUFFIX, f"{protocol.description}, {drawn}"
+    return replace(measurement, protocol=replace(protocol, name=name, description=text))
+
+
+def _beside(result: Result, unguided: Sequence[Measurement]) -> Result:
+    """A result with the values of unguided samples, each after that of the others."""
+    measurements = list[Measurement]()
+    for measurement in result.measurements:
+        counterpart = measurement.protocol.name + UNGUIDED_SUFFIX
+        measurements += [measurement, *(m for m in unguided if m.protocol.name == counterpart)]
+    return replace(result, measurements=measurements)
 
 
 def codebook_usage(tokens: Tensor, tokenizer: Tokenizer) -> list[Usage]:
@@ -208,19 +294,11 @@ class _Sampler:
 
     def batches(self, part: range) -> Iterator[Tensor]:
         """uint8 (B, 3, H, W)."""
-        settings, step = self.sampling, self.sampling.batch_size
+        settings, step = arguments_of(self.sampling), self.sampling.batch_size
         for start in range(part.start, part.stop, step):
             indices = list(range(start, min(start + step, part.stop)))
             clock = time.monotonic()
-            out = self.generator.sample(
-                self.labels[indices],
-                guidance=settings.guidance,
-                top_k=settings.top_k,
-                top_p=settings.top_p,
-                temperature=1.0,
-                seed=self.seed,
-                indices=indices,
-            )
+            out = self.generator.sample(self.labels[indices], **settings, seed=self.seed, indices=indices)
             images = samples_to_uint8(out.images).cpu()  # the copy waits for the device, so all its work is timed
             if start > part.start or len(part) <= step:  # the first batch includes the warm-up
                 self.seconds += time.monotonic() - clock
@@ -240,28 +318,6 @@ def labels_of(classes: Tensor, splits: DataSplits, generator: Generator) -> Tens
     if splits.imagenet_labels is None or generator.config.num_classes != IMAGENET_CLASSES:
         return classes
     return torch.tensor(splits.imagenet_labels)[classes]
-
-
-def _sample_references(splits: DataSplits, extractors: Sequence[Extractor]) -> list[Reference]:
-    """The reference of each extractor; the training images are read once for all of them."""
-    training = [extractor for extractor in extractors if extractor.reference == "training"]
-    measured = iter(_training_references(splits, training) if training else [])
-    return [next(measured) if e.reference == "training" else _imagenet_reference(splits, e) for e in extractors]
-
-
-def _training_references(splits: DataSplits, extractors: Sequence[Extractor]) -> list[Reference]:
-    measured = split_statistics(splits.train, extractors, "real training images: features")
-    size = (splits.image_size, splits.image_size)
-    return [reference_of(f"{splits.name}/train", "all training images", statistics, size) for statistics in measured]
-
-
-def _imagenet_reference(splits: DataSplits, extractor: Extractor) -> Reference:
-    if len(splits.classes) != IMAGENET_CLASSES:
-        raise InputError(
-            f"{splits.name} has {len(splits.classes)} classes: its samples cannot be compared with ImageNet's "
-            "reference; use a proxy extractor"
-        )
-    return published_reference(extractor)
 
 
 def _gathered(parts: list[Tensor]) -> Tensor:

@@ -7,19 +7,23 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.lib import format as npy
+from safetensors.torch import save_file
 from torch import Tensor
 
 from imagefolder.errors import InputError
 from imagefolder.evaluation.extractor import Extractor
 from imagefolder.evaluation.files import NpzImages, measure_files, npy_header, open_images
 from imagefolder.evaluation.statistics import MeanCovariance, Statistics
-from imagefolder.files import checked_sha256, reading
+from imagefolder.files import checked_sha256, file_sha256, read_json, reading, write_atomically, write_json
+from imagefolder.tensors import read_tensors
 from imagefolder.weights import ADM_REFERENCE, ADM_STATISTICS, find_weights, require, verify
 
-IMAGENET_IMAGES = 1_281_167
+IMAGENET_CLASSES, IMAGENET_IMAGES = 1000, 1_281_167
 MOST_STATISTICS = 2**25  # values of one stored array; Inception's covariance has 2**22
 
 
@@ -33,6 +37,8 @@ class Reference:
         pooled: mean and covariance of their pooled features; `spatial` likewise.
         features: float32 (M, D), for precision, recall and KID; None for stored statistics.
         size: height and width of the images, if known.
+        held_out: float32 (T, D), features of images of the same kind that are not among the real ones (test images), if
+            there are any.
         published: whether published numbers of samples are measured against it.
     """
 
@@ -44,6 +50,7 @@ class Reference:
     features: Tensor | None
     size: tuple[int, int] | None
     published: bool = False
+    held_out: Tensor | None = None
 
     def check_size(self, size: tuple[int, int], what: str) -> None:
         """`InputError` for images of another size, which were cropped differently."""
@@ -59,6 +66,36 @@ def reference_of(name: str, what: str, statistics: Statistics, size: tuple[int, 
     spatial = statistics.spatial.statistics() if statistics.extractor.widths.spatial else None
     features = statistics.features if statistics.keep else None
     return Reference(name, what, statistics.number, statistics.pooled.statistics(), spatial, features, size)
+
+
+def write_reference(path: Path, reference: Reference, about: dict[str, Any]) -> None:
+    """Keep a reference of images in a file of tensors, without spatial features.
+
+    Args:
+        about: JSON values, stored beside it with its sha256.
+    """
+    assert reference.features is not None
+    tensors = {name: torch.from_numpy(value) for name, value in reference.pooled.items()}
+    tensors["features"] = reference.features.contiguous()
+    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+    stored = {"name": reference.name, "what": reference.what, "number": reference.number, "size": reference.size}
+    write_json(path.with_suffix(".json"), {**stored, **about, "sha256": file_sha256(path)})
+
+
+def read_reference(path: Path) -> tuple[Reference, dict[str, Any]]:
+    """What `write_reference` kept, and the document beside it.
+
+    Raises:
+        InputError: one of the files is missing or damaged, or they do not belong together.
+    """
+    about = read_json(path.with_suffix(".json"))
+    with reading(path.with_suffix(".json"), "what is known about a reference"):
+        name, what, number, size = (about[key] for key in ("name", "what", "number", "size"))
+        sha256 = about["sha256"]
+    tensors = read_tensors(path, sha256)
+    with reading(path, "statistics of a reference"):
+        pooled = {key: tensors[key].numpy() for key in ("mu", "sigma")}
+        return Reference(name, what, number, pooled, None, tensors["features"], tuple(size)), about
 
 
 def adm_file() -> str:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from imagefolder.evaluation.extractor import Extractor
+    from imagefolder.evaluation.neighbours import Neighbours
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Measurement:
     Attributes:
         n_real: images behind the reference; 0 if there are none (Inception score) or their number is unknown.
         spread: standard deviation within the value, e.g. over splits.
+        interval: 95 % bootstrap interval over images: how far other images of the same model would move the value.
         floor: the same metric between two sets of real images.
     """
 
@@ -54,6 +56,7 @@ class Measurement:
     n_generated: int
     spread: float | None = None
     floor: float | None = None
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,17 @@ class Result:
 
     Attributes:
         picture: uint8 (N, 3, H, W), images to show.
+        class_accuracies: of samples, by class; None for a class without samples.
+        neighbours: the training image that is nearest to each sample, in the main feature space.
+        nearest: uint8 (2 N, 3, H, W), the samples nearest to a training image, each followed by it.
         notes: what was not measured, and why.
     """
 
     measurements: list[Measurement]
     picture: Tensor | None = None
+    class_accuracies: list[float | None] = field(default_factory=list)
+    neighbours: Neighbours | None = None
+    nearest: Tensor | None = None
     usage: list[Usage] = field(default_factory=list)
     samples_per_second: float = 0.0
     notes: list[str] = field(default_factory=list)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from imagefolder.config import Factor, GeneratorConfig, SamplingConfig, Share
+from imagefolder.config import UNGUIDED, Factor, GeneratorConfig, SamplingConfig, Share
 from imagefolder.errors import InputError
 from imagefolder.kinds import ORDERS
 from imagefolder.validation import ListToTuple, checked, shown
@@ -31,6 +31,11 @@ class Sampling:
     top_p: Share = 0.95
     temperature: float | Annotated[tuple[float, ...], ListToTuple] = 1.0
     """one for all scales, or one per scale"""
+
+
+def arguments_of(settings: SamplingConfig) -> dict[str, Any]:
+    """Sampling settings as arguments of `Generator.sample` and `Sampling`: all but the batch size."""
+    return {name: getattr(settings, name) for name in UNGUIDED}
 
 
 def check_sampling(

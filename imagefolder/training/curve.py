@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from imagefolder.config import Logger
 from imagefolder.distributed import is_main
@@ -13,6 +16,21 @@ from imagefolder.files import write_atomically, writing
 from imagefolder.training.loggers import open_log
 
 CURVE = "curve.jsonl"
+
+Watch = Callable[[int, dict[str, float]], None]
+"""Gets every point of a curve, in the process that writes it: the step, and the values by name."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Metrics of a few images while a model trains, for its curve: a training gone wrong is seen early.
+
+    `measure` is called by all processes with the averaged model in eval mode, after every `every` steps, and returns
+    values by name. They decide nothing, and their time does not count as training.
+    """
+
+    every: int
+    measure: Callable[[Any], dict[str, float]]
 
 
 class Curve:
@@ -22,8 +40,8 @@ class Curve:
     if it cannot be written.
     """
 
-    def __init__(self, folder: Path, start: int, logger: Logger = "tensorboard") -> None:
-        self._path, self._outputs = folder / CURVE, None
+    def __init__(self, folder: Path, start: int, logger: Logger = "tensorboard", watch: Watch | None = None) -> None:
+        self._path, self._outputs, self._watch = folder / CURVE, None, watch
         if is_main():
             _trim(self._path, start)
             log = open_log(logger, folder, start)
@@ -46,6 +64,8 @@ class Curve:
         with writing(self._path):
             lines.write(json.dumps({"step": step, **values}) + "\n")
             log.add({**values, **learning_rates}, step)
+        if self._watch is not None:
+            self._watch(step, values)
 
     def flush(self) -> None:
         """Make sure that the points so far survive the end of this process and a loss of power."""

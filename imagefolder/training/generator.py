@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,11 @@ from imagefolder.generator.model import Generator
 from imagefolder.generator.sampling import Sampling
 from imagefolder.numerics import any_seed
 from imagefolder.tokenizer.model import Tokenizer
+from imagefolder.training.curve import Preview, Watch
 from imagefolder.training.loop import DEFAULT_EXECUTION, finish, fit
 from imagefolder.training.task import Batch, Step, TrainingTask, adamw, mean_over_pieces, update
+
+T = TypeVar("T")
 
 
 class GeneratorTask(TrainingTask):
@@ -80,6 +83,8 @@ def train_generator(
     sampling: Sampling | None = None,
     execution: Execution = DEFAULT_EXECUTION,
     evaluate: Callable[[Generator], float] | None = None,
+    watch: Watch | None = None,
+    preview: Preview | None = None,
 ) -> None:
     """Train a generator from scratch and write its EMA weights into `folder`, with `about` in the config beside them.
 
@@ -90,23 +95,26 @@ def train_generator(
             (B, 3, H, W) and labels.
         about: JSON values; a saved state is resumed only if they are the same (for example the tokenizer's sha256).
         classes, sampling: of the generator; stored, and without effect on the training.
-        evaluate: called as in `fit`, with the generator.
+        evaluate, preview: called as in `fit`, with the generator.
 
     The other arguments and the errors are those of `fit`.
     """
     torch.manual_seed(any_seed(seed))
     generator = Generator(config, tokenizer, classes=classes, sampling=sampling)
     judge = None if evaluate is None else _of_transformer(evaluate, generator)
+    if preview is not None:
+        preview = Preview(preview.every, _of_transformer(preview.measure, generator))
     task = GeneratorTask(generator, training)
     task.settings["about"] = about
-    averaged, summary = fit(task, tokens, folder, seed=seed, title=title, execution=execution, evaluate=judge)
+    options = {"execution": execution, "evaluate": judge, "watch": watch, "preview": preview}
+    averaged, summary = fit(task, tokens, folder, seed=seed, title=title, **options)
     finish(task, folder, averaged, summary, generator.about() if is_main() else {})
 
 
-def _of_transformer(evaluate: Callable[[Generator], float], generator: Generator) -> Callable[[Any], float]:
+def _of_transformer(evaluate: Callable[[Generator], T], generator: Generator) -> Callable[[Any], T]:
     """The evaluation of a transformer: that of the generator with it in place of its own."""
 
-    def judge(transformer: Any) -> float:
+    def judge(transformer: Any) -> T:
         trained, generator.transformer = generator.transformer, transformer
         try:
             return evaluate(generator.eval())

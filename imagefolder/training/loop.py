@@ -43,7 +43,7 @@ from imagefolder.files import remove_half_written
 from imagefolder.interruption import Stopped, stop_requested
 from imagefolder.numerics import any_seed
 from imagefolder.progress import Phase
-from imagefolder.training.curve import Curve
+from imagefolder.training.curve import Curve, Preview, Watch
 from imagefolder.training.sanity import report_zero_losses, require_finite_losses, require_finite_weights
 from imagefolder.training.state import BEST, PREVIOUS, STATE, StateFile, remove_state
 from imagefolder.training.task import Step, TrainingTask
@@ -84,6 +84,8 @@ def fit(
     title: str,
     execution: Execution = DEFAULT_EXECUTION,
     evaluate: Callable[[nn.Module], float] | None = None,
+    watch: Watch | None = None,
+    preview: Preview | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Train a model, resuming from the state saved in `folder` if there is one.
 
@@ -96,11 +98,13 @@ def fit(
         title: shown with the progress.
         evaluate: called by all processes with the model in eval mode, averaged or raw as `config.select_by` says, every
             `config.evaluate_every` steps and at the end; lower is better, and the value of rank 0 counts.
+        watch: called by rank 0 with every point of `curve.jsonl`.
+        preview: further values for the curve.
 
     Returns:
         The averaged (EMA) model in eval mode, of the last step or, with `evaluate`, of the step with the lowest value
-        (the first of equals), and {"seconds", "losses" of the last step, "peak_memory_mib", "selected_step",
-        "selected_value" (None without `evaluate`)}.
+        (the first of equals), and {"seconds" (without previews), "losses" of the last step, "peak_memory_mib" (with
+        them), "selected_step", "selected_value" (None without `evaluate`)}.
 
     Raises:
         InputError: a precision this machine lacks, a batch that does not divide, a saved state of other settings.
@@ -135,9 +139,10 @@ def fit(
     reset_peak_memory()
     stop = _StopAgreement(accelerator.device)
     logged: dict[str, float] = {}
+    previewed: dict[str, float] = {}
     pieces = pieces_per_process(config.batch_size, world_size(), execution.micro_batch)
     runner = _Runner(task, images, accelerator, seed=seed, start=start, pieces=pieces)
-    with Curve(folder, start, execution.logger) as curve, Phase(title, config.steps, start) as phase:
+    with Curve(folder, start, execution.logger, watch) as curve, Phase(title, config.steps, start) as phase:
         for done in range(start + 1, config.steps + 1):
             losses = runner.step(done - 1)
             averages.update(model)
@@ -145,18 +150,25 @@ def fit(
             saving = done % config.checkpoint_every == 0 and not last
             due = last or (config.evaluate_every > 0 and done % config.evaluate_every == 0)
             evaluate_now = evaluate if due else None
-            writing = saving or last or evaluate_now is not None or done % LOG_EVERY == 0
+            preview_now = preview if preview is not None and done % preview.every == 0 else None
+            measuring = evaluate_now is not None or preview_now is not None
+            writing = saving or last or measuring or done % LOG_EVERY == 0
             stopping = not last and stop.agreed()
             if writing or stopping:
                 first, logged = not logged, _over_processes(losses)
                 require_finite_losses(logged, done - 1, folder)
                 if first and is_main():
                     report_zero_losses(title, logged, done)
-            if saving or stopping or last or evaluate_now is not None:
+            if saving or stopping or last or measuring:
                 require_finite_weights(_state(task, model, averaged, accelerator, step=done), folder)
-            phase.update(done, logged)
+            if preview_now is not None:
+                began = time.monotonic()
+                with torch.no_grad():
+                    previewed = preview_now.measure(averaged.eval())
+                clock += time.monotonic() - began
+            phase.update(done, {**logged, **previewed})
             if writing:
-                values = dict(logged)
+                values = {**logged, **previewed} if preview_now is not None else dict(logged)
                 if evaluate_now is not None:
                     with torch.no_grad():
                         value = evaluate_now((averaged if config.select_by == "averaged" else model).eval())

@@ -33,6 +33,7 @@ from imagefolder.tokenizer.model import Tokenizer, TrainingOutput
 from imagefolder.tokenizer.quantizers import Perturbation, codebook_entropy, floor_of_share
 from imagefolder.tokenizer.semantic import Teacher, pretrained_vit
 from imagefolder.tokenizer.vit import ViT
+from imagefolder.training.curve import Preview, Watch
 from imagefolder.training.loop import DEFAULT_EXECUTION, finish, fit
 from imagefolder.training.schedule import adversarial_step, discriminator_rate
 from imagefolder.training.task import Batch, Step, TrainingTask, adamw, mean_over_pieces, update
@@ -361,6 +362,8 @@ def train_tokenizer(
     about: dict[str, Any],
     execution: Execution = DEFAULT_EXECUTION,
     evaluate: Callable[[nn.Module], float] | None = None,
+    watch: Watch | None = None,
+    preview: Preview | None = None,
 ) -> None:
     """Train a tokenizer and write its EMA weights into `folder`, with `about` in the config beside them.
 
@@ -371,7 +374,7 @@ def train_tokenizer(
         features: frozen network under the discriminator's heads, see `TokenizerTask`.
         pretrained: start from the backbone's published weights.
         about: JSON values; a saved state is resumed only if they are the same (for example the teacher's sha256).
-        evaluate: called as in `fit`, with the tokenizer.
+        evaluate, preview: called as in `fit`, with the tokenizer.
 
     The other arguments and the errors are those of `fit`.
     """
@@ -381,5 +384,6 @@ def train_tokenizer(
     model = new_tokenizer(config, pretrained=pretrained)
     task = TokenizerTask(model, training, loss, teacher=teacher, detail_teacher=detail_teacher, features=features)
     task.settings["about"] = about
-    averaged, summary = fit(task, images, folder, seed=seed, title=title, execution=execution, evaluate=evaluate)
+    options = {"execution": execution, "evaluate": evaluate, "watch": watch, "preview": preview}
+    averaged, summary = fit(task, images, folder, seed=seed, title=title, **options)
     finish(task, folder, averaged, summary)

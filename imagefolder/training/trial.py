@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ from dataclasses import dataclass
 import torch
 
 from imagefolder.config import Execution
-from imagefolder.distributed import gather_objects, world_size
+from imagefolder.data.images import BatchSource
+from imagefolder.data.order import BatchPart, pieces_per_process, training_batches
+from imagefolder.distributed import gather_objects, rank, world_size
 from imagefolder.environment import peak_memory_mib, reset_peak_memory, synchronize
 from imagefolder.memory import SHARE, free_memory
 from imagefolder.training.loop import DEFAULT_EXECUTION, accelerator_for, prepare
@@ -99,8 +102,28 @@ class Trial:
             pieces = -(-size // self.micro_batch) if self.micro_batch else 1
             chosen = torch.arange(size - size % pieces, device=device) % len(labels)
             parts = list(zip(inputs[chosen].chunk(pieces), labels[chosen].chunk(pieces), strict=True))
-            self.task.model.train()
-            self.task.step(parts, Step(number, pieces, self.accelerator, generator))
-            self.averages.update(self.model)
+            self._step(parts, number, generator)
 
         return measure(run, self.task.training.batch_size // world_size(), times, device)
+
+    def steps(self, source: BatchSource, number: int, most: int) -> Callable[[], None]:
+        """A function that takes the step `number`, counted from 0, whenever it is called, at most `most` times.
+
+        Every call takes the next whole batch of `source`, in the order of a training, and moves it to the device.
+        """
+        batch_size, generator = self.task.training.batch_size, torch.Generator()
+        count = pieces_per_process(batch_size, world_size(), self.micro_batch)
+        part = BatchPart(rank(), world_size(), count)
+        batches = iter(training_batches(source, batch_size, 0, 0, most, part=part))
+        place = {"device": self.accelerator.device, "non_blocking": True}
+
+        def step() -> None:
+            pieces = itertools.islice(batches, count)
+            self._step([(inputs.to(**place), labels.to(**place)) for inputs, labels in pieces], number, generator)
+
+        return step
+
+    def _step(self, pieces: list[Batch], number: int, generator: torch.Generator) -> None:
+        self.task.model.train()
+        self.task.step(pieces, Step(number, len(pieces), self.accelerator, generator))
+        self.averages.update(self.model)

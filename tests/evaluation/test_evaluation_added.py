@@ -12,7 +12,7 @@ import torch
 from commands import run
 from PIL import Image
 
-import imagefolder.evaluation.protocols as protocols
+import imagefolder.evaluation.real as real
 from imagefolder import weights
 from imagefolder.data.images import DataSplits
 from imagefolder.environment import describe
@@ -38,7 +38,7 @@ def noise() -> np.ndarray:
 @pytest.fixture
 def data(tmp_path: Path, noise: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Images of two classes, in place of ImageNet's thousand."""
-    monkeypatch.setattr(protocols, "IMAGENET_CLASSES", 2)
+    monkeypatch.setattr(real, "IMAGENET_CLASSES", 2)
     for i, image in enumerate(noise[: 2 * NUMBER]):
         folder = tmp_path / "images" / ("train" if i < NUMBER else "val") / str(i % 2)
         folder.mkdir(parents=True, exist_ok=True)

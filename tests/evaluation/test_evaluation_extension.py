@@ -18,7 +18,8 @@ from imagefolder.evaluation.extractor import Extractor, Widths
 from imagefolder.evaluation.metrics import SetMetric, Sets, frechet
 from imagefolder.evaluation.pairs import PairMetric
 from imagefolder.evaluation.perturbation import evaluate_perturbation
-from imagefolder.evaluation.protocols import evaluate_files, evaluate_generation, evaluate_reconstruction, real_floors
+from imagefolder.evaluation.protocols import evaluate_files, evaluate_generation, evaluate_reconstruction
+from imagefolder.evaluation.real import real_floors
 from imagefolder.evaluation.results import Measurement, Result
 from imagefolder.evaluation.spaces import extractors_for
 from imagefolder.generator.model import Generator
@@ -80,7 +81,8 @@ def test_another_feature_space_is_measured_beside_the_proxy_in_one_pass(
     generation = sample(generator, few, extractors)
     samples = by_name(generation)
     assert [name for name in samples if not name.startswith("proxy-")] == [
-        "class accuracy", "colour-gFID", "colour-precision", "colour-recall", "colour-gKID",
+        "class accuracy", "worst class accuracy", "colour-gFID", "colour-precision", "colour-recall", "colour-gKID",
+        "colour-training neighbour ratio", "colour-mode coverage",
     ]  # fmt: skip
     measured = samples["colour-gFID"]
     assert measured.value == pytest.approx(colour_distance(generation.picture, few.train.images), rel=1e-4)

@@ -186,7 +186,7 @@ def test_published_metrics_of_samples(
     measured = values(result)
     assert {name: numbers[1:] for name, numbers in measured.items()} == {
         "gFID": (1_281_167, 10), "sFID": (1_281_167, 10), "IS": (0, 10), "precision": (10, 10), "recall": (10, 10),
-        "gKID": (10, 10),
+        "gKID": (10, 10), "mode coverage": (10, 10), "training neighbour ratio": (10, 10),
     }  # fmt: skip
     samples, real = inception(result.picture), inception(images)  # the stored statistics are of these images
     assert measured["gFID"][0] == pytest.approx(frechet_of_few(samples.pooled, real.pooled), rel=1e-4)

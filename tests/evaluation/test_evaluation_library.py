@@ -91,12 +91,14 @@ def test_our_generator_is_measured_as_in_the_tables(
 ) -> None:
     sampling = SamplingConfig(guidance=1.0, top_k=0, top_p=0.9, batch_size=25)
     expected = values(
-        evaluate_generation(generator, few, [proxy], sampling=sampling, samples=40, seed=4, title="sampling")
+        evaluate_generation(
+            generator, few, [proxy], sampling=sampling, samples=40, seed=4, title="sampling", unguided=True
+        )
     )
     settings = {"guidance": 1.0, "top_k": 0, "top_p": 0.9}
     result = imagefolder.evaluate(generator, few, extractor=extractor, samples=40, seed=4, batch_size=25, **settings)
     assert found(result).items() <= expected.items()
-    assert set(expected) - set(result.metrics) == {key for key in expected if key.startswith("class accuracy")}
+    assert set(expected) - set(result.metrics) == {key for key in expected if "class accuracy" in key}
     assert result.provenance["seed"] == 4
     assert result.provenance["sampling"] == {**settings, "temperature": 1.0}
 
@@ -152,7 +154,8 @@ def test_a_torch_data_set_is_both_splits(few: DataSplits, extractor: Path) -> No
     data = TensorDataset(images, labels)
     result = imagefolder.evaluate(Sampler(few), data, extractor=extractor, image_size=32, samples=60)
     expected = imagefolder.evaluate(Sampler(few), few, extractor=extractor, samples=60)
-    assert list(found(result).values()) == list(found(expected).values())
+    without = [value for key, value in found(expected).items() if "training neighbour ratio" not in key]
+    assert list(found(result).values()) == without  # the ratio needs test images that are not training images
     assert all("/TensorDataset/train" in key for key in result.metrics)
     exact = imagefolder.evaluate(Wrong(lambda x: x), data, extractor=extractor, image_size=32)
     assert exact["proxy-rFID"] == pytest.approx(0, abs=1e-4)

@@ -15,7 +15,8 @@ from imagefolder.data.images import DataSplits, to_float, to_uint8
 from imagefolder.evaluation.extractor import Extractor
 from imagefolder.evaluation.fidelity import fidelity
 from imagefolder.evaluation.pairs import psnr
-from imagefolder.evaluation.protocols import evaluate_generation, evaluate_reconstruction, real_floors
+from imagefolder.evaluation.protocols import evaluate_generation, evaluate_reconstruction
+from imagefolder.evaluation.real import real_floors
 from imagefolder.evaluation.results import Measurement, Protocol, Result
 from imagefolder.evaluation.spaces import extractors_for
 from imagefolder.files import file_sha256
@@ -57,6 +58,7 @@ def test_proxy_values_carry_the_extractors_hash_and_the_evaluators_version(
     assert set(by_name(reconstruction)) == {"proxy-rFID", "proxy-rKID", "PSNR", "SSIM"}
     assert set(by_name(generation)) == {
         "proxy-gFID", "proxy-gKID", "proxy-IS", "proxy-precision", "proxy-recall", "class accuracy",
+        "worst class accuracy", "proxy-training neighbour ratio", "proxy-mode coverage",
     }  # fmt: skip
     for name, measurement in measured.items():
         protocol = measurement.protocol
@@ -74,7 +76,7 @@ def test_every_value_carries_its_numbers_of_images(reconstruction: Result, gener
         ("digits/test", 120, 120)
     }
     assert {(m.protocol.reference, m.n_generated) for m in generation.measurements} == {("digits/train", 60)}
-    without = {"proxy-IS", "class accuracy"}  # which no real images enter
+    without = {"proxy-IS", "class accuracy", "worst class accuracy"}  # which no real images enter
     assert {m.protocol.name: m.n_real for m in generation.measurements} == {
         name: 0 if name in without else 200 for name in by_name(generation)
     }

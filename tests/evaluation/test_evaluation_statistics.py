@@ -26,8 +26,9 @@ from imagefolder.evaluation.extractor import Extractor
 from imagefolder.evaluation.fidelity import fidelity
 from imagefolder.evaluation.metrics import frechet, kernel_distance, precision_recall
 from imagefolder.evaluation.perturbation import evaluate_perturbation
-from imagefolder.evaluation.protocols import evaluate_generation, evaluate_reconstruction, split_statistics
+from imagefolder.evaluation.protocols import evaluate_generation, evaluate_reconstruction
 from imagefolder.evaluation.proxy import proxy_extractor
+from imagefolder.evaluation.real import split_statistics
 from imagefolder.evaluation.statistics import InceptionScore, Moments, Statistics
 from imagefolder.generator.model import Generator
 from imagefolder.tokenizer.model import Tokenizer

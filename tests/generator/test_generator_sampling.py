@@ -48,3 +48,14 @@ def test_uniform_numbers_belong_to_the_image():
     assert torch.equal(uniforms(7, [5], 2, 14)[0], together[2])
     assert not torch.equal(uniforms(8, [5], 2, 14)[0], together[2])
     assert len({image_seed(s, i) for s in range(20) for i in range(500)}) == 10_000
+
+
+@pytest.mark.parametrize(("temperature", "power"), [(0.5, 2.0), (2.0, 0.5)])
+def test_temperature_sharpens_or_flattens_a_known_distribution(temperature: float, power: float) -> None:
+    """Dividing logits by T raises probabilities to the power 1 / T."""
+    n = 20_000
+    u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    found = torch.bincount(draw((LOGITS / temperature).expand(n, 5), u, 0, 0.0), minlength=5) / n
+    expected = PROBABILITIES**power / (PROBABILITIES**power).sum()
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
+    assert (found.max() > PROBABILITIES.max()) == (temperature < 1)
