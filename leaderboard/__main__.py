@@ -15,7 +15,12 @@ from leaderboard.reported import REPORTED_CSV
 from leaderboard.store import RecordError, read_records, read_speed
 
 
-def main(output: Path = Path("runs"), reported: Path = REPORTED_CSV, all_kinds: bool = False) -> int:
+def main(
+    output: Path = Path("runs"),
+    reported: Path = REPORTED_CSV,
+    all_kinds: bool = False,
+    compare: tuple[Path, ...] = (),
+) -> int:
     """Build report.html, report.md, leaderboard.csv, claims.csv and speed.csv from the stored records.
 
     Unusable records are named and left out. The exit code is 2 if no record is usable. Further commands, each with its
@@ -27,7 +32,11 @@ def main(output: Path = Path("runs"), reported: Path = REPORTED_CSV, all_kinds: 
         output: folder with records/, pictures/ and speed/; the report is written there.
         reported: CSV file of published numbers.
         all_kinds: also list reported GANs, one-step systems, tokenizers, ablations and references.
+        compare: build no report, but print what changed between two folders (A B): output folders, records, or
+            leaderboard/reference.
     """
+    if compare:
+        return _compare(compare)
     records = read_records(output / "records")
     speed = read_speed(output / "speed")
     if not records and not speed:
@@ -42,6 +51,16 @@ def main(output: Path = Path("runs"), reported: Path = REPORTED_CSV, all_kinds: 
 
     for path in build_report(output, records, reported, all_kinds=all_kinds, speed=speed):
         print(one_line(path))
+    return 0
+
+
+def _compare(folders: tuple[Path, ...]) -> int:
+    from leaderboard.compare import compare_folders
+
+    if len(folders) != 2:
+        raise InputError(f"--compare needs two folders, A and B, but got {len(folders)}")
+    for line in compare_folders(*folders):
+        print(line)
     return 0
 
 
@@ -178,7 +197,28 @@ def card(
         print(one_line(path))
 
 
-COMMANDS = {"add": add, "images": images, "validate": validate, "card": card}
+def reference(runs: Annotated[Path | None, Positional] = None, *, check: bool = False) -> None:
+    """For maintainers: make the reference that ships with the project from an output folder, or say what is stale.
+
+    Args:
+        runs: output folder; its tables, data sets and models replace those of the reference
+        check: print which files of the reference were made by other code or by earlier protocols
+    """
+    from leaderboard.reference_files import make_reference
+    from leaderboard.references import stale_references
+    from reproductions.versions import code_hashes
+
+    if (runs is None) != check:
+        raise InputError("name an output folder to make the reference from, or give --check")
+    if runs is not None:
+        for path in make_reference(runs):
+            print(one_line(path))
+        return
+    for line in stale_references(code_hashes()) or ["the reference is of this code"]:
+        print(one_line(line))
+
+
+COMMANDS = {"add": add, "images": images, "validate": validate, "card": card, "reference": reference}
 
 
 def _typed(name: str) -> str:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from leaderboard.verdicts import VERDICTS, Finding
-from leaderboard.view import count, number
+from leaderboard.cells import count, number, signed
+from leaderboard.verdicts import SPEED, VERDICTS, Finding
 
-UNITS = {"samples_per_second": "samples/s"}
+UNITS = {SPEED: "samples/s"}
 
 
 @dataclass
@@ -24,6 +24,10 @@ class ClaimRow:
     measured: str
     difference: str
     spread: str
+    interval: str
+    """of the difference, if a test has one"""
+    p: str
+    """of the test, and corrected"""
     records: list[tuple[str, tuple[str, ...]]]
     """row name and record names of both rows, in the order of the seeds"""
 
@@ -34,6 +38,7 @@ class ClaimTable:
 
     title: str
     counts: str
+    """of every verdict, and of the tests that p is corrected for"""
     rows: list[ClaimRow]
 
 
@@ -51,6 +56,8 @@ def claim_tables(findings: list[Finding]) -> list[ClaimTable]:
         members = sorted(members, key=lambda finding: finding.verdict == "not run")
         verdicts = [finding.verdict for finding in members]
         counts = ", ".join(f"{v}: {verdicts.count(v)}" for v in VERDICTS if v in verdicts)
+        if tests := sum(not math.isnan(finding.corrected) for finding in members):
+            counts += f"; p corrected for {tests} test{'s' * (tests > 1)}"
         tables.append(ClaimTable(f"{scale} · {dataset}{suffix}", counts, [_row(finding) for finding in members]))
     return tables
 
@@ -59,7 +66,7 @@ def _row(finding: Finding) -> ClaimRow:
     pair, n = finding.pair, {key[2] for key in finding.keys}
     metric = UNITS.get(finding.metric, finding.metric) + (f" (n\u00a0{n.pop()})" if len(n) == 1 else "")
     records = [(name, finding.records[side::2]) for side, name in enumerate((pair.row, pair.other)) if finding.records]
-    row = ClaimRow(finding, metric, f"{pair.table}: {pair.row} against {pair.other}", "", "", "", records)
+    row = ClaimRow(finding, metric, f"{pair.table}: {pair.row} against {pair.other}", "", "", "", "", "", records)
     if not finding.values:
         return row
     means = [statistics.fmean(side) for side in zip(*finding.values, strict=True)]
@@ -68,9 +75,16 @@ def _row(finding: Finding) -> ClaimRow:
         row.measured, row.difference = " against ".join(map(count, means)), f"{gap:+,.0f}"
         return row
     row.measured = " against ".join(number(mean, like) for mean in means)
-    row.difference = ("+" if gap > 0 else "") + number(gap, like)
+    row.difference = signed(gap, like)
     row.spread = f"± {number(_spread(finding.differences), like)}"
+    if (test := finding.test) and test.has_spread:
+        row.interval = f"{signed(test.low, like)} to {signed(test.high, like)}"
+        row.p = _p(test.p) + ("" if math.isnan(finding.corrected) else f", corrected {_p(finding.corrected)}")
     return row
+
+
+def _p(value: float) -> str:
+    return "< 0.0001" if value < 0.0001 else f"{value:.2g}"
 
 
 def _spread(gaps: list[float]) -> float:
@@ -80,12 +94,12 @@ def _spread(gaps: list[float]) -> float:
 def claims_frame(findings: list[Finding]) -> pd.DataFrame:
     """One row per claim, scale and data set: the claimed, reported and measured values, the verdict and its records.
 
-    Differences are the first row minus the other; their spread is over seeds (ddof=1).
+    Differences are the first row minus the other; their spread is over seeds (ddof=1), the interval is the test's.
     """
     rows = []
     for finding in findings:
         claim, pair, gaps = finding.claim, finding.pair, finding.differences
-        sides = list(zip(*finding.values, strict=True)) or [(), ()]
+        sides, test = list(zip(*finding.values, strict=True)) or [(), ()], finding.test
         rows.append(
             {
                 "claim": claim.key, "text": claim.text, "source": claim.source, "paper": finding.paper,
@@ -98,6 +112,8 @@ def claims_frame(findings: list[Finding]) -> pd.DataFrame:
                 "n_generated": " / ".join(dict.fromkeys(str(key[2]) for key in finding.keys)),
                 "row_mean": _mean(sides[0]), "other_mean": _mean(sides[1]),
                 "difference": _mean(gaps), "difference_sd": _spread(gaps),
+                "difference_low": test.low if test else math.nan, "difference_high": test.high if test else math.nan,
+                "p": test.p if test else math.nan, "p_corrected": finding.corrected,
                 "seeds": " ".join(map(str, finding.seeds)), "verdict": finding.verdict, "reason": finding.reason,
                 "records": " ".join(finding.records),
             }

@@ -62,6 +62,26 @@ class Line:
     points: tuple[tuple[float, float], ...]
 
 
+@dataclass(frozen=True)
+class CurvePoint:
+    """One setting of a system; the line goes through those `on_line`, in order."""
+
+    x: float
+    y: float
+    label: str
+    on_line: bool
+    is_default: bool
+    is_chosen: bool
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The settings of one system."""
+
+    label: str
+    points: tuple[CurvePoint, ...]
+
+
 def length_plot(points: list[Point], xlabel: str, ylabel: str) -> str:
     """SVG of a metric against sequence length: a labelled point per row, with error bars if it has a spread."""
     with _style(f"{xlabel}{ylabel}{points}"):
@@ -120,16 +140,45 @@ def line_plot(lines: list[Line], xlabel: str, ylabel: str, *, doubling: bool = F
             axes.set_xscale("log", base=2)
         axes.set_xticks(xs, [f"{x:g}" for x in xs])
         axes.minorticks_off()
-        if min(ys) > 0 and max(ys) > 20 * min(ys):
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
-            axes.yaxis.set_minor_locator(NullLocator())
-        else:
+        if not _logarithmic(axes, ys):
             axes.set_ylim(0, 1.08 * max(ys) or 1)
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), frameon=False, fontsize=10)
+        return _svg(figure)
+
+
+def curve_plot(curves: list[Curve], xlabel: str, ylabel: str, *, page_key: str = "") -> str:
+    """SVG of one metric against another along the settings of every system, with a legend below.
+
+    Points on the line carry their labels; others are hollow. A ring marks the default, a star the chosen setting. The
+    vertical axis is logarithmic if the values span more than a factor of 20. `page_key` as for `bar_plot`.
+    """
+    with _style(f"{page_key}{xlabel}{ylabel}{curves}"):
+        figure, axes = _axes(7.5, 4.6)
+        axes.grid(alpha=0.15, color=INK)
+        for i, curve in enumerate(curves):
+            colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+            line = [point for point in curve.points if point.on_line]
+            axes.plot([p.x for p in line], [p.y for p in line], color=colour, marker=marker, markersize=4, lw=1.2)
+            axes.plot([], [], color=colour, marker=marker, label=curve.label)
+            for p in curve.points:
+                if not p.on_line:
+                    axes.plot(p.x, p.y, color=colour, marker=marker, markersize=4, fillstyle="none", lw=0)
+                if p.is_default:
+                    axes.plot(p.x, p.y, color=INK, marker="o", markersize=11, fillstyle="none", lw=0)
+                if p.is_chosen:
+                    axes.plot(p.x, p.y, color=colour, marker="*", markersize=14, markeredgecolor=INK, lw=0)
+                if p.on_line:
+                    axes.annotate(p.label, (p.x, p.y), (5, 5), textcoords="offset points", fontsize=7, color=colour)
+        axes.plot([], [], color=INK, marker="o", markersize=11, fillstyle="none", lw=0, label="default")
+        chosen = f"chosen: lowest {ylabel}"
+        axes.plot([], [], color="none", marker="*", markersize=14, markeredgecolor=INK, lw=0, label=chosen)
+        ys = [point.y for curve in curves for point in curve.points]
+        _logarithmic(axes, ys)
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.14), frameon=False, fontsize=10, ncols=2)
         return _svg(figure)
 
 
@@ -149,6 +198,17 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
     return figure, axes
+
+
+def _logarithmic(axes: Axes, ys: list[float]) -> bool:
+    """Make the vertical axis logarithmic if the values span more than a factor of 20; returns whether they do."""
+    if min(ys) <= 0 or max(ys) <= 20 * min(ys):
+        return False
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+    return True
 
 
 def _svg(figure: Figure) -> str:

@@ -17,9 +17,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from imagefolder.errors import one_line, shortened
 
 SCHEMA_VERSION = 1
-SPEED_SCHEMA_VERSION = 1
 SCALES = ("mini", "laptop", "small", "full")
 PROXY_EXTRACTOR, PROXY_PREFIX = "proxy-cnn", "proxy-"
+UNGUIDED_SUFFIX = " (unguided)"  # after the name of a metric: of samples drawn without guidance
 LONGEST_BUDGET = 80  # characters of a budget in a file name
 LONGEST = 10_000  # characters of a text; anything longer is neither a name nor a sentence
 DEEPEST = 64  # levels of lists and dictionaries in a configuration
@@ -31,6 +31,10 @@ def _one_line(value: Any) -> Any:
 
 def _cut(value: Any) -> Any:
     return shortened(value, LONGEST) if isinstance(value, str) else value
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value  # as JSON has it
 
 
 def _nested(value: dict[str, Any]) -> dict[str, Any]:
@@ -52,10 +56,14 @@ Settings = Annotated[dict[str, Any], AfterValidator(_nested)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Number = Annotated[float, Field(ge=-1e30, le=1e30)]
 Amount = Annotated[float, Field(ge=0, le=1e30)]
-Seconds = Annotated[float, Field(ge=1e-12, le=1e30)]  # a measured duration, never zero
 
 
-class _Part(BaseModel):
+_VARIANT = re.compile(r"(?P<metric>.+?) \[(?P<group>[^:\]]+): (?P<how>.+)\]")
+
+
+class Part(BaseModel):
+    """A part of a record: strict, immutable, without unknown fields."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
@@ -64,7 +72,7 @@ class _Part(BaseModel):
         return cls.model_validate(source, from_attributes=True)
 
 
-class Protocol(_Part):
+class Protocol(Part):
     """How a metric was computed. Two values may be compared only if their protocols are equal."""
 
     name: Text = Field(description="the metric, after 'proxy-' if the proxy extractor computed it, e.g. 'proxy-gFID'")
@@ -87,24 +95,48 @@ class Protocol(_Part):
         return self.name.removeprefix(PROXY_PREFIX) if self.is_proxy else self.name
 
     @property
+    def variant(self) -> tuple[str, str] | None:
+        """For a metric that is deliberately not measured as everywhere in the suite, in what and how: ("format", "JPEG,
+        quality 95") for 'proxy-gFID [format: JPEG, quality 95]'; otherwise None."""
+        found = _VARIANT.fullmatch(self.name)
+        return (found["group"], found["how"]) if found else None
+
+    @property
+    def usual_name(self) -> str:
+        """The name without its variant."""
+        found = _VARIANT.fullmatch(self.name)
+        return found["metric"] if found else self.name
+
+    @property
+    def usual_metric(self) -> str:
+        """`metric` without its variant."""
+        return self.usual_name.removeprefix(PROXY_PREFIX) if self.is_proxy else self.usual_name
+
+    @property
     def key(self) -> str:
         """The protocol in short, e.g. 'proxy-gFID@1/digits/train/proxy-cnn:ab12cd34'."""
         extractor = f"/{self.extractor}:{self.extractor_sha256[:8]}" if self.extractor and self.extractor_sha256 else ""
         return f"{self.name}@{self.version}/{self.reference}{extractor}"
 
 
-class Metric(_Part):
+class Metric(Part):
     """One measured value."""
 
     protocol: Protocol
     value: Number
-    spread: Amount | None = Field(default=None, description="standard deviation within one evaluation")
+    spread: Amount | None = Field(
+        default=None,
+        description="standard deviation within one evaluation: over splits (IS), subsets (KID), sets of samples (gFID)",
+    )
     n_real: Count = Field(description="number of real images used")
     n_generated: Count = Field(description="number of reconstructed or generated images used")
     floor: Number | None = Field(default=None, description="the same metric between two sets of real images")
+    interval: Annotated[tuple[Number, Number] | None, BeforeValidator(_as_tuple)] = Field(
+        default=None, description="95 % bootstrap interval over images, of this seed alone; None: not computed"
+    )
 
 
-class CodebookUsage(_Part):
+class CodebookUsage(Part):
     """Codebook statistics of one branch at one scale, counted over all tokens of the evaluated images."""
 
     branch: Count
@@ -115,7 +147,7 @@ class CodebookUsage(_Part):
     perplexity: Amount = Field(description="exp of the entropy of the hit counts, 1..codebook size")
 
 
-class Dataset(_Part):
+class Dataset(Part):
     """The images that a model was trained and evaluated on."""
 
     name: Text
@@ -127,7 +159,7 @@ class Dataset(_Part):
     left_out: dict[Text, Count] = Field(default={}, description="reason -> number of files of the data folder left out")
 
 
-class Size(_Part):
+class Size(Part):
     """Sequence length, sampling steps and parameters."""
 
     tokens: Count = Field(description="discrete tokens per image, all branches together")
@@ -138,7 +170,7 @@ class Size(_Part):
     generator_parameters: Count | None = None
 
 
-class Checkpoint(_Part):
+class Checkpoint(Part):
     """A weight file that the numbers were computed with."""
 
     role: Literal["tokenizer", "generator", "teacher", "extractor"]
@@ -147,8 +179,22 @@ class Checkpoint(_Part):
     selection: Text = Field(description="how this state was chosen, e.g. 'EMA weights of the last step'")
 
 
-class Cost(_Part):
-    """Time and memory of the run. Repeating a run changes only this and `run`."""
+class Timed(Part):
+    """A piece of a row's work, timed round by round when all else was done: quartiles over the rounds."""
+
+    q1: Amount
+    median: Amount
+    q3: Amount
+    rounds: Count = Field(ge=1)
+    memory_mib: Amount = Field(description="growth of resident (CPU) or allocated (GPU) memory, with models and data")
+
+
+class Cost(Part):
+    """Time and memory of the run. Repeating a run changes only this and `run`.
+
+    The trainings are those of the row, beside which other rows may have trained. Everything about `sampling` and steps
+    comes from the timing at the end; `samples_per_second` is its median, too, once it is done.
+    """
 
     tokenizer_train_seconds: Amount | None = Field(default=None, description="None if weights were given")
     generator_train_seconds: Amount | None = Field(default=None, description="None without a generator, too")
@@ -159,9 +205,36 @@ class Cost(_Part):
     sample_batch: Count | None = Field(default=None, description="batch size at which samples_per_second was measured")
     tokenizer_shared: bool = Field(description="trained once and used by several rows")
     peak_memory_mib: Amount = Field(description="largest resident set (CPU) or allocated memory (GPU) of any stage")
+    alone: bool | None = Field(
+        default=None, description="the machine did nothing else during the timing; None: not timed, or not known"
+    )
+    other_cores: Amount | None = Field(default=None, description="cores that other processes kept busy meanwhile")
+    threads: Count | None = Field(default=None, description="CPU threads of the timing; None: not timed")
+    sampling: Timed | None = Field(default=None, description="samples per second at `sample_batch`")
+    tokenizer_step: Timed | None = Field(default=None, description="seconds per training step")
+    generator_step: Timed | None = Field(default=None, description="seconds per training step")
+
+    @property
+    def timed(self) -> dict[str, Timed]:
+        """The pieces that were timed, by field."""
+        pieces = {name: getattr(self, name) for name in ("sampling", "tokenizer_step", "generator_step")}
+        return {name: piece for name, piece in pieces.items() if piece is not None}
+
+    @property
+    def tokenizer_step_seconds(self) -> float | None:
+        return self.tokenizer_step and self.tokenizer_step.median
+
+    @property
+    def generator_step_seconds(self) -> float | None:
+        return self.generator_step and self.generator_step.median
+
+    @property
+    def memory_mib(self) -> float | None:
+        """What the piece that needs most memory takes; None if nothing was timed."""
+        return max((piece.memory_mib for piece in self.timed.values()), default=None)
 
 
-class Run(_Part):
+class Run(Part):
     """When, where and with which software the record was made."""
 
     started: Text = Field(description="ISO 8601, UTC")
@@ -192,7 +265,7 @@ def web_address(value: str) -> str:
     return value
 
 
-class Added(_Part):
+class Added(Part):
     """Where the images of a row come from that was not made here, but measured from files."""
 
     author: Text = Field(default="", description="who made them; '' if not said")
@@ -220,7 +293,7 @@ def _each_place_once(usages: list[CodebookUsage]) -> list[CodebookUsage]:
     return usages
 
 
-class Record(_Part):
+class Record(Part):
     """One row of one table at one scale with one seed."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -244,6 +317,10 @@ class Record(_Part):
     checkpoints: list[Checkpoint] = Field(default=[], max_length=100)
     metrics: Annotated[list[Metric], AfterValidator(_each_metric_once)] = Field(default=[], max_length=200)
     codebook_usage: Annotated[list[CodebookUsage], AfterValidator(_each_place_once)] = Field(default=[], max_length=500)
+    class_accuracies: dict[Text, Annotated[Amount, Field(le=1)]] = Field(
+        default={}, max_length=1000, description="class -> share of its samples that the extractor assigns to it"
+    )
+    notes: list[Text] = Field(default=[], max_length=100, description="what was not measured, and why")
     pictures: dict[Text, Text] = Field(
         default={}, max_length=100, description="caption -> PNG path relative to the output folder"
     )
@@ -269,109 +346,9 @@ class Record(_Part):
         return f"{self.scale} [{self.budget}]" if self.budget else self.scale
 
 
-class SpeedRecord(_Part):
-    """The speed of one stage of one model on one machine: one benchmark of a pytest-benchmark file.
-
-    Times are per call, which processes `images` images; quartiles are over the rounds.
-    """
-
-    model_config = ConfigDict(strict=True)
-
-    schema_version: Literal[1] = SPEED_SCHEMA_VERSION
-    benchmark: Text = Field(description="pytest's id of the benchmark")
-    group: Literal["stages", "folding", "growth"]
-    stage: Text = Field(min_length=1, description="what ran, e.g. 'encode' or 'sample: draw'")
-    model: Text = Field(description="name in the zoo; '' without a model")
-    scale: Literal["mini", "laptop", "small", "full", ""] = Field(
-        default="", description="size of the model, 'full' as released; '' without a model, or in earlier records"
-    )
-    device: Literal["cpu", "cuda"]
-    dtype: Literal["float32", "bfloat16"]
-    batch: Count
-    threads: Count = Field(ge=1)
-    images: Count = Field(description="per call")
-    tokens: Count = Field(description="per call, all branches together; 0 if none")
-    flops: Amount = Field(description="operations needed per call; 0 if not meaningful")
-    peak_flops: Amount = Field(description="FLOP/s of a plain matrix product in the same run and dtype")
-    peak_memory_mib: Amount = Field(description="largest resident set (CPU) or allocated memory (GPU)")
-    order: Literal["folded", "unfolded", "one branch", "raster", ""]
-    positions: Count = Field(description="sequence length of the generator; 0 if none")
-    growth: Literal["batch", "scales", "image size", ""]
-    growth_value: Amount
-    median_seconds: Seconds
-    q1_seconds: Seconds
-    q3_seconds: Seconds
-    rounds: Count = Field(ge=1)
-    run: Run
-
-    @property
-    def machine(self) -> tuple[str, str | None, int]:
-        """CPU, GPU and threads. Times are comparable only if these are equal."""
-        return self.run.cpu, self.run.gpu, self.threads
-
-    @property
-    def case(self) -> tuple[str, ...]:
-        """What was measured, apart from the machine. Parts may be empty."""
-        growth = f"growth with {self.growth or 'nothing'} {self.growth_value:g}"
-        return (
-            self.stage,
-            self.model,
-            self.device,
-            self.dtype,
-            f"batch {self.batch}",
-            f"{self.images} images" if self.images != self.batch else "",
-            self.order,
-            {"stages": "", "folding": "folding", "growth": growth}[self.group],
-        )
-
-    @property
-    def label(self) -> str:
-        """The case in one line."""
-        return ", ".join(part for part in self.case if part)
-
-    @property
-    def name(self) -> str:
-        """File name stem: one record per case and machine. Repeating a benchmark replaces it."""
-        machine = hashlib.sha256(repr(self.machine).encode()).hexdigest()[:8]
-        parts = [re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.") for part in self.case]
-        return "-".join(part for part in (*parts, machine) if part)
-
-    @property
-    def seconds_per_image(self) -> float | None:
-        return self.median_seconds / self.images if self.images else None
-
-    @property
-    def images_per_second(self) -> float | None:
-        return self.images / self.median_seconds if self.images else None
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        return self.tokens / self.median_seconds if self.tokens else None
-
-    @property
-    def gflops(self) -> float | None:
-        """Billions of needed operations per second."""
-        return self.flops / self.median_seconds / 1e9 if self.flops else None
-
-    @property
-    def fraction_of_peak(self) -> float | None:
-        """Operations needed, divided by time and by the machine's rate in a plain matrix product."""
-        return self.fraction_at(self.median_seconds)
-
-    def fraction_at(self, seconds: float) -> float | None:
-        """The fraction of the peak if a call took this long; None without a number of operations."""
-        return self.flops / seconds / self.peak_flops if min(self.flops, self.peak_flops) >= 1 else None
-
-
 def place_name(scale: str, budget: str) -> str:
     """Scale and budget as part of a file name: "mini", "mini-steps=500", or with a hash of a long budget."""
     name = budget.replace(" ", "-")
     if len(name) > LONGEST_BUDGET:
         name = f"budget-{hashlib.sha256(budget.encode()).hexdigest()[:12]}"
     return "-".join(filter(None, (scale, name)))
-
-
-def machine_text(machine: tuple[str, str | None, int]) -> str:
-    """A `SpeedRecord.machine` in words."""
-    cpu, gpu, threads = machine
-    return f"{gpu or 'no GPU'}, {cpu}, {threads} thread{'' if threads == 1 else 's'}"

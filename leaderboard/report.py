@@ -13,15 +13,20 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from imagefolder.errors import one_line, printable
 from imagefolder.files import write_text
+from leaderboard.cells import number
 from leaderboard.claims_view import claim_tables, claims_frame
-from leaderboard.record import Record, SpeedRecord, machine_text
+from leaderboard.evaluators_view import SENTENCE as EVALUATORS_SENTENCE
+from leaderboard.evaluators_view import evaluator_tables, evaluators_frame, split_evaluators
+from leaderboard.reading import page_html, section_of
+from leaderboard.record import Record
 from leaderboard.reported import FAMILIES, REPORTED_LABELS, reported_frame, reported_rows
+from leaderboard.speed_record import SpeedRecord, machine_text
 from leaderboard.speed_view import SENTENCES, commit_text, speed_frame, speed_machines
 from leaderboard.store import Records, read_speed
-from leaderboard.tables import group_rows, leaderboard_frame, metric_key
+from leaderboard.tables import group_rows, how_timed, leaderboard_frame, metric_key
 from leaderboard.text import markdown_text, spreadsheet_text
 from leaderboard.verdicts import RULE, VERDICTS, evaluate_claims
-from leaderboard.view import dataset_text, measured_tables, number
+from leaderboard.view import dataset_text, measured_tables
 
 TITLE = "ImageFolder: measured and reported results"
 HELP = (
@@ -29,8 +34,10 @@ HELP = (
     "network: they are comparable only if the extractor's hash is the same, and never with Inception metrics.",
     "rFID (reconstructions) and gFID (samples) are measured against different real images, which are listed under "
     "Protocols; gFID can therefore be lower than rFID.",
-    "± is the standard deviation over seeds (-: a single seed). The best mean of a column is bold, regardless of the "
-    "spread; arrows show which direction is better.",
+    "± is the standard deviation over seeds (-: a single seed). [low, high] over images: a single seed, with the 95 % "
+    "bootstrap interval over images of a Frechet distance, which tells how far other images of the same model would "
+    "move the value, and nothing of other seeds: those usually move it further. The best mean of a column is bold, "
+    "regardless of the spread; arrows show which direction is better.",
     "Real images (train vs test): the same metric between two sets of real images. A value close to it cannot be "
     "distinguished from a perfect one with this number of images.",
     "Codebook usage is the share of codes hit at least once, averaged over branches and scales. Positions is the "
@@ -62,7 +69,8 @@ def build_report(
 
     Args:
         output: folder for `report.html` and `report.md`, for `leaderboard.csv` and `claims.csv` if there are records,
-            and for `speed.csv` if there are speed records; paths of pictures are relative to it.
+            for `evaluators.csv` if some are of evaluators, and for `speed.csv` if there are speed records; paths of
+            pictures are relative to it.
         records: the results to show.
         reported_csv: CSV file of published numbers.
         all_kinds: also list reported GANs, one-step systems, tokenizers, ablations and references.
@@ -73,7 +81,8 @@ def build_report(
     """
     reported = reported_frame(reported_csv, all_kinds)
     everything = reported_frame(reported_csv, all_kinds=True)
-    findings = evaluate_claims(records, everything)
+    evaluators, compared = split_evaluators(records)
+    findings = evaluate_claims(compared, everything)
     speed = read_speed(output / "speed") if speed is None else speed
     left_out = [line for found in (records, speed) if isinstance(found, Records) for line in found.left_out]
     for line in left_out:
@@ -86,13 +95,16 @@ def build_report(
         "claims": claim_tables(findings),
         "claims_rule": RULE,
         "verdicts": VERDICTS,
-        "tables": measured_tables(records, output, everything),
+        "tables": measured_tables(compared, output, everything),
+        "evaluators": evaluator_tables(evaluators),
+        "evaluators_sentence": EVALUATORS_SENTENCE,
+        "reading": page_html(),
         "reported_sentence": REPORTED_SENTENCE,
         "reported_columns": REPORTED_LABELS,
         "reported": reported_rows(reported),
         "families": [f for f in (*FAMILIES, "other") if f in set(reported["family"])],
         "kinds": sorted(set(reported["kind"])),
-        "protocols": _protocols(records),
+        "protocols": _protocols(compared),
         "records": records,
         "anchors": {record.name: f"record-{i}" for i, record in enumerate(records, 1)},
         "speed_sentences": SENTENCES,
@@ -109,14 +121,17 @@ def build_report(
     )
     environment.filters |= {
         "md": markdown_text, "pretty": _pretty, "number": number, "commit": commit_text, "dataset": dataset_text,
+        "section": section_of, "how_timed": lambda record: how_timed([record]),
     }  # fmt: skip
     texts = {
         "report.html": environment.get_template("report.html.j2").render(view),
         "report.md": environment.get_template("report.md.j2").render(view),
     }
-    if records:
-        texts["leaderboard.csv"] = _harmless(leaderboard_frame(records, reported)).convert_dtypes().to_csv(index=False)
+    if compared:
+        texts["leaderboard.csv"] = _harmless(leaderboard_frame(compared, reported)).convert_dtypes().to_csv(index=False)
         texts["claims.csv"] = _harmless(claims_frame(findings)).to_csv(index=False)
+    if evaluators:
+        texts["evaluators.csv"] = _harmless(evaluators_frame(evaluators)).convert_dtypes().to_csv(index=False)
     if speed:
         texts["speed.csv"] = _harmless(speed_frame(speed)).to_csv(index=False)
     return [write_text(output / name, text) for name, text in texts.items()]

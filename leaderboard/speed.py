@@ -14,7 +14,8 @@ from tyro.conf import Positional
 
 from imagefolder.cli import subcommands
 from imagefolder.errors import one_line, reason, shortened
-from leaderboard.record import Run, SpeedRecord, machine_text
+from leaderboard.record import Run
+from leaderboard.speed_record import SpeedRecord, machine_text
 from leaderboard.store import RecordError, first_problem, read_json, write_record
 
 NOISE = 0.03  # medians closer than this count as equal, however narrow their quartiles
@@ -161,12 +162,15 @@ def _seconds_text(record: SpeedRecord | None) -> str:
     if record is None:
         return ""
     milliseconds = 1000 * record.median_seconds
-    return f"{milliseconds:,.0f} ms" if milliseconds >= 1000 else f"{milliseconds:.4g} ms"
+    text = f"{milliseconds:,.0f} ms" if milliseconds >= 1000 else f"{milliseconds:.4g} ms"
+    return text if record.is_steady else f"{text}, unsteady"
 
 
 def _fraction_text(record: SpeedRecord | None) -> str:
     fraction = record.fraction_of_peak if record else None
-    return "" if fraction is None else f"{100 * fraction:.3g} %"
+    if record is None or fraction is None:
+        return ""
+    return f"{100 * fraction:.3g} %{'' if record.is_steady else ', unsteady'}"
 
 
 def add(file: Positional[Path], output: Path = Path("runs")) -> int:
@@ -179,6 +183,8 @@ def add(file: Positional[Path], output: Path = Path("runs")) -> int:
     records = read_benchmarks(file)
     for record in records:
         write_record(output / "speed", record)
+        if not record.is_steady:
+            print(one_line(f"unsteady: {record.label}: its quartiles lie far apart, on an idle machine they would not"))
     again = "python -m leaderboard" + ("" if output == Path("runs") else f" --output {shlex.quote(str(output))}")
     number = f"{len(records)} record{'s' * (len(records) > 1)}"
     print(one_line(f"{number} stored in {output / 'speed'}; `{again}` builds the report"))

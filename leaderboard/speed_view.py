@@ -8,16 +8,24 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from leaderboard.cells import Cell
 from leaderboard.plots import Bar, Line, bar_plot, line_plot
-from leaderboard.record import SpeedRecord, machine_text
-from leaderboard.view import Cell
+from leaderboard.speed_record import STEADY, SpeedRecord, machine_text
 
 SENTENCES = (
     "Fraction of peak: operations needed divided by time and by what the same machine reached in a plain matrix "
     "product of the same dtype in the same run. Blank: the time of this stage does not depend on its operations.",
     "Times are medians over the rounds of a benchmark, with quartiles in small print. Times of different machines, "
-    "batches or dtypes are not comparable. Peak memory is the process's resident set (CPU) or allocated memory (GPU).",
+    "batches or dtypes are not comparable.",
+    f"Unsteady: the quartiles lie more than {STEADY:.0%} of the median apart, although the case was repeated: other "
+    "work ran on the machine, or its clock changed.",
+    "Memory is what the case added to the process's resident set (CPU) or allocated memory (GPU), beyond the model. "
+    "Earlier records have only the peak of the whole process.",
 )
+UNSTEADY = "unsteady"
+DERIVED = (
+    "seconds_per_image", "images_per_second", "tokens_per_second", "gflops", "fraction_of_peak", "is_steady",
+)  # fmt: skip
 TITLES = {"stages": "Stages", "folding": "Folded and unfolded prediction", "growth": "Growth"}
 
 
@@ -60,7 +68,7 @@ def speed_frame(speed: list[SpeedRecord]) -> pd.DataFrame:
     rows = []
     for record in speed:
         values = record.model_dump(exclude={"run", "schema_version"})
-        for name in ("seconds_per_image", "images_per_second", "tokens_per_second", "gflops", "fraction_of_peak"):
+        for name in DERIVED:
             values[name] = getattr(record, name)
         run = record.run
         values |= {"cpu": run.cpu, "gpu": run.gpu, "commit": commit_text(record, short=False), "measured": run.finished}
@@ -135,10 +143,15 @@ def _table(group: str, records: list[SpeedRecord]) -> SpeedTable:
     column("tokens/s", lambda r: figure(r.tokens_per_second))
     column("GFLOP/s", lambda r: figure(r.gflops))
     column("fraction of matmul peak", lambda r: _per_cent(r.fraction_of_peak))
-    column("peak memory MiB", lambda r: figure(r.peak_memory_mib))
+    column("memory MiB", lambda r: figure(r.memory_growth_mib), needed=False)
+    column("peak of the process MiB", _peak_of_earlier, needed=False)
     column("commit", commit_text, number=False)
     rows = [[cells[i] for _, _, cells in columns] for i in range(len(records))]
     return SpeedTable(group, TITLES[group], [(label, number) for label, number, _ in columns], rows)
+
+
+def _peak_of_earlier(record: SpeedRecord) -> str:
+    return "" if record.memory_growth_mib is not None else figure(record.peak_memory_mib)
 
 
 def _milliseconds(record: SpeedRecord) -> Cell:
@@ -147,7 +160,7 @@ def _milliseconds(record: SpeedRecord) -> Cell:
     low, median, high = (
         figure(1000 * s / record.images) for s in (record.q1_seconds, record.median_seconds, record.q3_seconds)
     )
-    return Cell(median, f"({low}–{high})")
+    return Cell(median, f"({low}–{high})" + ("" if record.is_steady else f" {UNSTEADY}"))
 
 
 def _per_cent(fraction: float | None) -> str:

@@ -21,7 +21,8 @@ from pydantic import ValidationError
 from imagefolder.errors import InputError, reason, shortened
 from imagefolder.files import CHECKSUM, read_text, sealed, unwritable, write_text
 from imagefolder.locks import file_lock
-from leaderboard.record import SCALES, Record, SpeedRecord
+from leaderboard.record import SCALES, Record
+from leaderboard.speed_record import SpeedRecord
 
 Kind = TypeVar("Kind", Record, SpeedRecord)
 STAGES = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Any
 
 import pandas as pd
@@ -11,6 +12,7 @@ import pandas as pd
 from leaderboard.record import Metric, Protocol, Record
 from leaderboard.reported import OPTIONAL_NUMBERS, OPTIONAL_TEXT, REPORTED_NUMBERS
 from leaderboard.store import RecordError
+from leaderboard.text import without_seed
 
 # Two values share a column only if these are equal: under the same protocol, FID still depends on the number of images.
 MetricKey = tuple[Protocol, int, int]
@@ -21,14 +23,21 @@ COST_COLUMNS = (
     "tokenizer_train_seconds",
     "generator_train_seconds",
     "evaluation_seconds",
+    "tokenizer_step_seconds",
+    "generator_step_seconds",
     "samples_per_second",
+    "memory_mib",
     "peak_memory_mib",
 )
+BUSY = "while other work ran"
+NOT_TIMED = "not timed alone"
+LITE_PREFIX, LITE_IMAGES = "lite0-", 5_000
+UNRANKED = {"training neighbour ratio"}  # neither copies of training images nor images unlike any are best
 IDENTITY_COLUMNS = (
     "table", "scale", "budget", "dataset", "dataset_sha256", "row", "label", "note", "config", "seeds", "n_seeds",
     "failed", "not_run",
 )  # fmt: skip
-METRIC_PARTS = ("sd", "seeds", "n_real", "n_generated", "floor")  # in addition to the mean
+METRIC_PARTS = ("sd", "seeds", "low", "high", "n_real", "n_generated", "floor")  # in addition to the mean
 PROVENANCE_COLUMNS = ("records", "commit", "config_sha256", "started", "hardware", "protocols", "added")
 _NAMES = {
     "gfid": "gFID", "is": "IS", "tokenizer_rfid": "rFID", "tokenizer_pfid": "pFID",
@@ -39,7 +48,7 @@ REPORTED_COLUMNS = {
     for name in (*REPORTED_NUMBERS[1:], *OPTIONAL_NUMBERS, "tokens", "codebook", "cfg")
 }
 OTHER_COLUMNS = (
-    "origin", "codebook_usage", "kind", "year", "arxiv", "source", "verified", *PROVENANCE_COLUMNS,
+    "origin", "codebook_usage", "speed", "kind", "year", "arxiv", "source", "verified", *PROVENANCE_COLUMNS,
     *REPORTED_COLUMNS.values(),
 )  # fmt: skip
 
@@ -47,6 +56,15 @@ OTHER_COLUMNS = (
 def metric_key(metric: Metric) -> MetricKey:
     """What must be equal for two values to be aggregated or compared."""
     return metric.protocol, metric.n_real, metric.n_generated
+
+
+def may_be_best(key: MetricKey) -> bool:
+    """Whether a best value is marked: not of `UNRANKED` metrics, nor of EfficientNet-Lite0's 1280 features with few
+    images on either side."""
+    protocol, n_real, n_generated = key
+    if protocol.metric in UNRANKED:
+        return False
+    return not protocol.name.startswith(LITE_PREFIX) or min(n for n in (n_real, n_generated) if n) >= LITE_IMAGES
 
 
 def metric_labels(records: list[Record]) -> dict[MetricKey, str]:
@@ -94,14 +112,8 @@ def table_key(record: Record) -> TableKey:
 
 def config_key(record: Record) -> str:
     """Short hash of the configuration without its seeds: only runs that differ in nothing else form one row."""
-    text = json.dumps(_without_seed(record.config), sort_keys=True, default=str)
+    text = json.dumps(without_seed(record.config), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _without_seed(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_seed(item) for key, item in value.items() if key != "seed"}
-    return [_without_seed(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def group_rows(records: list[Record]) -> list[list[Record]]:
@@ -145,8 +157,9 @@ def measured_frame(records: list[Record]) -> pd.DataFrame:
     """One row per table, row, scale, budget and data set, aggregated over seeds.
 
     Each metric has the columns `<label>` (mean), `<label> sd` (ddof=1, NaN for one seed), `<label> seeds`,
-    `<label> n_real`, `<label> n_generated` and `<label> floor`. Records that failed or were not run appear only in
-    `failed` and `not_run`. `codebook_usage` is the mean share over all branches and scales.
+    `<label> low` and `<label> high` (interval over images, for one seed only), `<label> n_real`, `<label> n_generated`
+    and `<label> floor`. Records that failed or were not run appear only in `failed` and `not_run`. `codebook_usage` is
+    the mean share over all branches and scales. `speed` says how time and memory were measured.
     """
     labels = metric_labels(records)
     rows = []
@@ -165,8 +178,18 @@ def measured_frame(records: list[Record]) -> pd.DataFrame:
             row[name] = _mean([getattr(r.size, name) for r in finished if r.size])
         for name in COST_COLUMNS:
             row[name] = _mean([getattr(r.cost, name) for r in finished if r.cost])
+        row["speed"] = how_timed(finished)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def how_timed(records: list[Record]) -> str:
+    """How the speed and memory of a row were measured: "alone", `BUSY` or `NOT_TIMED` (earlier records, or it is not
+    known) in at least one of its seeds; "" without any."""
+    found = {record.cost.alone for record in records if record.cost}
+    if False in found:
+        return BUSY
+    return NOT_TIMED if None in found else "alone" if found else ""
 
 
 def reasons(group: list[Record], status: str) -> str:
@@ -190,10 +213,13 @@ def _aggregate(label: str, finished: list[Record], key: MetricKey) -> dict[str, 
     if len(set(names)) < len(names):  # one seed would count twice
         raise RecordError(f"a record among {', '.join(sorted(set(names)))} carries {key[0].key} twice; repeat the run")
     values = pd.Series([m.value for _, m in found], dtype=float)
+    low, high = (found[0][1].interval if len(found) == 1 else None) or (math.nan, math.nan)
     return {
         label: values.mean(),
         f"{label} sd": values.std(),
         f"{label} seeds": len(found),
+        f"{label} low": low,
+        f"{label} high": high,
         f"{label} n_real": key[1] if found else None,
         f"{label} n_generated": key[2] if found else None,
         f"{label} floor": _mean([m.floor for _, m in found if m.floor is not None]),

@@ -21,19 +21,14 @@ from pydantic import BaseModel, ValidationError
 from imagefolder.errors import one_line, reason, shortened
 from imagefolder.files import CHECKSUM, sealed
 from leaderboard.pictures import read_picture
-from leaderboard.record import (
-    PROXY_EXTRACTOR,
-    PROXY_PREFIX,
-    Checkpoint,
-    Dataset,
-    Metric,
-    Record,
-    SpeedRecord,
-)
+from leaderboard.record import PROXY_EXTRACTOR, PROXY_PREFIX, UNGUIDED_SUFFIX, Checkpoint, Dataset, Metric, Record
 from leaderboard.reported import INCEPTION_SHA256
+from leaderboard.speed_record import SpeedRecord
 from leaderboard.store import read_json
 
 CLEAN_INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"  # clean-fid's file
+LITE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+HASHES = {"clean": ("Inception", {CLEAN_INCEPTION_SHA256}), "lite0": ("EfficientNet-Lite0", {LITE_SHA256})}
 MOST = 200  # problems listed of one file
 NEVER = 1e-9  # a distance of equal sets may round to a little below zero
 
@@ -62,16 +57,25 @@ def _share(space: Space, version: int = 1) -> Known:
 
 _KERNEL = Known(1, False, None, None, "features")  # unbiased: it can be negative
 METRICS = {
+    "FID": _distance(),
     "rFID": _distance(), "gFID": _distance(), "pFID": _distance(2), "sFID": _distance(), "clean-rFID": _distance(),
     "IS": Known(1, True, 1, 1008, "features"), "precision": _share("features"), "recall": _share("features"),
     "rKID": _KERNEL, "gKID": _KERNEL,
-    "class accuracy": _share("classes"),
+    "lite0-rFID": _distance(), "lite0-gFID": _distance(), "lite0-gKID": _KERNEL,
+    "lite0-IS": Known(1, True, 1, 1000, "features"),
+    "dinov2-rFID": _distance(), "dinov2-gFID": _distance(),
+    "dinov2-precision": _share("features"), "dinov2-recall": _share("features"),
+    "convnext-gFID": _distance(), "mae-gFID": _distance(), "siglip-gFID": _distance(), "clip-gFID": _distance(),
+    "FDr-6": _distance(),
+    "class accuracy": _share("classes"), "worst class accuracy": _share("classes"),
+    "training neighbour ratio": Known(1, True, 0, None, "features"), "mode coverage": _share("features"),
     "linear probe accuracy (continuous)": _share("pixels", 2),
     "linear probe accuracy (quantized)": _share("pixels", 2),
     "PSNR": Known(1, True, 0, 200, "pixels"), "SSIM": Known(1, True, -1, 1, "pixels"),
     "LPIPS": Known(1, False, 0, None, "pixels"),
 }  # fmt: skip
 """By name, without the prefix of proxies"""
+METRICS |= {f"{name}{UNGUIDED_SUFFIX}": known for name, known in METRICS.items() if name.endswith(("gFID", "IS"))}
 
 
 @dataclass
@@ -208,7 +212,7 @@ def _examine_parts(data: dict[str, Any], path: Path, output: Path | None, found:
     for i, metric in metrics:
         where = f"metrics.{i} ({shortened(metric.protocol.name, 40)})"
         found.problems += [f"{where}: {text}" for text in _metric_problems(metric, dataset, checkpoints)]
-        known = METRICS.get(metric.protocol.metric)
+        known = METRICS.get(metric.protocol.usual_metric)
         if known is not None and metric.protocol.version < known.version:
             found.notes.append(
                 f"note: {where}: version {metric.protocol.version} of its protocol is out of date; it does not share a "
@@ -225,7 +229,7 @@ def _examine_parts(data: dict[str, Any], path: Path, output: Path | None, found:
 
 def _metric_problems(metric: Metric, dataset: Dataset | None, checkpoints: list[Checkpoint]) -> Iterator[str]:
     protocol, value = metric.protocol, metric.value
-    known = METRICS.get(protocol.metric)
+    known = METRICS.get(protocol.usual_metric)
     if known is None:
         near = difflib.get_close_matches(protocol.metric, METRICS, n=1)
         guess = f"did you mean {near[0]}?" if near else f"known: {', '.join(METRICS)}"
@@ -237,14 +241,14 @@ def _metric_problems(metric: Metric, dataset: Dataset | None, checkpoints: list[
         yield f"higher_is_better must be {json.dumps(known.higher)}"
     if known.low is not None and value < known.low - NEVER:
         yield f"value {value:g} is impossible: it is at least {known.low:g}"
-    high = known.high
-    if protocol.metric == "IS" and protocol.is_proxy and dataset is not None:
+    high, score = known.high, protocol.usual_metric.removesuffix(UNGUIDED_SUFFIX)
+    if score == "IS" and protocol.is_proxy and dataset is not None:
         high = dataset.classes
     if high is not None and value > high + NEVER:
         yield f"value {value:g} is impossible: it is at most {high:g}"
     if metric.n_generated == 0:
         yield "n_generated is 0: a value needs images"
-    against_images = known.space != "classes" and protocol.metric != "IS"
+    against_images = known.space != "classes" and score not in ("IS", "lite0-IS")
     if against_images and metric.n_real == 0:
         yield "n_real is 0: this metric compares with real images"
     yield from _extractor_problems(metric, known, checkpoints)
@@ -264,11 +268,15 @@ def _extractor_problems(metric: Metric, known: Known, checkpoints: list[Checkpoi
             f"extractor is {shortened(repr(protocol.extractor), 40)}"
         )
     elif known.space == "features" and not protocol.is_proxy:
-        published = {CLEAN_INCEPTION_SHA256} if protocol.name.startswith("clean-") else INCEPTION_SHA256
-        if sha256 not in published:
-            has = f"the sha256 {sha256[:8]}" if sha256 else "no sha256"
+        network, published = _claimed(protocol.name)
+        if protocol.variant is not None:  # such as one that clean-fid computes
+            published = {*published, CLEAN_INCEPTION_SHA256}
+        has = f"the sha256 {sha256[:8]}" if sha256 else "no sha256"
+        if published and sha256 not in published:
             expected = " or ".join(sorted(each[:8] for each in published))
-            yield f"the name claims the published Inception network ({expected}), but the extractor has {has}"
+            yield f"the name claims the published {network} network ({expected}), but the extractor has {has}"
+        elif sha256 is None:
+            yield f"the name claims the published {network} network, but the extractor has {has}"
     elif protocol.is_proxy and sha256 is None:
         yield "extractor_sha256 is missing: values of different proxy extractors are not comparable"
     elif protocol.is_proxy:
@@ -277,15 +285,24 @@ def _extractor_problems(metric: Metric, known: Known, checkpoints: list[Checkpoi
             yield "extractor_sha256 is not that of the record's checkpoint with the role extractor"
 
 
+def _claimed(name: str) -> tuple[str, set[str]]:
+    """The network that the name of a metric claims, and the hashes of its published weights; empty if not known."""
+    first, _, rest = name.partition("-")
+    if rest and first in HASHES:
+        return HASHES[first]
+    known = rest and first in ("dinov2", "convnext", "mae", "siglip", "clip", "FDr")
+    return (first, set()) if known else ("Inception", set(INCEPTION_SHA256))
+
+
 def _number_problems(metric: Metric, dataset: Dataset) -> Iterator[str]:
     """Whether the numbers of images fit the data set."""
     name, n, real = metric.protocol.metric, metric.n_generated, metric.n_real
-    pairs = name in ("rFID", "pFID", "clean-rFID", "rKID", "PSNR", "SSIM", "LPIPS")
+    pairs = name in ("rFID", "pFID", "clean-rFID", "lite0-rFID", "dinov2-rFID", "rKID", "PSNR", "SSIM", "LPIPS")
     if pairs and n > dataset.n_test:
         yield f"n_generated {n:,} is more than the {dataset.n_test:,} test images of the data set"
     if pairs and n != real:
         yield f"{n:,} reconstructions of {real:,} images: the numbers must be equal"
-    if name == "gFID" and metric.protocol.is_proxy and real != dataset.n_train:
+    if name in ("gFID", f"gFID{UNGUIDED_SUFFIX}") and metric.protocol.is_proxy and real != dataset.n_train:
         yield f"n_real {real:,} is not the number of training images of the data set, {dataset.n_train:,}"
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import shlex
-import statistics
-from collections.abc import Hashable, Set
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import pandas as pd
@@ -14,20 +13,37 @@ import pandas as pd
 from leaderboard.claims import CLAIMS, PROBES, Claim, Direction, Pair
 from leaderboard.record import SCALES, Record
 from leaderboard.reported import AFTER_THE_PAPER, COUNTERPARTS, reported_text
+from leaderboard.significance import LEVEL, MIN_SEEDS, MOST_SEEDS, POWER, Test, holm, paired_test, seeds_needed
 from leaderboard.store import RecordError
 from leaderboard.tables import MetricKey, config_key, metric_key
 
-MIN_SEEDS = 3
-STANDARD_ERRORS = 2
+SPEED = "samples_per_second"
 RULE = (
-    "A claim holds if the difference between its two rows, averaged over pairs of equal seeds, has the claimed sign "
-    f"and exceeds {STANDARD_ERRORS} standard errors (spread / √seeds), with at least {MIN_SEEDS} seeds; it does not "
-    "hold if the opposite sign passes the same test; otherwise it is undecided. Sequence lengths are exact: one seed "
-    "decides."
+    "Each claim is a two-sided paired t-test over seeds: of the differences between its two rows, which get the same "
+    "seeds. p is also given corrected (Holm) for the number of claims tested at one scale and budget on one data set, "
+    f"so that the chance of any false decision among them is at most {LEVEL:.0%}. A claim holds, or does not hold, if "
+    f"the corrected p is at most {LEVEL:g} and the difference has the claimed sign, or the opposite one. Leaning: only "
+    f"its own p is; among so many claims, chance alone makes some lean. Undecided: not even that, fewer than "
+    f"{MIN_SEEDS} seeds, or a difference that is the same for every seed, so that its spread is not known. How many "
+    f"seeds would decide: a test with so many does in {POWER:.0%} of cases, if difference and spread are as measured. "
+    "Choose the number beforehand: adding seeds until one decides makes false decisions likelier. Sequence lengths are "
+    "exact: one seed decides, and they are not tests. Speeds count only if measured with nothing running beside."
 )
 
-Verdict = Literal["holds", "does not hold", "undecided", "not comparable", "not run"]
-VERDICTS: tuple[Verdict, ...] = ("holds", "does not hold", "undecided", "not comparable", "not run")
+Verdict = Literal["holds", "does not hold", "leaning", "undecided", "not comparable", "not run"]
+VERDICTS: tuple[Verdict, ...] = ("holds", "does not hold", "leaning", "undecided", "not comparable", "not run")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict by `RULE`, the reason for one that decides nothing, and the test behind it (None: exact numbers); as
+    the fields of `Finding`."""
+
+    verdict: Verdict
+    reason: str = ""
+    test: Test | None = None
+    corrected: float = math.nan
+    """p after Holm's correction; NaN for fewer than `MIN_SEEDS` seeds, which are not part of the family"""
 
 
 @dataclass(frozen=True)
@@ -48,6 +64,10 @@ class Finding:
     values: tuple[tuple[float, float], ...] = ()
     """(row, other) for every seed"""
     seeds: tuple[int, ...] = ()
+    test: Test | None = None
+    """of the differences; None without values, and for exact numbers"""
+    corrected: float = math.nan
+    """the test's p, corrected for all tests of this scale, budget and data set; NaN if it is not one of them"""
     keys: tuple[MetricKey, ...] = ()
     """protocol and numbers of images; empty for sizes and times; more than one makes the values incomparable"""
     records: tuple[str, ...] = ()
@@ -68,26 +88,34 @@ def evaluate_claims(records: list[Record], reported: pd.DataFrame, claims: tuple
     for record in sorted(ours, key=lambda r: (SCALES.index(r.scale), r.budget, r.dataset.name, r.dataset.sha256)):
         key = record.scale, record.budget, record.dataset.name, record.dataset.sha256
         places.setdefault(key, []).append(record)
-    return [_evaluate(claim, members, reported) for members in places.values() for claim in claims]
+    return [finding for members in places.values() for finding in _findings(claims, members, reported)]
 
 
-def _evaluate(claim: Claim, records: list[Record], reported: pd.DataFrame) -> Finding:
-    """A claim over the records of one scale and data set."""
+def _findings(claims: tuple[Claim, ...], records: list[Record], reported: pd.DataFrame) -> list[Finding]:
+    """All claims over the records of one scale, budget and data set, whose tests are corrected together."""
+    findings = [_measured(claim, records, reported) for claim in claims]
+    judgements = iter(judge([(f.claim.direction, f.values) for f in findings if f.values]))
+    return [replace(finding, **vars(next(judgements))) if finding.values else finding for finding in findings]
+
+
+def _measured(claim: Claim, records: list[Record], reported: pd.DataFrame) -> Finding:
+    """The values of a claim over the records of one scale and data set, or why there are none; not judged yet."""
     started = [pair for pair in claim.pairs if any(r.table == pair.table for r in records)]
     names = _names(claim.metric, records)
     candidates = [(pair, name) for pair in started or claim.pairs for name in names]
     pair, metric = next((c for c in candidates if _same_seeds(*c, records)), (candidates[0][0], names[-1]))
     both = _same_seeds(pair, metric, records)
     values: list[tuple[float, float]] = []
-    verdict: Verdict = "not run"
+    verdict, reason = "undecided", ""
     if both:
         try:
             values = paired_values(both, metric, claim.equal)
-            verdict, reason = judge(values, claim.direction)
         except RecordError as error:
             verdict, reason = "not comparable", str(error)
+    elif metric == SPEED and (crowded := _not_alone(pair, records)):
+        verdict, reason = "not comparable", crowded
     else:
-        reason = _why_not_run(pair, metric, records)
+        verdict, reason = "not run", _why_not_run(pair, metric, records)
     used = [record for rows in both for record in rows]
     keys = [key for record in used for key in _metric_keys(record, metric)]
     return Finding(
@@ -108,18 +136,44 @@ def _evaluate(claim: Claim, records: list[Record], reported: pd.DataFrame) -> Fi
     )
 
 
-def judge(values: list[tuple[float, float]], direction: Direction) -> tuple[Verdict, str]:
-    """Verdict by `RULE` over the (row, other) values of every seed, and the reason for one that is undecided."""
-    if direction == "half":
-        return ("holds" if all(2 * row == other for row, other in values) else "does not hold"), ""
-    gains = [(other - row) if direction == "lower" else (row - other) for row, other in values]
-    gain, n = statistics.fmean(gains), len(gains)
+def judge(claims: Sequence[tuple[Direction, Sequence[tuple[float, float]]]]) -> list[Judgement]:
+    """Verdicts by `RULE` on claims that are corrected together: their directions and (row, other) for every seed."""
+    tests = [None if direction == "half" else paired_test(values) for direction, values in claims]
+    family = [i for i, test in enumerate(tests) if test is not None and test.seeds >= MIN_SEEDS]
+    # A difference without spread cannot be decided, and counts as one that chance explains
+    p = [test.p if (test := tests[i]) and test.has_spread else 1.0 for i in family]
+    corrected = dict(zip(family, holm(p).tolist(), strict=True))
+    undecided = sum(value > LEVEL for value in corrected.values())
+    return [
+        _exact(values)
+        if test is None
+        else _decide(test, direction, corrected.get(i), LEVEL / max(1, undecided))  # Holm's level for the next claim
+        for i, ((direction, values), test) in enumerate(zip(claims, tests, strict=True))
+    ]
+
+
+def _exact(values: Sequence[tuple[float, float]]) -> Judgement:
+    return Judgement("holds" if all(2 * row == other for row, other in values) else "does not hold")
+
+
+def _decide(test: Test, direction: Direction, corrected: float | None, level: float) -> Judgement:
+    """The verdict on one claim; `level` is that of a test which would decide it."""
+    gain = -test.mean if direction == "lower" else test.mean
     side = "with the claim" if gain > 0 else "against the claim" if gain < 0 else "no difference"
-    if n < MIN_SEEDS:
-        return "undecided", f"{n} seed{'s' * (n > 1)} of at least {MIN_SEEDS}; {side}"
-    if abs(gain) <= STANDARD_ERRORS * statistics.stdev(gains) / math.sqrt(n):
-        return "undecided", f"within the noise; {side}"
-    return ("holds" if gain > 0 else "does not hold"), ""
+    if corrected is None:
+        reason = f"{test.seeds} seed{'s' * (test.seeds > 1)} of at least {MIN_SEEDS}; {side}"
+        return Judgement("undecided", reason, test)
+    if not test.has_spread:
+        same = f"the same difference for every seed, so its spread is not known; {side}" if gain else "no difference"
+        return Judgement("undecided", same, test, corrected)
+    if corrected <= LEVEL:
+        return Judgement("holds" if gain > 0 else "does not hold", "", test, corrected)
+    needed = seeds_needed(test, level)
+    seeds = f"{needed} seeds" if needed else f"more than {MOST_SEEDS} seeds"
+    needs = f"{seeds} would decide at this spread"
+    if test.p <= LEVEL:
+        return Judgement("leaning", f"{side}; {needs}", test, corrected)
+    return Judgement("undecided", f"within the noise; {side}; {needs}" if gain else "within the noise", test, corrected)
 
 
 def paired_values(
@@ -129,7 +183,7 @@ def paired_values(
 
     Args:
         both: the records of the two rows, paired by seed, all with a value of `metric`.
-        metric: name of a protocol, "positions" or "samples_per_second".
+        metric: name of a protocol, "positions" or `SPEED`.
         equal: a field of `Size` that must be equal in all records.
 
     Raises RecordError (one line) if the values may not be compared: data sets, protocols, numbers of images, training
@@ -143,8 +197,9 @@ def paired_values(
     _require_one("training budgets", {_budget(r) for r in used})
     if equal is not None:
         _require_one(f"numbers of {equal}", {getattr(r.size, equal) if r.size else None for r in used})
-    if metric == "samples_per_second":
-        _require_one("machines or batch sizes", {(r.machine, r.cost.sample_batch) for r in used if r.cost})
+    if metric == SPEED:
+        timings = {(r.machine, r.cost.threads, r.cost.sample_batch) for r in used if r.cost}
+        _require_one("machines, threads or batch sizes", timings)
     keys = {key for r in used for key in _metric_keys(r, metric)}
     _require_one(f"protocols of {metric}", {(protocol.key, protocol.evaluator, a, b) for protocol, a, b in keys})
     _require_one(f"descriptions of {metric}", keys)
@@ -190,8 +245,8 @@ def _metric_keys(record: Record, metric: str) -> list[MetricKey]:
 def _value(record: Record, metric: str) -> float | None:
     if metric == "positions":
         return record.size.positions if record.size else None
-    if metric == "samples_per_second":
-        return record.cost.samples_per_second if record.cost else None
+    if metric == SPEED:  # what other work beside it did to a speed is not known
+        return record.cost.samples_per_second if record.cost and record.cost.alone is True else None
     return next((m.value for m in record.metrics if m.protocol.name == metric), None)
 
 
@@ -199,6 +254,21 @@ def _number(record: Record, metric: str) -> float:
     value = _value(record, metric)
     assert value is not None  # asked for by the callers
     return value
+
+
+def _not_alone(pair: Pair, records: list[Record]) -> str:
+    """Which rows have speeds, but none measured with nothing running beside; "" if a row has no speed at all."""
+    crowded = []
+    for row in (pair.row, pair.other):
+        costs = [r.cost for r in records if (r.table, r.row, r.status) == (pair.table, row, "finished") and r.cost]
+        measured = [cost for cost in costs if cost.samples_per_second is not None]
+        if not measured:
+            return ""
+        if not any(cost.alone for cost in measured):
+            crowded.append(row)
+    if not crowded:
+        return ""
+    return f"speed of {' and '.join(crowded)} not known to be measured alone; run the script again with nothing beside"
 
 
 def _why_not_run(pair: Pair, metric: str, records: list[Record]) -> str:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable
+import statistics
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from leaderboard.cells import Cell, Column, arrow, count, has_value, mark_best, number
 from leaderboard.claims import PROBES
+from leaderboard.costs import cost_columns
+from leaderboard.noise import sampling_remarks, training_remarks
 from leaderboard.pictures import read_picture
 from leaderboard.plots import Point, length_plot
 from leaderboard.record import Dataset, Record
+from leaderboard.references import RULE as REFERENCE_RULE
+from leaderboard.references import RowBeside, table_beside
 from leaderboard.reported import (
     AFTER_THE_PAPER,
     COUNTERPARTS,
@@ -24,13 +30,16 @@ from leaderboard.reported import (
     reported_length,
     reported_text,
 )  # fmt: skip
+from leaderboard.sampling_view import SWEEP, sweep_plots, sweep_remarks
 from leaderboard.tables import (
+    UNRANKED,
     MetricKey,
     added_by,
     codebook_frame,
     group_rows,
     group_tables,
     link_of,
+    may_be_best,
     measured_frame,
     metric_key,
     metric_labels,
@@ -42,13 +51,6 @@ SIZES = {
     "steps": "steps",
     "generator_parameters": "generator parameters",
     "tokenizer_parameters": "tokenizer parameters",
-}
-# column -> label, higher is better
-COSTS = {
-    "tokenizer_train_seconds": ("tokenizer training s", False),
-    "generator_train_seconds": ("generator training s", False),
-    "samples_per_second": ("samples/s", True),
-    "peak_memory_mib": ("peak memory MiB", False),
 }
 BESIDE = (
     "Reported ImageNet columns: published values on ImageNet 256×256 for the system named in the row. They are not on "
@@ -63,27 +65,11 @@ DIFFERENCE = (
     "Difference: measured minus reported, shown if network, reference and data set are the published ones. Fewer than "
     f"{PUBLISHED_N:,} images give a different FID, even for the same model."
 )
+OVER = "over images"
+LISTED = 20  # classes of a row, the worst ones
 PLOTTED = ("gFID",)  # against sequence length
-PLOTTED_BY_TABLE = {"token_length": ("gFID", "rFID", "clean-rFID")}  # its rows differ only in length
-
-
-@dataclass
-class Cell:
-    """One number of a table."""
-
-    text: str
-    spread: str = ""
-    best: bool = False
-
-
-@dataclass
-class Column:
-    """One column of a measured table."""
-
-    label: str
-    cells: list[Cell]
-    floor: str = ""
-    """the metric between two sets of real images"""
+# The rows of token_length differ only in length; those of the sweep have curves of their own
+PLOTTED_BY_TABLE = {"token_length": ("gFID", "rFID", "clean-rFID"), SWEEP: ()}
 
 
 @dataclass
@@ -108,6 +94,8 @@ class MeasuredTable:
 
     title: str
     columns: list[str]
+    tips: list[str]
+    """how the values of each column were computed; "" where its head says it"""
     rows: list[MeasuredRow]
     floors: list[str]
     remarks: list[str]
@@ -115,19 +103,7 @@ class MeasuredTable:
     pictures: list[dict[str, str]] = field(default_factory=list)
     plots: list[dict[str, str]] = field(default_factory=list)
     codebooks: list[dict[str, Any]] = field(default_factory=list)
-
-
-def number(value: float, like: float | None = None) -> str:
-    """A measured value with its significant digits, or as many as `like` has; "-" for NaN."""
-    if math.isnan(value):
-        return "-"
-    size = abs(value if like is None else like)
-    return f"{value:.{0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 1 else 3}f}"
-
-
-def count(value: float) -> str:
-    """A whole number with thousands separators; "-" for NaN."""
-    return "-" if math.isnan(value) else f"{value:,.0f}"
+    classes: list[dict[str, Any]] = field(default_factory=list)
 
 
 def dataset_text(dataset: Dataset) -> str:
@@ -158,15 +134,16 @@ def measured_tables(records: list[Record], output: Path, reported: pd.DataFrame)
 def _table(title: str, records: list[Record], output: Path, reported: pd.DataFrame) -> MeasuredTable:
     frame, labels, groups = measured_frame(records), metric_labels(records), group_rows(records)
     row_labels = _row_labels(frame)
-    metrics, compared = _metric_columns(frame, labels, records, reported)
+    besides, remark = table_beside(groups)
+    metrics, compared = _metric_columns(frame, labels, records, reported, besides)
     probed = any(protocol.metric in PROBES for protocol, _, _ in labels)
     beside = _reported_columns([group[0].reported_system for group in groups], reported, compared, probed)
-    costs, remarks = _cost_columns(frame, groups)
+    costs, remarks = cost_columns(frame, groups)
     columns = [*metrics, *_codebook_column(frame), *beside, *_size_columns(frame), *costs]
     rows = [
         MeasuredRow(
             label=row_labels[i],
-            note=values["note"].rstrip(".") + _reported_note(groups[i][0].reported_system, reported),
+            note=_note(values["note"], groups[i][0].reported_system, reported, besides[i]),
             added=added_by(groups[i][0]),
             link=link_of(groups[i][0]),
             seeds=str(values["n_seeds"]),
@@ -179,6 +156,7 @@ def _table(title: str, records: list[Record], output: Path, reported: pd.DataFra
     return MeasuredTable(
         title=title,
         columns=[column.label for column in columns],
+        tips=[column.tip for column in columns],
         rows=rows,
         floors=[column.floor for column in columns] if any(column.floor for column in columns) else [],
         remarks=[
@@ -186,12 +164,19 @@ def _table(title: str, records: list[Record], output: Path, reported: pd.DataFra
             *([BESIDE] if beside else []),
             *([PROBE] if beside and probed else []),
             *([ADDED] if any(record.added for record in records) else []),
+            *([REFERENCE_RULE] if any(row and row.values for row in besides) else []),
+            *([remark] if remark else []),
+            *sampling_remarks(records, labels),
+            # The sweep has very many rows
+            *([] if records[0].table == SWEEP else training_remarks(groups, row_labels, labels)),
+            *sweep_remarks(frame, labels, groups),
             *remarks,
         ],
         pixelated=records[0].scale == "mini",
         pictures=[p for label, group in zip(row_labels, groups, strict=True) for p in _pictures(label, group, output)],
-        plots=_plots(title, frame, labels, row_labels),
+        plots=_plots(title, frame, labels, row_labels) + sweep_plots(title, frame, labels, groups),
         codebooks=[_codebook(label, u) for label, u in zip(row_labels, usages, strict=True) if len(u)],
+        classes=class_rows(row_labels, groups),
     )
 
 
@@ -209,16 +194,23 @@ def _problems(row: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _metric_columns(
-    frame: pd.DataFrame, labels: dict[MetricKey, str], records: list[Record], reported: pd.DataFrame
+    frame: pd.DataFrame,
+    labels: dict[MetricKey, str],
+    records: list[Record],
+    reported: pd.DataFrame,
+    besides: list[RowBeside | None],
 ) -> tuple[list[Column], set[str]]:
     """A column per kind of value, followed by the reported number and the difference if the protocol is the published
     one. Also returns the columns of `reported` shown this way."""
     systems = [group[0].reported_system for group in group_rows(records)]
     columns, compared = [], set()
-    for (protocol, n_real, n_generated), label in labels.items():
-        column = _metric_column(frame, label, protocol.higher_is_better)
-        column.label += f" (n\u00a0{n_generated})"
-        column.floor = _floor(records, (protocol, n_real, n_generated))
+    for key, label in labels.items():
+        protocol, _, n_generated = key
+        column = _metric_column(frame, label, key)
+        column.floor = _floor(records, key)
+        for cell, beside, value in zip(column.cells, besides, frame[label], strict=True):
+            if beside and (found := beside.values.get(key)):
+                cell.beside = found.text(partial(number, like=value))
         columns.append(column)
         name = published_column(protocol, records[0].dataset)
         texts = [reported_text(reported, system, name) for system in systems] if name else []
@@ -234,14 +226,18 @@ def _metric_columns(
     return columns, compared
 
 
-def _metric_column(frame: pd.DataFrame, label: str, higher_is_better: bool) -> Column:
-    cells = []
-    for mean, spread, seeds, total in zip(
-        frame[label], frame[f"{label} sd"], frame[f"{label} seeds"], frame["n_seeds"], strict=True
-    ):
+def _metric_column(frame: pd.DataFrame, label: str, key: MetricKey) -> Column:
+    """The values of the rows, the best one marked if there can be one."""
+    (protocol, _, n_generated), cells = key, list[Cell]()
+    parts = [frame[f"{label} {part}"] for part in ("sd", "seeds", "low", "high")]
+    for mean, spread, seeds, low, high, total in zip(frame[label], *parts, frame["n_seeds"], strict=True):
         fewer = f" (n={seeds})" if 0 < seeds < total else ""
-        cells.append(Cell(number(mean), f"± {number(spread, mean)}{fewer}" if seeds else ""))
-    return Column(_arrow(label, higher_is_better), _mark_best(cells, frame[label], higher_is_better))
+        text = f"± {number(spread, mean)}" if math.isnan(low) else f"[{number(low, mean)}, {number(high, mean)}] {OVER}"
+        cells.append(Cell(number(mean), f"{text}{fewer}" if seeds else ""))
+    if may_be_best(key):
+        mark_best(cells, frame[label], protocol.higher_is_better)
+    head = label if protocol.metric in UNRANKED else arrow(label, protocol.higher_is_better)
+    return Column(f"{head} (n\u00a0{n_generated})", cells, tip=f"{protocol.description}; {protocol.key}")
 
 
 def _floor(records: list[Record], key: MetricKey) -> str:
@@ -256,7 +252,7 @@ def _codebook_column(frame: pd.DataFrame) -> list[Column]:
     if all(map(math.isnan, usage)):
         return []
     cells = [Cell("-" if math.isnan(v) else f"{100 * v:.1f} %") for v in usage]
-    return [Column(_arrow("codebook usage", True), _mark_best(cells, usage, True))]
+    return [Column(arrow("codebook usage", True), mark_best(cells, usage, True))]
 
 
 def _reported_columns(
@@ -275,57 +271,19 @@ def _reported_columns(
     return [column for column in columns if any(cell.text != "-" for cell in column.cells)]
 
 
-def _reported_note(system: str | None, reported: pd.DataFrame) -> str:
-    if system is None:
-        return ""
-    later = reported_text(reported, system, "status") == AFTER_THE_PAPER
-    return f". Reported: {system}" + (f", {AFTER_THE_PAPER}" if later else "")
+def _note(text: str, system: str | None, reported: pd.DataFrame, beside: RowBeside | None) -> str:
+    notes = [text.rstrip(".")]
+    if system is not None:
+        later = reported_text(reported, system, "status") == AFTER_THE_PAPER
+        notes.append(f"Reported: {system}" + (f", {AFTER_THE_PAPER}" if later else ""))
+    if beside is not None and beside.problem:
+        notes.append(beside.problem[0].upper() + beside.problem[1:])
+    return ". ".join(notes)
 
 
 def _size_columns(frame: pd.DataFrame) -> list[Column]:
-    return [Column(label, [Cell(count(v)) for v in frame[name]]) for name, label in SIZES.items() if _any(frame, name)]
-
-
-def _cost_columns(frame: pd.DataFrame, groups: list[list[Record]]) -> tuple[list[Column], list[str]]:
-    """Columns of time and memory, and remarks on them."""
-    records = [r for group in groups for r in group if r.cost]
-    runs = {(r.machine, str(r.run.execution), r.cost.sample_batch) for r in records if r.cost}
-    shared = [any(r.cost and r.cost.tokenizer_shared for r in group) for group in groups]
-    columns = []
-    for name, (label, higher) in COSTS.items():
-        cells = [Cell(number(v)) for v in frame[name]]
-        if name == "tokenizer_train_seconds":
-            for cell, is_shared in zip(cells, shared, strict=True):
-                cell.text += "*" if is_shared else ""
-        elif len(runs) == 1:  # times and memory of different machines are not comparable
-            label, cells = _arrow(label, higher), _mark_best(cells, frame[name], higher)
-        if _any(frame, name):
-            columns.append(Column(label, cells))
-    remarks = ["* the tokenizer was trained once for several rows"] if any(shared) else []
-    if len(runs) > 1:
-        remarks.append(
-            "no best value is marked for time and memory: the rows ran on different machines, batch sizes or settings"
-        )
-    return columns, remarks
-
-
-def _any(frame: pd.DataFrame, name: str) -> bool:
-    """Whether a column has a value; all columns are kept if no row has finished."""
-    return not all(map(math.isnan, frame[name])) or not any(frame["n_seeds"])
-
-
-def _arrow(label: str, higher_is_better: bool) -> str:
-    return f"{label}\u00a0{'↑' if higher_is_better else '↓'}"  # no line break before the arrow
-
-
-def _mark_best(cells: list[Cell], values: Iterable[float], higher_is_better: bool) -> list[Cell]:
-    """Mark the best value and those that read the same, unless all do."""
-    known = [(value, cell.text) for value, cell in zip(values, cells, strict=True) if not math.isnan(value)]
-    if len({text for _, text in known}) > 1:
-        _, best = (max if higher_is_better else min)(known, key=lambda pair: pair[0])
-        for cell in cells:
-            cell.best = cell.text == best
-    return cells
+    known = {name: label for name, label in SIZES.items() if has_value(frame[name], frame["n_seeds"])}
+    return [Column(label, [Cell(count(v)) for v in frame[name]]) for name, label in known.items()]
 
 
 def _pictures(label: str, group: list[Record], output: Path) -> list[dict[str, str]]:
@@ -373,3 +331,22 @@ def _codebook(label: str, usage: pd.DataFrame) -> dict[str, Any]:
             for branch in sorted({row["branch"] for row in rows})
         ],
     }
+
+
+def class_rows(labels: list[str], groups: list[list[Record]]) -> list[dict[str, Any]]:
+    """The classes of every row that has samples by class, worst first: name and mean accuracy over the seeds as text.
+
+    Args:
+        labels: of the rows.
+        groups: their records, one per seed.
+    """
+    rows = []
+    for label, group in zip(labels, groups, strict=True):
+        values: dict[str, list[float]] = {}
+        for name, value in (item for record in group for item in record.class_accuracies.items()):
+            values.setdefault(name, []).append(value)
+        means = sorted((statistics.fmean(found), name) for name, found in values.items())
+        if means:
+            classes = [(name, f"{100 * mean:.1f} %") for mean, name in means[:LISTED]]
+            rows.append({"row": label, "classes": classes, "more": max(0, len(means) - LISTED)})
+    return rows

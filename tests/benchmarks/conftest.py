@@ -15,15 +15,16 @@ from typing import Any
 import pytest
 import torch
 from benchmark_models import DTYPES, generator_of, scale_of, tokenizer_of
+from benchmark_rounds import repeat_until_steady
 
 from imagefolder.environment import (
     describe,
     keep_freed_memory,
     matmul_peak,
     peak_memory_mib,
-    reset_peak_memory,
     synchronize,
 )
+from imagefolder.training.trial import memory_in_use
 
 HERE = Path(__file__).parent
 ENOUGH_SECONDS, MOST_ROUNDS = 1.0, 30  # short cases are repeated until their quartiles are meaningful
@@ -66,7 +67,7 @@ def models_are_freed() -> Any:
 
 @pytest.fixture
 def measure(benchmark: Any) -> Callable[..., Any]:
-    """Run and record one case; `leaderboard.record.SpeedRecord` describes the keys of `extra_info`."""
+    """Run and record one case; `leaderboard.speed_record.SpeedRecord` describes the keys of `extra_info`."""
 
     def run(
         function: Callable[[], Any],
@@ -102,12 +103,14 @@ def measure(benchmark: Any) -> Callable[..., Any]:
             **about,
         }
         peak_before = matmul_peak(device, DTYPES[dtype], PEAK_SECONDS)
+        before = memory_in_use() / 2**20
         clock = time.perf_counter()
         timed()  # warm-up, and an estimate of the duration
-        many = min(int(ENOUGH_SECONDS / (time.perf_counter() - clock)), MOST_ROUNDS)
-        reset_peak_memory()
-        result = benchmark.pedantic(timed, rounds=max(rounds, many), iterations=1)
-        benchmark.extra_info["peak_memory_mib"] = peak_memory_mib()
+        many = max(rounds, min(int(ENOUGH_SECONDS / (time.perf_counter() - clock)), MOST_ROUNDS))
+        result = benchmark.pedantic(timed, rounds=many, iterations=1)
+        benchmark.extra_info["attempts"] = repeat_until_steady(benchmark.stats.stats.data, timed)
+        peak = peak_memory_mib()
+        benchmark.extra_info |= {"peak_memory_mib": peak, "memory_growth_mib": max(peak - before, 0.0)}
         # Measured with each case, not once per run: clock rates of shared machines change by a third within minutes
         benchmark.extra_info["peak_flops"] = max(peak_before, matmul_peak(device, DTYPES[dtype], PEAK_SECONDS))
         return result

@@ -72,6 +72,7 @@ def make_record(row: str = "imagefolder", seed: int = 0, gfid: float = 2.5, **ch
         "cost": Cost(
             tokenizer_train_seconds=61.5, generator_train_seconds=33.25 + seed, evaluation_seconds=4.0,
             samples_per_second=123.4 + positions, sample_batch=100, tokenizer_shared=False, peak_memory_mib=812.5,
+            alone=True, threads=2,
         ),
         "run": Run(
             started=f"2026-01-02T03:0{seed}:00Z", finished=f"2026-01-02T03:1{seed}:00Z",

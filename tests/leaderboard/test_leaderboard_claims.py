@@ -9,10 +9,11 @@ import pytest
 
 from leaderboard.claims import CLAIMS, Claim, Pair
 from leaderboard.claims_view import claim_tables, claims_frame
-from leaderboard.record import Dataset, Record
+from leaderboard.record import Cost, Dataset, Record
 from leaderboard.reported import reported_frame
 from leaderboard.store import RecordError
-from leaderboard.verdicts import Finding, evaluate_claims, judge, paired_values
+from leaderboard.verdicts import Finding, evaluate_claims, paired_values
+from leaderboard.view import measured_tables
 
 IMAGEFOLDER = Claim("key", "ImageFolder beats VAR", "here", (Pair("table2", "imagefolder", "var"),), "gFID", "lower")
 
@@ -37,33 +38,6 @@ def rows(make, first: list[float], second: list[float], **changes: object) -> li
     """Records of imagefolder and var with these proxy-gFIDs, by seed."""
     records = [make("imagefolder", seed, value, **changes) for seed, value in enumerate(first)]
     return records + [make("var", seed, value, **changes) for seed, value in enumerate(second)]
-
-
-@pytest.mark.parametrize(
-    ("gains", "verdict", "reason"),
-    [
-        ([1.0, 1.2, 1.4], "holds", ""),  # mean 1.2, two standard errors 0.23
-        ([-1.0, -1.2, -1.4], "does not hold", ""),
-        ([1.0, 1.2], "undecided", "2 seeds of at least 3; with the claim"),
-        ([-1.0], "undecided", "1 seed of at least 3; against the claim"),
-        ([1.0, -1.5, 2.0], "undecided", "within the noise; with the claim"),
-        ([-1.0, 1.5, -2.0], "undecided", "within the noise; against the claim"),
-        ([0.0, 0.0, 0.0], "undecided", "within the noise; no difference"),
-        ([0.5, 0.5, 0.5], "holds", ""),
-        # sd sqrt(3): two standard errors are 2
-        ([1.9 - math.sqrt(3), 1.9, 1.9 + math.sqrt(3)], "undecided", "within the noise; with the claim"),
-        ([2.1 - math.sqrt(3), 2.1, 2.1 + math.sqrt(3)], "holds", ""),
-    ],
-)
-@pytest.mark.parametrize("direction", ["lower", "higher"])
-def test_rule(gains, verdict, reason, direction):
-    values = [(5.0, 5.0 + gain) if direction == "lower" else (5.0 + gain, 5.0) for gain in gains]
-    assert judge(values, direction) == (verdict, reason)
-
-
-@pytest.mark.parametrize(("values", "verdict"), [([(14, 28)], "holds"), ([(14, 28), (14, 27)], "does not hold")])
-def test_lengths_are_exact(values, verdict):
-    assert judge(values, "half") == (verdict, "")
 
 
 def test_seeds_are_paired(make, judged):
@@ -199,7 +173,7 @@ def test_configurations_of_a_row_are_never_mixed(make, judged):
 
 def test_data_sets_and_scales_are_judged_separately(make, metric, reported):
     other = Dataset(name="digits", sha256="ee" * 32, n_train=1437, n_test=360, classes=10, image_size=16)
-    records = rows(make, [2.0, 2.1, 2.2], [3.0, 3.1, 3.2]) + rows(make, [4.0, 4.1, 4.2], [3.0, 3.1, 3.2], dataset=other)
+    records = rows(make, [2.0, 2.1, 2.2], [3.0, 3.1, 3.3]) + rows(make, [4.0, 4.1, 4.2], [3.0, 3.1, 3.3], dataset=other)
     published = metric("gFID", 1.0, extractor="inception-2015-12-05", extractor_sha256="ff" * 32)
     records += [*rows(make, [4.0], [3.0], scale="small"), make("imagefolder", scale="full", metrics=[published])]
     findings = evaluate_claims(records, reported, (IMAGEFOLDER,))
@@ -223,12 +197,40 @@ def test_sizes_must_be_equal_if_the_claim_requires_it(make, judged):
     assert (finding.verdict, finding.reason) == ("not comparable", "different numbers of tokens: 60; 61")
 
 
-def test_times_of_different_machines_are_not_comparable(make, judged):
-    claim = Claim("k", "t", "s", IMAGEFOLDER.pairs, "samples_per_second", "higher")
+def with_speed(record: Record, speed: float | None = None, **changes: object) -> Record:
+    cost = record.cost.model_dump() | {"samples_per_second": speed or record.cost.samples_per_second} | changes
+    return changed(record, cost=Cost(**cost))
+
+
+SPEED_CLAIM = Claim("k", "t", "s", IMAGEFOLDER.pairs, "samples_per_second", "higher")
+
+
+@pytest.fixture
+def speeds(make) -> list[Record]:
+    """var is a little faster in every seed."""
     records = rows(make, [2.0, 2.1, 2.2], [3.0, 3.1, 3.2])
-    assert judged(records, claim).verdict == "does not hold"  # var has 30 samples/s more in these records
-    records[1] = changed(records[1], run=records[1].run.model_copy(update={"processes": 2}))
-    assert judged(records, claim).verdict == "not comparable"
+    return [with_speed(r, 100 + r.seed + (20 + r.seed) * (r.row == "var")) for r in records]
+
+
+def test_times_of_different_machines_are_not_comparable(speeds, judged):
+    assert judged(speeds, SPEED_CLAIM).verdict == "does not hold"
+    more = changed(speeds[1], run=speeds[1].run.model_copy(update={"processes": 2}))
+    assert judged([more, *speeds], SPEED_CLAIM).verdict == "does not hold"  # replaced by the later record
+    assert judged([speeds[0], more, *speeds[2:]], SPEED_CLAIM).verdict == "not comparable"
+    threads = with_speed(speeds[1], threads=1)
+    assert "threads" in judged([speeds[0], threads, *speeds[2:]], SPEED_CLAIM).reason
+
+
+@pytest.mark.parametrize("alone", [False, None])
+def test_speeds_count_only_if_measured_alone(speeds, judged, alone):
+    busy = [with_speed(r, alone=alone) if r.row == "var" else r for r in speeds]
+    finding = judged(busy, SPEED_CLAIM)
+    assert (finding.verdict, finding.values) == ("not comparable", ())
+    assert finding.reason.startswith("speed of var not known to be measured alone")
+    finding = judged([*speeds[:4], *busy[4:]], SPEED_CLAIM)
+    assert (finding.verdict, finding.seeds) == ("undecided", (0,))
+    none = [changed(r, cost=None) for r in speeds]
+    assert judged(none, SPEED_CLAIM).reason == "imagefolder has no samples_per_second; var has no samples_per_second"
 
 
 def test_the_first_table_with_both_rows_decides(make, judged):
@@ -282,9 +284,45 @@ def test_table_has_every_number(make, reported):
     assert (row["row_mean"], row["other_mean"]) == pytest.approx((2.1, 3.2))
     assert row["difference"] == pytest.approx(-1.1)
     assert row["difference_sd"] == pytest.approx(math.sqrt((0.1**2 + 0.2**2 + 0.3**2) / 2))  # of -1.0, -0.9, -1.4
+    low, high = row["difference_low"], row["difference_high"]
+    assert (low + high) / 2 == pytest.approx(-1.1)
+    assert high - low == pytest.approx(2 * 4.302653 * row["difference_sd"] / math.sqrt(3))
+    assert row["p_corrected"] == 2 * row["p"] < 0.05  # rFID is tested as well
     assert (row["seeds"], row["verdict"], row["n_real"], row["n_generated"]) == ("0 1 2", "holds", "1437", "1000")
     assert row["protocol"] == "proxy-gFID@1/digits/train/proxy-cnn:ab12cd34"
     assert row["records"].split()[1] == "table2-var-mini-digits-d1d1d1d1-seed0"
     missing = frame.set_index("claim").loc["branches-gFID"]
     assert (missing["verdict"], missing["records"]) == ("not run", "")
     assert math.isnan(missing["difference"])
+
+
+def test_report_shows_interval_and_p(make, reported):
+    findings = evaluate_claims(rows(make, [2.0, 2.2, 2.1], [3.0, 3.1, 3.5]), reported)
+    (table,) = claim_tables(findings)
+    assert table.counts.endswith("; p corrected for 2 tests")  # rFID as well
+    row = next(row for row in table.rows if row.finding.claim.key == "table2-var-gFID")
+    assert (row.difference, row.spread, row.interval) == ("-1.10", "± 0.26", "-1.76 to -0.44")
+    assert row.p == "0.019, corrected 0.037"
+
+
+def test_table_tells_training_from_sampling(make, metric, reported, tmp_path):
+    def sampled(row: str, seed: int, value: float, spread: float | None) -> Record:
+        return make(row, seed, metrics=[metric("proxy-gFID", value).model_copy(update={"spread": spread})])
+
+    records = [sampled("imagefolder", seed, value, 0.1) for seed, value in enumerate((2.0, 2.4, 2.9))]
+    records += [sampled("var", seed, 3 + seed / 100, 0.1) for seed in range(2)] + [sampled("vq", 0, 4.0, 0.1)]
+    (table,) = measured_tables(records, tmp_path, reported)
+    (remark,) = [remark for remark in table.remarks if remark.startswith("Spread of proxy-gFID over seeds")]
+    assert "ImageFolder (folded): training 0.440, sampling 0.100 (3 seeds); VAR (not folded): training not" in remark
+    assert "vq" not in remark
+    (table,) = measured_tables([sampled("var", seed, 3.0 + seed, None) for seed in range(3)], tmp_path, reported)
+    assert not [remark for remark in table.remarks if remark.startswith("Spread of")]
+
+
+def test_interval_over_images_is_shown_for_one_seed_only(make, metric, reported, tmp_path):
+    records = [
+        make("var", seed, metrics=[metric("proxy-gFID", 3.0 + seed).model_copy(update={"interval": (2.871, 3.129)})])
+        for seed in range(2)
+    ]
+    spreads = [measured_tables(some, tmp_path, reported)[0].rows[0].cells[0].spread for some in (records[:1], records)]
+    assert spreads == ["[2.87, 3.13] over images", "± 0.71"]

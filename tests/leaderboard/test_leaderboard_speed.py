@@ -9,8 +9,8 @@ import pytest
 import speed_files as files
 from commands import run
 
-from leaderboard.record import SpeedRecord
 from leaderboard.speed import compare_benchmarks, main, read_benchmarks
+from leaderboard.speed_record import SpeedRecord
 from leaderboard.store import RecordError, read_speed, write_record
 
 

@@ -11,8 +11,9 @@ import pytest
 from pydantic import ValidationError
 
 from imagefolder.errors import InputError
-from leaderboard.record import Metric, Record, SpeedRecord
+from leaderboard.record import Metric, Record
 from leaderboard.reported import reported_frame, reported_text
+from leaderboard.speed_record import SpeedRecord
 from leaderboard.speed_view import speed_machines
 from leaderboard.store import RecordError, read_record, read_records, write_record
 
@@ -179,6 +180,7 @@ def test_models_are_built_from_the_attributes_of_other_objects():
         extractor_sha256="ab" * 32, higher_is_better=False,
     )  # fmt: skip
     measured = SimpleNamespace(protocol=protocol, value=2.5, n_real=10, n_generated=9, spread=None, floor=0.5)
+    measured.interval = (2.4, 2.6)
     metric = Metric.of(measured)
     assert metric.model_dump() == vars(measured) | {"protocol": vars(protocol)}
     with pytest.raises(ValidationError, match="finite"):

@@ -14,15 +14,17 @@ from PIL import Image
 from suite_records import full_record
 
 from imagefolder.config import config_hash
+from imagefolder.evaluation.backbones import DINO_SPACE, OTHER_SPACES
 from imagefolder.evaluation.metrics import SET_METRICS
 from imagefolder.evaluation.pairs import PAIR_METRICS
+from imagefolder.evaluation.protocols import UNGUIDED_METRICS
 from imagefolder.files import CHECKSUM, file_sha256, sealed
-from imagefolder.weights import CLEAN_INCEPTION, FILES, INCEPTION
+from imagefolder.weights import CLEAN_INCEPTION, FILES, INCEPTION, LITE0
 from leaderboard.__main__ import command
 from leaderboard.record import Record
 from leaderboard.reported import INCEPTION_SHA256
 from leaderboard.store import write_record
-from leaderboard.validate import CLEAN_INCEPTION_SHA256, METRICS, examine
+from leaderboard.validate import CLEAN_INCEPTION_SHA256, LITE_SHA256, METRICS, examine
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -190,8 +192,17 @@ def test_the_known_metrics_are_those_of_the_suite() -> None:
     }
     for name, metric in measured.items():
         assert (METRICS[name].version, METRICS[name].higher) == (metric.version, metric.higher)
-    others = {"pFID", "clean-rFID", "linear probe accuracy (continuous)", "linear probe accuracy (quantized)"}
-    assert METRICS.keys() == measured.keys() | others
+    others = {"FID", "pFID", "clean-rFID", "linear probe accuracy (continuous)", "linear probe accuracy (quantized)"}
+    spaces = {
+        f"{backbone.prefix}{name}"
+        for backbone in (DINO_SPACE, *OTHER_SPACES)
+        for name in backbone.metrics & {"rFID", "gFID", "precision", "recall"}
+    }
+    lite = {f"lite0-{name}" for name in ("rFID", "gFID", "gKID", "IS")}
+    known = measured.keys() | others | spaces | lite | {"FDr-6"}
+    unguided = {f"{name} (unguided)" for name in known if name.split("-")[-1] in UNGUIDED_METRICS}
+    assert METRICS.keys() == known | unguided
+    assert FILES[LITE0].sha256 == LITE_SHA256
     assert FILES[INCEPTION].sha256 in INCEPTION_SHA256
     assert FILES[CLEAN_INCEPTION].sha256 == CLEAN_INCEPTION_SHA256
 
@@ -213,6 +224,19 @@ def test_files_that_are_no_record(tmp_path: Path, content: str, expected: str) -
     path = tmp_path / "sent.json"
     path.write_text(content)
     assert any(expected in line for line in examine(path).problems)
+
+
+def test_values_of_unguided_samples_are_checked_like_the_others(record: Path) -> None:
+    def unguided(document: dict[str, Any]) -> None:
+        for metric in list(document["metrics"]):
+            if metric["protocol"]["name"] in ("proxy-gFID", "proxy-IS"):
+                protocol = metric["protocol"] | {"name": f"{metric['protocol']['name']} (unguided)"}
+                n_real = 0 if "IS" in protocol["name"] else metric["n_real"]
+                document["metrics"].append(metric | {"protocol": protocol, "n_real": n_real})
+
+    assert examine(changed(record, unguided)).problems == []
+    (problem,) = examine(changed(record, put("metrics", -1, "value", 10.5))).problems
+    assert "(proxy-IS (unguided)): value 10.5 is impossible: it is at most 10" in problem
 
 
 def test_pictures_of_a_file_elsewhere_are_checked_where_they_are(record: Path, tmp_path: Path) -> None:
