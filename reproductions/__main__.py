@@ -14,6 +14,7 @@ COMMANDS = {
     "token-length": ("reproductions.token_length:main", "Measure the effect of sequence length."),
     "branches": ("reproductions.branches:main", "Compare 1, 2 and 4 branches at equal bits."),
     "folding": ("reproductions.folding:main", "Compare folded, unfolded and single-branch generators."),
+    "guidance": ("reproductions.guidance:main", "Sweep the sampling settings of Table 2's generators."),
     "linear-probe": ("reproductions.linear_probe:main", "Probe the tokens with a linear classifier."),
     "zoo": ("reproductions.zoo:main", "Train every kind of released tokenizer."),
     "evaluators": ("reproductions.evaluators:main", "Measure the same images with every evaluator."),

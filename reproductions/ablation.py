@@ -1,6 +1,6 @@
 """The authors' eight-step ablation, from the multi-scale baseline to the released model.
 
-python reproductions/ablation.py --seeds 0 1 2      # mini: half an hour on two CPU cores
+python reproductions/ablation.py --seeds 0 1 2 3 4
 
 The paper leaves some choices open. Ours are: the training length (the released model's, or the scale's), the sampling
 settings (the released ones), the discriminator of steps 1 to 6 (PatchGAN; step 7 has the released one on frozen
@@ -89,7 +89,7 @@ def rows(scale: Scale, classes: int) -> list[Recipe]:
     return recipes
 
 
-# At mini every row has a discriminator (a narrow one), at a lower budget: eight rows with three seeds in half an hour.
+# At mini every row has a discriminator (a narrow one), at a lower budget: eight rows in about ten minutes a seed.
 _MINI = SCALES["mini"]
 MINI = replace(
     _MINI,

@@ -1,6 +1,6 @@
 """One, two and four branches at equal bits per position.
 
-python reproductions/branches.py --seeds 0 1 2
+python reproductions/branches.py --seeds 0 1 2 3 4
 
 The paper has an experiment with four branches, but its numbers are not known. One branch cannot hold the released
 2 x 12 bits (16.8 million codes): at full, 16 bits are split (1 x 65,536, 2 x 256, 4 x 16 codes).

@@ -17,7 +17,8 @@ from reproductions.executor import Task, consequences
 from reproductions.recording import has_record, record_unfinished
 from reproductions.row import Row
 from reproductions.scales import Scale
-from reproductions.stages import run_generator, run_tokenizer
+from reproductions.stages import run_evaluation, run_generator, run_tokenizer
+from reproductions.timing_stage import run_timing
 from slurm.journal import Journal
 from slurm.launch import processes_of, submit
 from slurm.stage import Stage
@@ -90,11 +91,16 @@ def processes_of_trainings(scale: Scale, profile: str | None, settings: tuple[st
 
 
 def run_stage(function: Callable[..., None], arguments: tuple[Any, ...], threads: int | None) -> None:
-    """The function of a job: a stage, in all processes of the job, with the scale's number of threads."""
+    """The function of a job: a stage, in all processes of the job, with the scale's number of threads.
+
+    A row is timed by the job that evaluates it.
+    """
     if threads is not None:
         use_threads(threads)
     join_processes()
     function(*arguments)
+    if function is run_evaluation:
+        run_timing(*arguments)
     barrier()  # no process leaves while another still needs it
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from imagefolder.distributed import barrier, gather_objects, is_distributed, is_main, join_processes
 from imagefolder.errors import reason
+from imagefolder.evaluation.spaces import absent_spaces
 from imagefolder.progress import console
 from leaderboard.reported import REPORTED_CSV
 from leaderboard.store import read_records
@@ -41,6 +42,8 @@ def run_table(table: Table, options: Options) -> int:
     plans = plan_rows(table, options)
     possible = _without_missing_weights(plans, options)
     tasks = gather_objects(graph(possible))[0]
+    if options.submit:  # jobs time the rows that they evaluate; those of earlier runs are not timed where this runs
+        tasks = [task for task in tasks if not task.alone]
     if options.submit and tasks:
         if is_main():
             print_plan(table.title, plans, options.output)
@@ -57,6 +60,9 @@ def run_table(table: Table, options: Options) -> int:
         if expected is not None:
             console.print(expected.line if advice is None else advice)
         print_plan(table.title, plans, options.output)
+        if any(not plan.recorded for plan in plans):
+            for line in absent_spaces(plans[0].row.scale.published):
+                console.print(line)
         if expected is not None and options.dry_run:
             print_estimate(plans, expected)
     if options.dry_run:
@@ -106,6 +112,9 @@ def _run(tasks: list[Task], plans: list[RowPlan], way: Here) -> dict[str, str]:
         if plan.recorded:  # by a run that was killed right after that
             remove_aside(plan.row)
     reasons = execute(tasks, way)
+    for task in tasks:
+        if task.alone and task.name in reasons and not reasons.keys() & set(task.after):
+            console.print(f"{task.name}: not possible: {reasons[task.name]}")  # the row has finished all the same
     failed = {}
     for row in (plan.row for plan in plans if plan.row.full_name in reasons):
         failed[row.name] = reasons[row.full_name]

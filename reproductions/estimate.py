@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from imagefolder.config import config_hash, to_dict
+from imagefolder.config import TrainingConfig, config_hash, to_dict
 from imagefolder.distributed import is_main
 from imagefolder.errors import InputError
 from imagefolder.evaluation.perturbation import SHARES, depths_for
+from imagefolder.evaluation.preview import REAL
 from imagefolder.evaluation.protocols import BATCH
 from imagefolder.progress import console
 from imagefolder.training.schedule import adversarial_step
@@ -30,6 +31,7 @@ from reproductions.recipe import Table as Recipes
 from reproductions.row import Row, TrainedModel
 from reproductions.stages import run_evaluation, run_generator, run_tokenizer, run_tokens
 from reproductions.timing import Cost, Kind, Piece, time_piece
+from reproductions.timing_stage import LEAST_ROUNDS, WARM_UP, run_timing, sample_batch
 
 TOO_LONG = 3 * 24 * 3600.0  # seconds of a run that is no good idea
 SMALLER = "laptop"  # the scale that any machine can run
@@ -39,7 +41,7 @@ STAGES: dict[str, tuple[Callable[[Row], None], ...]] = {
     "proxies": (train_extractor, train_teacher),
     "tokenizers": (run_tokenizer,),
     "generators": (run_tokens, run_generator),
-    "evaluation": (run_evaluation,),
+    "evaluation": (run_evaluation, run_timing),
 }
 
 
@@ -90,7 +92,8 @@ class Estimate:
 def estimate(tasks: Sequence[Task], way: Here) -> Estimate | None:
     """What the tasks will take; None if that is not worth timing, or cannot be measured, which a line then says."""
     uses = {task.name: uses_of(task) for task in tasks}
-    work = sum(use.times if use.part in STEPS else use.times / BATCH for each in uses.values() for use in each)
+    counted = [use for task in tasks if not task.alone for use in uses[task.name]]  # a row's timing is always short
+    work = sum(use.times if use.part in STEPS else use.times / BATCH for use in counted)
     if work < WORTH:
         return None
     wanted: dict[str, Piece] = {}
@@ -142,14 +145,15 @@ def better_scale(table: Recipes, options: Options, expected: Estimate | None, wa
 
 def duration_of(tasks: Sequence[Task], seconds: Mapping[str, float], at_once: int) -> float:
     """When the last task ends, if they are started as `executor.execute` does."""
-    waiting, running, ended, now = list(tasks), list[tuple[float, str]](), set[str](), 0.0
+    waiting = [task for task in tasks if not task.alone]
+    running, ended, now = list[tuple[float, str]](), set[str](), 0.0
     while waiting or running:
         for task in [task for task in waiting if ended.issuperset(task.after)][: at_once - len(running)]:
             heapq.heappush(running, (now + seconds[task.name], task.name))
             waiting.remove(task)
         now, name = heapq.heappop(running)
         ended.add(name)
-    return now
+    return now + sum(seconds[task.name] for task in tasks if task.alone)
 
 
 def print_estimate(plans: Sequence[RowPlan], expected: Estimate) -> None:
@@ -221,10 +225,14 @@ def _of_tokenizer(row: Row) -> list[Use]:
     training, done = row.training, _steps_done(row, row.tokenizer)
     early = max(adversarial_step(training, row.loss) - done, 0) if row.loss.adversarial else 0
     left = training.steps - done
+    shown, previews = min(row.scale.preview_images, row.dataset.n_test) / row.processes, _previews(row, training, done)
     uses = [
         Use("tokenizer", "early", early),
         Use("tokenizer", "late", left - early),
         Use("training images", "read", left * training.batch_size / row.processes),
+        Use("coding", "encode", previews * shown),
+        Use("coding", "decode", previews * shown),
+        Use("features", "features", (previews + bool(previews)) * shown),  # the originals once
     ]
     if training.evaluate_every:
         images = -(-left // training.evaluate_every) * _evaluated(row) / row.processes
@@ -242,9 +250,17 @@ def _of_tokens(row: Row) -> list[Use]:
 def _of_generator(row: Row) -> list[Use]:
     assert row.generator is not None
     training = row.scale.generator_training
-    left = training.steps - _steps_done(row, row.generator)
-    reads = 0 if row.scale.views else left * training.batch_size / row.processes
-    return [Use("generator", "step", left), Use("training images", "read", reads)]
+    done = _steps_done(row, row.generator)
+    left, previews = training.steps - done, _previews(row, training, done)
+    reads = 0 if row.scale.views else left * training.batch_size
+    real = 0 if row.scale.published or not previews else min(REAL, row.dataset.n_train)
+    shown = previews * row.scale.preview_images
+    return [
+        Use("generator", "step", left),
+        Use("sampling", "image", shown / row.processes),
+        Use("features", "features", (shown + real) / row.processes),
+        Use("training images", "read", (reads + real) / row.processes),
+    ]
 
 
 def _of_evaluation(row: Row) -> list[Use]:
@@ -263,7 +279,14 @@ def _of_evaluation(row: Row) -> list[Use]:
             encoded, reads = encoded + 2 * (tests + trains), reads + 2 * (tests + trains)
         elif name == "generation":
             real = 0 if row.scale.published else trains  # the published reference is a file
-            sampled, features, reads = sampled + samples, features + samples + real, reads + real
+            drawn = samples * row.scale.sampling_seeds
+            plain = 0 if row.recipe.sampling else drawn  # without guidance: half the work
+            sampled, features = sampled + drawn + plain / 2, features + drawn + plain + real
+            reads += real
+        elif name == "evaluators":  # every set of images through several programs
+            encoded, decoded, pairs = encoded + tests, decoded + tests, pairs + tests
+            sampled, features = sampled + samples, features + 12 * tests + 6 * samples + 2 * trains
+            reads += tests + 2 * trains
     return [
         Use("coding", "encode", encoded),
         Use("coding", "decode", decoded),
@@ -274,6 +297,16 @@ def _of_evaluation(row: Row) -> list[Use]:
     ]
 
 
+def _of_timing(row: Row) -> list[Use]:
+    rounds = WARM_UP + LEAST_ROUNDS
+    samples = 0 if row.recipe.generator is None else rounds * sample_batch(row)
+    return [
+        Use("sampling", "image", samples),
+        Use("tokenizer", "late", rounds if row.given is None else 0),
+        Use("generator", "step", rounds if row.given is None and samples else 0),
+    ]
+
+
 _USES: dict[Callable[..., None], Callable[[Row], list[Use]]] = {
     train_extractor: _of_extractor,
     train_teacher: _of_teacher,
@@ -281,11 +314,18 @@ _USES: dict[Callable[..., None], Callable[[Row], list[Use]]] = {
     run_tokens: _of_tokens,
     run_generator: _of_generator,
     run_evaluation: _of_evaluation,
+    run_timing: _of_timing,
 }
 
 
 def _evaluated(row: Row) -> int:
     return row.dataset.n_test if row.test_images is None else min(row.test_images, row.dataset.n_test)
+
+
+def _previews(row: Row, training: TrainingConfig, done: int) -> int:
+    """How many previews of a training are left after its first steps."""
+    every = row.scale.preview_every
+    return training.steps // every - done // every if every else 0
 
 
 def _steps_done(row: Row, model: TrainedModel) -> int:
@@ -311,7 +351,7 @@ def _key(kind: Kind, row: Row) -> str:
         "tokenizer": [tokenizer, to_dict(row.training), to_dict(row.loss)],
         "generator": [tokenizer, generator, to_dict(row.scale.generator_training)],
         "coding": tokenizer,
-        "sampling": [tokenizer, generator, to_dict(row.sampling)],
+        "sampling": [tokenizer, generator, row.sampling.guidance > 0, row.sampling.top_k, row.sampling.batch_size],
     }
     return f"{kind} {config_hash({'of': decides.get(kind)})}"
 

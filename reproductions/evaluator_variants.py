@@ -1,4 +1,8 @@
-"""The ways to measure the same images that `reproductions/evaluators.py` compares."""
+"""The ways to measure the same images that `reproductions/evaluators.py` compares.
+
+A metric measured as everywhere in this project keeps its name and protocol. One measured in another way is named
+"METRIC [GROUP: VARIANT]", so that neither a table nor a claim can take it for the metric.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,9 @@ import io
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,156 +22,169 @@ from torch import Tensor
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 from torch_fidelity.metric_isc import isc_features_to_metric
 
-from imagefolder.data.digits import digits
-from imagefolder.data.images import Images, samples_to_uint8, to_float
-from imagefolder.data.order import ordered_batches
-from imagefolder.errors import InputError
+from imagefolder.data.images import to_float
 from imagefolder.evaluation import clean, proxy
 from imagefolder.evaluation.extractor import TORCH_FIDELITY, Extractor, default_device
 from imagefolder.evaluation.fidelity import fidelity
 from imagefolder.evaluation.files import PngFolder
 from imagefolder.evaluation.metrics import frechet
-from imagefolder.evaluation.statistics import IS_SPLITS, Statistics, measure
-from imagefolder.training.classifier import finish_classifier, read_classifier, save_classifier, train_classifier
-from imagefolder.weights import CLEAN_INCEPTION, WeightsAbsent, require
+from imagefolder.evaluation.results import Measurement, Protocol
+from imagefolder.evaluation.statistics import IS_SPLITS, MeanCovariance, Statistics, measure
+from imagefolder.weights import CLEAN_INCEPTION, FILES, WeightsAbsent, require
 
-STEPS, BATCH, SEED = 500, 64, 0  # of a proxy trained here, as at scale mini
 ADM_SPLIT = 5000
 CROP = 1.125  # the enlarged image's side, in sides of its centre crop
+JPEG_QUALITIES = (95, 75)
+ORIGINALS = "their originals"
+VERSION = 1  # of the protocols of all variants
+NAMES = {"r": "rFID", "g": "gFID", "": "FID"}
 
 Transform = Callable[[Tensor], Tensor]
+"""uint8 (B, 3, H, W) to the same."""
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One of a group of ways to compute a metric, and its value, or the `reason` why there is none."""
+class Real:
+    """The real side of a distance: `name` as in protocols, `what` in words, mean and covariance of `number` images."""
 
-    group: str
-    variant: str
-    metric: str
-    value: float | None
-    n: int
-    n_real: int
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Folders:
-    """Folders of PNGs: images and their reference; `rounded` holds the images rounded to 8 bits, not truncated."""
-
-    images: Path
-    reference: Path
-    training: Path | None = None
-    rounded: Path | None = None
+    name: str
+    what: str
+    statistics: MeanCovariance
+    number: int
 
 
 class Variants:
-    """All variants for some folders and an extractor: the proxy or the published Inception."""
+    """One set of images in PNG files, measured in many ways through one extractor.
 
-    def __init__(self, folders: Folders, extractor: Extractor) -> None:
-        self.folders, self.extractor, self.is_proxy = folders, extractor, extractor.name == proxy.NAME
-        images, reference = PngFolder(folders.images), PngFolder(folders.reference)
-        if images.size != reference.size:
-            raise InputError(f"{images.path} and {reference.path} differ in image size; crop both the same way first")
-        self.n, self.n_real, self.size = len(images), len(reference), images.size
-        self.statistics: dict[tuple[Path, Transform | None], Statistics] = {}
+    Args:
+        extractor: the proxy, or the published Inception.
+        folder: the images, uint8 PNGs.
+        what: they are, in words.
+        kind: "r" for reconstructions, "g" for samples, "" for others.
+    """
 
-    def all(self) -> list[Variant]:
-        """All of them; the first of each group is what this project does."""
-        return [*self.programs(), *self.filters(), *self.references(), *self.formats(), *self.scores()]
+    def __init__(self, extractor: Extractor, folder: Path, what: str, kind: str) -> None:
+        self.extractor, self.folder, self.what = extractor, folder, what
+        self.metric = f"{extractor.prefix}{NAMES[kind]}"
+        self.images = PngFolder(folder)
+        self.is_proxy = extractor.name == proxy.NAME
+        self.notes: list[str] = []
+        """what cannot be measured here, and why"""
 
-    def programs(self) -> Iterator[Variant]:
-        """Programs that read the files themselves."""
-        images, reference = self.folders.images, self.folders.reference
-        yield self._fid("program", "imagefolder, streamed", self._distance(images, reference))
-        values = fidelity(str(images), str(reference), self.extractor, ("fid",))
-        yield self._fid("program", TORCH_FIDELITY, values["frechet_inception_distance"])
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Of all images as they are."""
+        return self.measured(self.images)
+
+    def measured(self, images: PngFolder, transform: Transform | None = None, number: int | None = None) -> Statistics:
+        """Statistics of the first `number` images (None: all) of a folder, each transformed."""
+        n = len(images) if number is None else number
+        batches = images.batches(range(n))
+        changed = batches if transform is None else map(transform, batches)
+        (found,) = measure(changed, [self.extractor], n, f"{self.what}: features")
+        return found
+
+    def programs(self, originals: Path, name: str) -> Iterator[Measurement]:
+        """Programs that read the files themselves: the images against their originals."""
+        real = {"reference": name, "n_real": len(PngFolder(originals))}
+        text = f"{self.what} against {ORIGINALS}, both 8-bit"
+        values = fidelity(str(self.folder), str(originals), self.extractor, ("fid",))
+        value = values["frechet_inception_distance"]
+        yield self._distance("program", f"{TORCH_FIDELITY}'s own program", text, value, **real)
         if self.is_proxy:
-            yield self._fid("program", f"{clean.VERSION}, no resizing", self._clean_fid(lambda image: image))
+            value, variant = self._clean_fid(originals, lambda image: image), f"{clean.VERSION} without resizing"
+            yield self._distance("program", variant, text, value, evaluator=clean.VERSION, **real)
 
-    def filters(self) -> Iterator[Variant]:
+    def filters(self, originals: Path, name: str) -> Iterator[Measurement]:
         """clean-fid with its filters that resize to the network's input size, without rounding."""
-        group = "resize filter"
+        network: dict[str, Any] = {}
         if not self.is_proxy:
             try:
                 require(CLEAN_INCEPTION)
             except WeightsAbsent as error:
-                yield Variant(group, "clean-fid's modes", "FID", None, self.n, self.n_real, str(error))
+                self.notes.append(f"resize filters of clean-fid not measured: {error}")
                 return
-        height, width = self.size
+            network = {"extractor": "inception-2015-12-05", "extractor_sha256": FILES[CLEAN_INCEPTION].sha256}
+        real = {"reference": name, "n_real": len(PngFolder(originals)), "evaluator": clean.VERSION, **network}
+        height, width = self.images.size
         # The proxy takes any size: twice the images', as 299 is more than 256
         size = (2 * height, 2 * width) if self.is_proxy else (299, 299)
-        for name, resize in resizers(size).items():
-            yield self._fid(group, f"{name}, to {size[1]} x {size[0]}", self._clean_fid(resize))
+        text = f"{self.what} against {ORIGINALS}, both resized to {size[1]} x {size[0]} and not rounded"
+        for variant, resize in resizers(size).items():
+            yield self._distance("resize filter", variant, text, self._clean_fid(originals, resize), **real)
 
-    def references(self) -> Iterator[Variant]:
-        """What the images are compared with."""
-        group, folders = "reference", self.folders
-        yield self._fid(group, "originals, same crop", self._distance(folders.images, folders.reference))
-        if folders.training is None:
-            yield self._fid(group, "training images", None, 0, "give the training images with --training")
-        else:
-            value = self._distance(folders.images, folders.training)
-            yield self._fid(group, "training images", value, len(PngFolder(folders.training)))
-        value = self._distance(folders.images, folders.reference, of_reference=cropped)
-        yield self._fid(group, f"originals cropped from {CROP} x the size", value)
+    def against(
+        self, group: str, variant: str, real: Real, statistics: Statistics | None = None, how: str = "both 8-bit"
+    ) -> Measurement:
+        """The distance of the images, or of other `statistics` of them, from a real side."""
+        seen = self.statistics if statistics is None else statistics
+        value, text = frechet(seen.pooled.statistics(), real.statistics), f"{self.what} against {real.what}, {how}"
+        return self._distance(group, variant, text, value, reference=real.name, n_real=real.number, n=seen.number)
 
-    def formats(self) -> Iterator[Variant]:
-        """How the images are stored."""
-        group, folders = "format", self.folders
-        yield self._fid(group, "8 bits, lossless", self._distance(folders.images, folders.reference))
-        for quality in (95, 75):
-            value = self._distance(folders.images, folders.reference, of_images=jpeg(quality))
-            yield self._fid(group, f"JPEG, quality {quality}", value)
-        rounded, reason = None, "8-bit files hold no fractions"
-        if folders.rounded is not None:
-            rounded, reason = self._distance(folders.rounded, folders.reference), ""
-        yield self._fid(group, "rounded instead of truncated", rounded, reason=reason)
+    def formats(self, real: Real) -> Iterator[Measurement]:
+        """The images stored as JPEG before they are measured."""
+        for quality in JPEG_QUALITIES:
+            variant = f"JPEG, quality {quality}"
+            seen = self.measured(self.images, jpeg(quality))
+            yield self.against("format", variant, real, seen, f"the former stored as {variant}")
 
-    def scores(self) -> Iterator[Variant]:
-        """Splits of the Inception score."""
-        logits = torch.cat([self.extractor(batch).logits.cpu() for batch in _batches(self.folders.images)])
+    def numbers(self, real: Real) -> Iterator[Measurement]:
+        """Half of the images."""
+        half = len(self.images) // 2
+        if half >= IS_SPLITS:
+            seen = self.measured(self.images, number=half)
+            yield self.against("number of images", f"the first {half:,}", real, seen)
+
+    def splits(self, originals: Path) -> Iterator[Measurement]:
+        """Splits of the Inception score; `originals` only because torch-fidelity's program takes two folders."""
+        batches = self.images.batches(range(len(self.images)))
+        logits = torch.cat([self.extractor(batch).logits.cpu() for batch in batches])
         by_class = logits[logits.argmax(-1).argsort(stable=True)]
-        values = fidelity(str(self.folders.images), str(self.folders.reference), self.extractor, ("isc",))
+        values = fidelity(str(self.folder), str(originals), self.extractor, ("isc",))
         scores = {
-            "imagefolder: 10 shuffled splits": self._measured(self.folders.images).score.value()[0],
-            f"{TORCH_FIDELITY}: 10 shuffled splits": values["inception_score_mean"],
-            "10 splits in the order of the files": _score(logits, IS_SPLITS),
-            "10 splits of class-sorted images": _score(by_class, IS_SPLITS),
+            f"{TORCH_FIDELITY}'s own program": (values["inception_score_mean"], values["inception_score_std"]),
+            f"{IS_SPLITS} in the order of the files": _score(logits, IS_SPLITS),
+            f"{IS_SPLITS} of images sorted by class": _score(by_class, IS_SPLITS),
         }
-        if self.n >= 2 * ADM_SPLIT:
-            scores["splits of 5000 in the order of the files, as ADM's"] = _score(logits, self.n // ADM_SPLIT)
-        for variant, score in scores.items():
-            yield Variant("IS splits", variant, f"{self.extractor.prefix}IS", score, self.n, 0)
-
-    def _fid(
-        self, group: str, variant: str, value: float | None, n_real: int | None = None, reason: str = ""
-    ) -> Variant:
-        real = self.n_real if n_real is None else n_real
-        return Variant(group, variant, f"{self.extractor.prefix}FID", value, self.n, real, reason)
+        if len(logits) >= 2 * ADM_SPLIT:
+            scores[f"of {ADM_SPLIT:,} in the order of the files"] = _score(logits, len(logits) // ADM_SPLIT)
+        for variant, (score, spread) in scores.items():
+            name = f"{self.extractor.prefix}IS [splits: {variant}]"
+            text = f"Inception score formula, {self.what}; splits: {variant}"
+            protocol = self._protocol(name, text, "none", higher_is_better=True)
+            yield Measurement(protocol, score, 0, len(logits), spread)
 
     def _distance(
-        self, images: Path, reference: Path, of_images: Transform | None = None, of_reference: Transform | None = None
-    ) -> float:
-        first, second = self._measured(images, of_images), self._measured(reference, of_reference)
-        return frechet(first.pooled.statistics(), second.pooled.statistics())
+        self,
+        group: str,
+        variant: str,
+        text: str,
+        value: float,
+        *,
+        reference: str,
+        n_real: int,
+        n: int | None = None,
+        **protocol: Any,
+    ) -> Measurement:
+        name, text = f"{self.metric} [{group}: {variant}]", f"Frechet distance of {text}"
+        found = self._protocol(name, text, reference, **protocol)
+        return Measurement(found, float(value), n_real, len(self.images) if n is None else n)
 
-    def _measured(self, folder: Path, transform: Transform | None = None) -> Statistics:
-        key = (folder, transform)
-        if key not in self.statistics:
-            batches = _batches(folder) if transform is None else map(transform, _batches(folder))
-            n, title = len(PngFolder(folder)), f"{folder.name}: features"
-            (self.statistics[key],) = measure(batches, [self.extractor], n, title)
-        return self.statistics[key]
+    def _protocol(self, name: str, text: str, reference: str, **fields: Any) -> Protocol:
+        """With the extractor and its usual evaluator, unless `fields` say otherwise."""
+        extractor = self.extractor
+        usual = {"evaluator": extractor.evaluator, "extractor": extractor.name, "extractor_sha256": extractor.sha256}
+        known = {"version": VERSION, "higher_is_better": False, **usual, **fields}
+        return Protocol(name=name, description=text, reference=reference, **known)
 
-    def _clean_fid(self, resize: Callable[[np.ndarray], np.ndarray]) -> float:
+    def _clean_fid(self, originals: Path, resize: Callable[[np.ndarray], np.ndarray]) -> float:
         from cleanfid import fid
 
         with warnings.catch_warnings():  # deprecated calls inside
             warnings.simplefilter("ignore")
             value = fid.compute_fid(
-                str(self.folders.images),
-                str(self.folders.reference),
+                str(self.folder),
+                str(originals),
                 custom_feat_extractor=self._on_floats(),
                 custom_fn_resize=resize,
                 device=default_device(),
@@ -212,7 +231,7 @@ def cropped(images: Tensor) -> Tensor:
 
 
 def jpeg(quality: int) -> Transform:
-    """Images stored as JPEG and read back, uint8 (B, 3, H, W)."""
+    """Images stored as JPEG and read back."""
 
     def store(image: np.ndarray) -> np.ndarray:
         buffer = io.BytesIO()
@@ -226,50 +245,6 @@ def jpeg(quality: int) -> Transform:
     return transform
 
 
-def halved(images: Tensor) -> Tensor:
-    """A crude reconstruction: downsampled by two and back. uint8 (B, 3, H, W) -> float in [0, 1]."""
-    small = F.avg_pool2d(images.float() / 255, 2)
-    return F.interpolate(small, images.shape[-2:], mode="bicubic").clamp(0, 1)
-
-
-def digit_folders(folder: Path) -> Folders:
-    """Test digits, their reconstructions, truncated and rounded, and the training digits as PNG files."""
-    splits, folders = digits(), Folders(*(folder / name for name in ("images", "originals", "training", "rounded")))
-    _write(folder / "originals", splits.test, lambda x: x)
-    _write(folder / "training", splits.train, lambda x: x)
-    _write(folder / "images", splits.test, lambda x: samples_to_uint8(halved(x)))
-    _write(folder / "rounded", splits.test, lambda x: samples_to_uint8(halved(x) + 0.5 / 255))
-    return folders
-
-
-def digit_extractor(output: Path) -> Extractor:
-    """The proxy extractor of the digits that a run at scale mini left below `output`, or one trained here."""
-    finished = sorted(output.glob("mini-digits-*/proxies/extractor.json"))
-    path = (finished[0] if finished else output / "evaluators-extractor.json").with_suffix(".safetensors")
-    if not path.with_suffix(".json").exists():
-        torch.manual_seed(SEED)
-        splits, title = digits(), "proxy extractor: training"
-        net = proxy.ProxyNet(len(splits.classes)).to(default_device())
-        train_classifier(net.features, net.head, splits.train, steps=STEPS, batch_size=BATCH, seed=SEED, title=title)
-        save_classifier(path, net)
-        finish_classifier(path, {"steps": STEPS, "seed": SEED})
-    read_classifier(path)  # checks the hash of the weights
-    return proxy.proxy_extractor(path)
-
-
-def _batches(folder: Path) -> Iterator[Tensor]:
-    images = PngFolder(folder)
-    return images.batches(range(len(images)))
-
-
-def _score(logits: Tensor, splits: int) -> float:
-    return isc_features_to_metric(logits, splits, shuffle=False)["inception_score_mean"]
-
-
-def _write(folder: Path, images: Images, transform: Transform) -> None:
-    folder.mkdir()
-    index = 0
-    for batch, _ in ordered_batches(images.plain(), 100):
-        for image in transform(batch).permute(0, 2, 3, 1).numpy():
-            Image.fromarray(image).save(folder / f"{index:05d}.png")
-            index += 1
+def _score(logits: Tensor, splits: int) -> tuple[float, float]:
+    values = isc_features_to_metric(logits, splits, shuffle=False)
+    return values["inception_score_mean"], values["inception_score_std"]

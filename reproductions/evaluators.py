@@ -1,119 +1,86 @@
-"""How much the numbers for the same images depend on evaluator, reference, crop, filter, file format and IS splits.
+"""How much the method alone moves the numbers: the same images through every evaluator, reference, crop, filter, file
+format, number of images and kind of split.
 
-python reproductions/evaluators.py                                  # digits, proxy extractor, a minute
-python reproductions/evaluators.py --images DIR --reference DIR     # your own PNG files
+python reproductions/evaluators.py                                  # the images of table 2's ImageFolder row
+python reproductions/evaluators.py files DIR --reference DIR --extractor inception       # your own PNG files
 
-All rows of a group are about the same images: a difference is one of method, not of quality.
+The row's models are those of table 2, trained if they are missing. All values of a metric are about the same images: a
+difference is one of method, not of quality. The report shows them in a table of their own.
 """
 
 from __future__ import annotations
 
-import json
-import tempfile
-from dataclasses import asdict
+import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Annotated, NoReturn
 
-from imagefolder.cli import command_line
-from imagefolder.errors import InputError
+from tyro.conf import Positional
 
-if TYPE_CHECKING:
-    from imagefolder.evaluation.extractor import Extractor
-    from reproductions.evaluator_variants import Variant
+from imagefolder.cli import COMMAND, subcommands, typed_command
+from imagefolder.errors import InputError, one_line
+from reproductions import table2
+from reproductions.options import run_script
+from reproductions.recipe import Recipe, Table
+from reproductions.scales import Scale
+
+PROG, FILES = "evaluators.py", "files"
+
+
+def rows(scale: Scale, classes: int) -> list[Recipe]:
+    """Table 2's ImageFolder."""
+    row = table2.rows(scale, classes)[0]
+    note = "reconstructions of test images and class-balanced samples of table 2's row, measured in many ways"
+    return [replace(row, note=note, reported=None, measures=("evaluators",))]
+
+
+TABLE = Table("evaluators", "Evaluators: the same images, measured in many ways", rows)
 
 
 def main() -> NoReturn:
     """Entry point."""
-    command_line(compare, prog="evaluators.py")
+    if sys.argv[1:2] == [FILES]:
+        subcommands({FILES: files}, prog=PROG)
+    run_script(TABLE)
 
 
-def compare(
+def files(
+    images: Annotated[Path, Positional],
     *,
-    images: Path | None = None,
-    reference: Path | None = None,
+    reference: Path,
+    extractor: str,
     training: Path | None = None,
-    extractor: str | None = None,
     output: Path = Path("runs"),
 ) -> None:
-    """Measure the same images with every evaluator, and with the mistakes that are easily made.
+    """Measure your own images with every evaluator, and with the mistakes that are easily made.
 
     Args:
-        images: folder of PNG files: samples or reconstructions (default: digits stored at half the resolution)
+        images: folder of PNG files: samples or reconstructions
         reference: folder of PNG files to compare them with: the originals
-        training: folder of PNG files of the training images, for the row with the wrong reference
-        extractor: inception, or a proxy extractor's .safetensors (default: one of the digits, trained if needed)
-        output: folder for evaluators.json and evaluators.md
+        extractor: inception, or a proxy extractor's .safetensors
+        training: folder of PNG files of the training images, to show what a wrong reference does
+        output: folder for the record and the report
     """
-    if (images is None) != (reference is None):
-        raise InputError("--images and --reference go together")
-    if images is not None and extractor is None:
-        raise InputError("choose with --extractor what to measure your own images with: inception, or a proxy's file")
-    from imagefolder.environment import describe
-    from imagefolder.evaluation.clean import VERSION
-    from imagefolder.files import write_atomically
-    from imagefolder.progress import console
-    from reproductions.evaluator_variants import Folders, Variants, digit_folders
-
-    chosen = _extractor(extractor, output)
-    with tempfile.TemporaryDirectory() as temporary:
-        if images is None or reference is None:
-            name, folders = "digits/test, half the resolution and back", digit_folders(Path(temporary))
-        else:
-            name, folders = str(images), Folders(images, reference, training)
-        variants = Variants(folders, chosen).all()
-    document = {
-        "images": name,
-        "reference": str(reference or "digits/test"),
-        "extractor": chosen.name,
-        "extractor_sha256": chosen.sha256,
-        "torch_fidelity": chosen.evaluator,
-        "clean_fid": VERSION,
-        "rows": [asdict(variant) | {"difference": difference(variant, variants)} for variant in variants],
-        "run": describe(),
-    }
-    write_atomically(output / "evaluators.json", lambda path: path.write_text(json.dumps(document, indent=1)))
-    write_atomically(output / "evaluators.md", lambda path: path.write_text(markdown(document)))
-    print(markdown(document))
-    console.print(f"written: {output / 'evaluators.md'}")
-
-
-def difference(variant: Variant, variants: list[Variant]) -> float | None:
-    """Difference from the first value of the same group and metric."""
-    first = next(v.value for v in variants if (v.group, v.metric) == (variant.group, variant.metric))
-    return None if variant.value is None or first is None else variant.value - first
-
-
-def markdown(document: dict[str, Any]) -> str:
-    """The table, and the versions and files it was made with."""
-    lines = [
-        "# The same images, several evaluators",
-        "",
-        f"Images: {document['images']}; reference: {document['reference']}.",
-        f"Extractor: {document['extractor']}, sha256 `{document['extractor_sha256']}`; {document['torch_fidelity']}, "
-        f"{document['clean_fid']}; commit {document['run']['git_commit']}.",
-        "Differences are from the first row of the group, which is what this project does.",
-        "",
-        "| group | variant | metric | value | difference | n | n real |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    return "\n".join([*lines, *(f"| {' | '.join(_cells(row))} |" for row in document["rows"])]) + "\n"
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
-    value = row["reason"] or f"{row['value']:.6g}"
-    change = "" if row["difference"] is None else f"{row['difference']:+.3g}"
-    real = f"{row['n_real']:,}" if row["n_real"] else "-"
-    return [row["group"], row["variant"], row["metric"], value, change, f"{row['n']:,}", real]
-
-
-def _extractor(given: str | None, output: Path) -> Extractor:
     from imagefolder.evaluation.inception import inception_extractor
     from imagefolder.evaluation.proxy import proxy_extractor
-    from reproductions.evaluator_variants import digit_extractor
+    from imagefolder.progress import console
+    from leaderboard.report import build_report
+    from leaderboard.reported import REPORTED_CSV
+    from leaderboard.store import read_records
+    from reproductions.evaluator_rows import record_folders
+    from reproductions.plan import require_writable
 
-    if given == "inception":
-        return inception_extractor()
-    return digit_extractor(output) if given is None else proxy_extractor(Path(given))
+    for folder in filter(None, (images, reference, training)):
+        if not folder.is_dir():
+            raise InputError(f"{folder} is no folder; give folders of PNG files")
+    require_writable(output)
+    chosen = inception_extractor() if extractor == "inception" else proxy_extractor(Path(extractor))
+    words = typed_command()
+    program = words[:2] if words[0] == COMMAND else ["python", f"reproductions/{PROG}"]
+    command = one_line(" ".join([*program, FILES, *words[2:]]))
+    path = record_folders(images, reference, training, chosen, output, command)
+    console.print(f"record: {path}")
+    console.print(f"report: {build_report(output, read_records(output / 'records'), REPORTED_CSV)[0]}")
 
 
 if __name__ == "__main__":

@@ -20,12 +20,16 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Task:
-    """`function(*arguments)`, after the tasks named in `after`; importable and picklable."""
+    """`function(*arguments)`, after the tasks named in `after`; importable and picklable.
+
+    `alone`: with no other task beside it, once all tasks that are not `alone` have ended.
+    """
 
     name: str
     function: Callable[..., None]
     arguments: tuple[Any, ...]
     after: tuple[str, ...] = ()
+    alone: bool = False
 
 
 class Way(Protocol):
@@ -81,12 +85,13 @@ def execute(tasks: Sequence[Task], way: Way) -> dict[str, str]:
     waiting, running = list(tasks), 0
     try:
         while waiting or running:
+            others = any(not task.alone for task in waiting)
             for task in list(waiting):
                 blocked = why_blocked(task, failed)
                 if blocked is not None:
                     failed[task.name] = blocked
                     waiting.remove(task)
-                elif done.issuperset(task.after) and way.has_room:
+                elif done.issuperset(task.after) and way.has_room and not (task.alone and (running or others)):
                     way.start(task)
                     waiting.remove(task)
                     running += 1

@@ -1,6 +1,6 @@
 """Folded versus unfolded at an equal number of tokens: the efficiency claim, and its effect on quality.
 
-python reproductions/folding.py --seeds 0 1 2
+python reproductions/folding.py --seeds 0 1 2 3 4
 
 The paper's numbers for this comparison are not known; it claims that folded tokens give better samples than the same
 number of unfolded ones.

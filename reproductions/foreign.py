@@ -23,8 +23,22 @@ from imagefolder.data.images import DataSplits
 from imagefolder.data.order import ordered_batches
 from imagefolder.environment import describe, use_threads
 from imagefolder.errors import InputError
-from imagefolder.evaluation.files import NpzImages, PngFolder, open_images, pixel_digests, pixels_sha256, read_labels
-from imagefolder.evaluation.protocols import BATCH, SAMPLES_SHOWN, measure_reconstructions, measure_samples
+from imagefolder.evaluation.files import (
+    NpzImages,
+    PngFolder,
+    in_batches,
+    open_images,
+    pixel_digests,
+    pixels_sha256,
+    read_labels,
+)
+from imagefolder.evaluation.protocols import (
+    BATCH,
+    SAMPLES_SHOWN,
+    measure_reconstructions,
+    measure_samples,
+    with_nearest,
+)
 from imagefolder.evaluation.results import Result
 from imagefolder.files import file_sha256, write_atomically
 from imagefolder.progress import Phase, console
@@ -34,7 +48,7 @@ from leaderboard.tables import MetricKey, metric_key
 from reproductions.like import Like
 from reproductions.measuring import require_same_images
 from reproductions.recipe import Measure
-from reproductions.recording import CAPTIONS, utc_now, write_picture
+from reproductions.recording import class_accuracies, utc_now, write_pictures
 from reproductions.row import some_test_images
 from reproductions.scales import SCALES
 from reproductions.versions import code_hashes
@@ -43,7 +57,7 @@ LAST = 2**31  # place of added rows in their table
 LONGEST_LABEL = 200
 OF_A_ROW = {
     *("row", "label", "note", "order", "reported_system", "seed", "config", "config_sha256", "size", "checkpoints"),
-    *("metrics", "codebook_usage", "pictures", "picture_sha256", "cost", "added", "run"),
+    *("metrics", "codebook_usage", "class_accuracies", "pictures", "picture_sha256", "cost", "added", "run"),
 }
 """Fields of a record that are about one row, not its table"""
 Files = PngFolder | NpzImages
@@ -139,7 +153,7 @@ def _measure_samples(path: Path, like: Like) -> tuple[Result, str, str]:
     shown: list[Tensor] = []
 
     def batches() -> Iterator[Tensor]:
-        for batch in _in_batches(images, like.batch_size(n)):
+        for batch in in_batches(images, like.batch_size(n)):
             if len(digests) < SAMPLES_SHOWN:
                 shown.append(batch[: SAMPLES_SHOWN - len(digests)])
             digests.extend(pixel_digests(batch))
@@ -155,7 +169,8 @@ def _measure_samples(path: Path, like: Like) -> tuple[Result, str, str]:
         title=f"{path.name}: samples",
     )
     note = f"{n:,} samples" if labels is not None else f"{n:,} samples without labels, so their balance is not checked"
-    return replace(result, picture=torch.cat(shown)), pixels_sha256(digests), note
+    picture = torch.cat(shown)
+    return with_nearest(replace(result, picture=picture), picture, like.splits), pixels_sha256(digests), note
 
 
 def _measure_reconstructions(path: Path, originals: Path, like: Like) -> tuple[Result, str]:
@@ -237,7 +252,7 @@ def _places(path: Path, images: Files, splits: DataSplits) -> list[int]:
 def _reordered(images: Files, places: list[int], scratch: Path) -> Iterator[Tensor]:
     """Images in the order of the test images, through an array on disk if it is not already theirs."""
     if places == list(range(len(places))):
-        yield from _in_batches(images, BATCH)
+        yield from in_batches(images, BATCH)
         return
     shape = (len(places), 3, *images.size)
     array = np.lib.format.open_memmap(scratch / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
@@ -247,19 +262,6 @@ def _reordered(images: Files, places: list[int], scratch: Path) -> Iterator[Tens
         done += len(batch)
     for start in range(0, len(places), BATCH):
         yield torch.from_numpy(np.array(array[start : start + BATCH]))
-
-
-def _in_batches(images: Files, size: int) -> Iterator[Tensor]:
-    """All images in batches of one size, whatever the batches they are read in."""
-    waiting: list[Tensor] = []
-    for batch in images.batches(range(len(images))):
-        for image in batch:
-            waiting.append(image)
-            if len(waiting) == size:
-                yield torch.stack(waiting)
-                waiting = []
-    if waiting:
-        yield torch.stack(waiting)
 
 
 def _metrics(results: dict[Measure, Result], like: Like) -> list[Metric]:
@@ -309,13 +311,10 @@ def _record(
         config_sha256=config_hash({}),
         checkpoints=[like.checkpoint] if like.checkpoint else [],
         metrics=_metrics(results, like),
+        class_accuracies=class_accuracies(results, like.splits.classes),
         added=added,
         run=Run(started=started, finished=utc_now(), command=addition.command, code=code_hashes(), **describe()),
     )
-    pictures = {
-        CAPTIONS[name]: write_picture(like.output, record.name, name, result.picture, first.dataset.classes)
-        for name, result in results.items()
-        if result.picture is not None
-    }
+    pictures = write_pictures(like.output, record.name, results, first.dataset.classes)
     sha256 = {path: file_sha256(like.output / path) for path in pictures.values()}
     return record.model_copy(update={"pictures": pictures, "picture_sha256": sha256})

@@ -111,7 +111,7 @@ def table_like(table: str, *, scale: str | None, budget: Sequence[str] = (), dat
         members = [r for r in members if checkpoint.sha256 in _extractor_hashes(r)]
     members = [r for r in members if table_key(r) == table_key(members[0])]  # not of the same data by another name
     path = Path() if checkpoint is None else output / checkpoint.path
-    return Like(members, splits, extractors_of(published, path), checkpoint, output)
+    return Like(members, splits, extractors_of(published, path, splits, output), checkpoint, output)
 
 
 def _command(table: str, scale: str | None, budget: Sequence[str], data: str, output: Path) -> str:

@@ -1,6 +1,6 @@
 """Linear probing (the ablation's ACC): how well a linear classifier predicts the class from the tokenizer's features.
 
-python reproductions/linear_probe.py --seeds 0 1 2
+python reproductions/linear_probe.py --seeds 0 1 2 3 4
 
 The paper does not say whether its probe uses the features before or after quantization, and the released script cannot
 run on the two-branch model. Both are measured here, on the last branch, with the script's recipe. The rows are the

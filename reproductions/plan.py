@@ -23,7 +23,7 @@ from leaderboard.record import Dataset
 from reproductions.budget import with_proxy_steps
 from reproductions.options import MIN_TEST_IMAGES, Options, chosen_rows, chosen_scale
 from reproductions.recipe import Recipe, Table
-from reproductions.recording import changed_since, finished_record
+from reproductions.recording import changed_since, finished_record, is_timed
 from reproductions.row import Given, Row
 from reproductions.scales import Scale
 from reproductions.source import Source, describe, read_splits
@@ -39,6 +39,8 @@ class RowPlan:
     tokenizer_done: bool
     generator_done: bool
     recorded: bool
+    timed: bool = False
+    """its speed and memory need no timing (any more)"""
     outdated: tuple[str, ...] = ()
     """finished results that other versions of the code made, one line each"""
 
@@ -59,6 +61,8 @@ def plan_rows(table: Table, options: Options) -> list[RowPlan]:
     scale = with_proxy_steps(scale, table.scales[scale.name], dataset.n_train)
     recipes = table.rows(scale, dataset.classes)
     chosen = chosen_rows(recipes, options)
+    if world_size() > 1 and any("evaluators" in recipe.measures for recipe in recipes):
+        raise InputError("evaluators are compared by one process: start this script without torchrun")
     row = Row(
         table=table.name,
         order=0,
@@ -108,7 +112,7 @@ def missing_weights(row: Row) -> str | None:
     """Published files that a row needs and this machine lacks, in words; None if it can run."""
     if not row.scale.published:
         return None
-    loss, needed = row.loss, required_weights(samples="generation" in row.recipe.measures)
+    loss, needed = row.loss, required_weights(samples=not {"generation", "evaluators"}.isdisjoint(row.recipe.measures))
     if row.given is None:
         needed += [VGG16_FILE] * bool(loss.perceptual) + [row.recipe.tokenizer.backbone]
         needed += [DINO] * (bool(loss.adversarial) and loss.discriminator == "dino")
@@ -178,7 +182,7 @@ def _evaluated(row: Row) -> Recipe:
 def _planned(row: Row) -> RowPlan:
     """What is left to do for a row; everything if it is `fresh`."""
     if row.given is not None:
-        return RowPlan(row, tokenizer_done=True, generator_done=True, recorded=False)
+        return RowPlan(row, tokenizer_done=True, generator_done=True, recorded=False, timed=is_timed(row, None))
     tokenizer = not row.fresh and row.tokenizer.is_trained
     generator = row.generator is None or (tokenizer and row.generator.is_trained)
     record = finished_record(row) if tokenizer and generator and not row.fresh else None
@@ -188,7 +192,7 @@ def _planned(row: Row) -> RowPlan:
             outdated.append(f"{model.role} {model.folder.name}: {change}")
     if record is not None and (change := changed_since(record)) is not None:
         outdated.append(f"record of {row.name}: {change}")
-    return RowPlan(row, tokenizer, generator, record is not None, tuple(outdated))
+    return RowPlan(row, tokenizer, generator, record is not None, is_timed(row, record), tuple(outdated))
 
 
 def require_writable(output: Path) -> None:

@@ -32,6 +32,8 @@ def print_rows(title: str, rows: list[Recipe]) -> None:
 
 def print_plan(title: str, plans: list[RowPlan], output: Path) -> None:
     """What is about to be done, on which machine and data."""
+    from leaderboard.reference_files import other_data
+
     row = plans[0].row
     dataset, scale = row.dataset, row.scale
     console.print(
@@ -39,7 +41,7 @@ def print_plan(title: str, plans: list[RowPlan], output: Path) -> None:
         f"data {dataset.name}: {dataset.n_train} training and {dataset.n_test} test images, "
         f"{dataset.classes} classes, {dataset.image_size} px; output {output}"
     )
-    for text in dict.fromkeys(filter(None, map(_normalising, plans))):
+    for text in dict.fromkeys(filter(None, [other_data(scale.name, dataset), *map(_normalising, plans)])):
         console.print(text)
     table = Table()
     for column in ("row", "seed", "tokenizer", "generator", "evaluation"):
@@ -62,12 +64,13 @@ def machine() -> str:
 
 
 def print_results(row: Row) -> None:
-    """The main numbers of a row's table on its data; the report has all of them.
+    """The main numbers of a row's table on its data, and whether they are the reference's; the report has all of them.
 
     Rows evaluated with other numbers of images have columns of their own, and so are printed below the others.
     """
+    from leaderboard.references import table_beside
     from leaderboard.store import read_records
-    from leaderboard.tables import measured_frame, metric_labels
+    from leaderboard.tables import group_rows, measured_frame, metric_labels
 
     place = row.table, row.scale.name, row.scale.budget_text, row.dataset.sha256
     records = [
@@ -92,6 +95,13 @@ def print_results(row: Row) -> None:
         console.print(shown)
         rest = [(line, have) for line, have in zip(lines, known, strict=True) if not have <= most]
         lines, known = [line for line, _ in rest], [have for _, have in rest]
+    if groups := group_rows(records):
+        besides, remark = table_beside(groups)
+        for group, beside in zip(groups, besides, strict=True):
+            if beside is not None:
+                console.print(f"{group[0].row}: {beside.line}")
+        if remark:
+            console.print(remark)
 
 
 def _normalising(plan: RowPlan) -> str | None:
@@ -115,6 +125,7 @@ def _states(plan: RowPlan) -> tuple[str, str, str]:
     generator = "done" if plan.generator_done else f"train {scale.generator_training.steps} steps"
     if row.given is not None:
         tokenizer = generator = "given"
+    done = "done" if plan.timed else "done, not timed alone"
     if row.recipe.generator is None:
-        return tokenizer, "-", "done" if plan.recorded else ", ".join(row.recipe.measures)
-    return tokenizer, generator, "done" if plan.recorded else f"{scale.samples} samples"
+        return tokenizer, "-", done if plan.recorded else ", ".join(row.recipe.measures)
+    return tokenizer, generator, done if plan.recorded else f"{scale.samples} samples"

@@ -6,6 +6,7 @@ Both are trained once per data set and scale, by whichever row needs them first.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,8 +14,8 @@ from torch import nn
 from imagefolder.distributed import barrier, is_main, of_main
 from imagefolder.errors import DamagedFile
 from imagefolder.evaluation.extractor import default_device
-from imagefolder.evaluation.protocols import real_floors
 from imagefolder.evaluation.proxy import FEATURES, ProxyNet
+from imagefolder.evaluation.real import real_floors
 from imagefolder.evaluation.spaces import extractors_for
 from imagefolder.progress import console
 from imagefolder.tokenizer.semantic import Teacher, blank_teacher
@@ -25,6 +26,7 @@ from imagefolder.training.classifier import (
     save_classifier,
     train_classifier,
 )
+from reproductions.beside import print_accuracy
 from reproductions.row import Row
 
 EXTRACTOR_SEED, TEACHER_SEED = 0, 1
@@ -41,6 +43,7 @@ def train_extractor(row: Row) -> None:
         net = ProxyNet(len(splits.classes)).to(default_device())
         about = _train(net.features, net.head, row, EXTRACTOR_SEED, "proxy extractor: training")
         if is_main():
+            print_accuracy(row, row.extractor, about["test_accuracy"])
             save_classifier(row.extractor, net)
         barrier()
         floors = real_floors(splits, extractors_for(row.extractor))
@@ -59,6 +62,7 @@ def train_teacher(row: Row) -> None:
         head = nn.Linear(teacher.vit.embed_dim, row.dataset.classes).to(default_device())
         about = _train(teacher, head, row, TEACHER_SEED, "semantic teacher: training")
         if is_main():
+            print_accuracy(row, row.teacher, about["test_accuracy"])
             save_classifier(row.teacher, teacher)
             finish_classifier(row.teacher, about)
         barrier()
@@ -86,7 +90,7 @@ def is_proxy_done(path: Path, row: Row) -> bool:
     return (about.get("steps"), about.get("dataset_sha256")) == (row.scale.proxy_steps, row.dataset.sha256)
 
 
-def _train(features: nn.Module, head: nn.Linear, row: Row, seed: int, title: str) -> dict[str, object]:
+def _train(features: nn.Module, head: nn.Linear, row: Row, seed: int, title: str) -> dict[str, Any]:
     """Train a classifier; returns what is stored about it."""
     splits, steps = row.splits, row.scale.proxy_steps
     images = splits.train.augmented("tokenizer", seed)

@@ -10,7 +10,7 @@ from imagefolder.config import GeneratorConfig, LossConfig, SamplingConfig, Toke
 from imagefolder.kinds import ORDERS
 from reproductions.scales import SCALES, Scale
 
-Measure = Literal["reconstruction", "perturbation", "probe", "generation"]
+Measure = Literal["reconstruction", "perturbation", "probe", "generation", "evaluators"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,9 @@ class Recipe:
     reported: str | None = None
     """the row's counterpart among the reported systems"""
     measures: tuple[Measure, ...] = ("reconstruction", "generation")
+    sampling: dict[str, Any] = field(default_factory=dict)
+    """fields of SamplingConfig that replace the scale's, in a row that is about sampling: it is measured with these
+    settings alone, and not timed"""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,12 @@ def training_of(recipe: Recipe, scale: Scale) -> TrainingConfig:
 
 
 def sampling_of(recipe: Recipe, scale: Scale) -> SamplingConfig:
-    """Sampling settings of a row at a scale."""
+    """Sampling settings that a row is measured with at a scale."""
+    return replace(usual_sampling(recipe, scale), **recipe.sampling)
+
+
+def usual_sampling(recipe: Recipe, scale: Scale) -> SamplingConfig:
+    """Sampling settings of a row's generator at a scale, which are stored with it."""
     if recipe.generator is None:
         return scale.sampling
     return replace(scale.sampling, guidance=ORDERS[recipe.generator.order].guidance * scale.sampling.guidance)
@@ -83,5 +91,6 @@ def resolved(recipe: Recipe, scale: Scale) -> dict[str, Any]:
             "views": scale.views,
             "sampling": to_dict(sampling_of(recipe, scale)),
             "samples": scale.samples,
+            "sampling_seeds": scale.sampling_seeds,
         }
     return config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from torchvision.utils import save_image
 from imagefolder.checkpoints.native import read_about
 from imagefolder.config import config_hash, to_dict
 from imagefolder.distributed import world_size
-from imagefolder.environment import describe, peak_memory_mib
+from imagefolder.environment import describe, hardware, peak_memory_mib
 from imagefolder.errors import InputError
 from imagefolder.evaluation.results import Result
 from imagefolder.files import file_sha256, write_atomically
@@ -31,6 +31,8 @@ CAPTIONS: dict[Measure, str] = {
     "reconstruction": "reconstructions of test images (original left, reconstruction right)",
     "generation": "samples, classes in turn",
 }
+NEAREST = "of these samples, those nearest to a training image (sample left, training image right)"
+MOST_CLASSES = 1000  # whose accuracies a record lists
 TRAINING = ("tokenizer_training", "generator_training", "loss", "views", "proxy_steps")
 
 
@@ -50,11 +52,7 @@ def record_finished(row: Row, models: Models, results: Mapping[Measure, Result],
         config = {name: value for name, value in config.items() if name not in unknown}
         config["weights"] = {checkpoint.role: checkpoint.sha256 for checkpoint in models.checkpoints}
     generation = next((result for result in results.values() if result.samples_per_second), None)
-    pictures = {
-        CAPTIONS[name]: write_picture(row.output, row.record.stem, name, result.picture, row.dataset.classes)
-        for name, result in results.items()
-        if result.picture is not None
-    }
+    pictures = write_pictures(row.output, row.record.stem, results, row.dataset.classes)
     write_record(
         row.output / "records",
         Record(
@@ -64,6 +62,8 @@ def record_finished(row: Row, models: Models, results: Mapping[Measure, Result],
             checkpoints=models.checkpoints,
             metrics=[Metric.of(value) for result in results.values() for value in result.measurements],
             codebook_usage=[CodebookUsage.of(usage) for result in results.values() for usage in result.usage],
+            notes=[note for result in results.values() for note in result.notes],
+            class_accuracies=class_accuracies(results, row.splits.classes),
             pictures=pictures,
             picture_sha256={path: file_sha256(row.output / path) for path in pictures.values()},
             cost=Cost(
@@ -101,6 +101,37 @@ def finished_record(row: Row) -> Record | None:
     except (RecordError, InputError):  # of the models' documents; loading them reports it
         return None
     return record if finished and pictures_intact(record, row.output) else None
+
+
+def is_timed(row: Row, record: Record | None) -> bool:
+    """Whether a row needs no timing: it was timed alone, it is about sampling settings or evaluators and has the models
+    of another row, or its record is of another machine, number of processes or execution, to which a timing here would
+    not belong."""
+    if row.recipe.sampling or "evaluators" in row.recipe.measures:
+        return True
+    if record is None or record.cost is None:
+        return False
+    run, here = record.run, hardware()
+    if (run.cpu, run.gpu, run.processes) != (here["cpu"], here["gpu"], world_size()):
+        return True
+    if run.execution != _execution(row):
+        return True
+    return record.cost.threads is not None if record.cost.alone is None else record.cost.alone
+
+
+def record_timing(row: Row, **measured: Any) -> None:
+    """Add fields to the cost in the record of a finished row, and leave the rest of it as it is.
+
+    Called by rank 0 alone, which holds the record's lock.
+
+    Raises:
+        InputError: the record is no longer there, or is of other settings or models.
+    """
+    record = read_record(row.record) if row.given is not None else finished_record(row)
+    if record is None or record.cost is None:
+        raise InputError(f"{row.record}: no longer the finished record of this row; run the same command again")
+    cost = Cost.model_validate(record.cost.model_dump() | measured)
+    write_record(row.output / "records", record.model_copy(update={"cost": cost}))
 
 
 def changed_since(record: Record) -> Change | None:
@@ -159,22 +190,46 @@ def _run(row: Row, started: str) -> Run:
         finished=utc_now(),
         command=row.command,
         processes=world_size(),
-        execution={name: value for name, value in to_dict(row.execution).items() if name != "logger"},
+        execution=_execution(row),
         code=code_hashes(),
         **describe(),
     )
 
 
-def write_picture(output: Path, record: str, name: Measure, images: Tensor, classes: int) -> str:
-    """Write the picture of a measure; returns its path relative to the output folder.
+def _execution(row: Row) -> dict[str, Any]:
+    """How the row's models are trained, apart from where the losses go."""
+    return {name: value for name, value in to_dict(row.execution).items() if name != "logger"}
+
+
+def class_accuracies(results: Mapping[Measure, Result], classes: Sequence[str]) -> dict[str, float]:
+    """The accuracy of samples by name of their class; of equal names, each with its number. Empty for many classes."""
+    measured = next((result.class_accuracies for result in results.values() if result.class_accuracies), [])
+    if not 0 < len(measured) <= MOST_CLASSES:
+        return {}
+    names = [f"{name} ({i})" if classes.count(name) > 1 else name for i, name in enumerate(classes)]
+    return {name: value for name, value in zip(names, measured, strict=True) if value is not None}
+
+
+def write_pictures(output: Path, record: str, results: Mapping[Measure, Result], classes: int) -> dict[str, str]:
+    """Write the pictures of all measures; their paths relative to the output folder, by caption.
 
     Args:
-        record: name of the record that it belongs to.
-        images: uint8 (N, 3, H, W).
+        record: name of the record that they belong to.
         classes: of the data; samples show them side by side.
     """
-    columns = 10 if name == "reconstruction" else min(classes, 10)
-    path = output / "pictures" / f"{record}-{name}.png"
+    pictures = {}
+    for name, result in results.items():
+        if result.picture is not None:
+            columns = 10 if name == "reconstruction" else min(classes, 10)
+            pictures[CAPTIONS[name]] = _write_picture(output, f"{record}-{name}", result.picture, columns)
+        if result.nearest is not None:
+            pictures[NEAREST] = _write_picture(output, f"{record}-nearest", result.nearest, 10)
+    return pictures
+
+
+def _write_picture(output: Path, name: str, images: Tensor, columns: int) -> str:
+    """Write images uint8 (N, 3, H, W) side by side as a PNG; its path relative to the output folder."""
+    path = output / "pictures" / f"{name}.png"
     grid = images.float() / 255
     write_atomically(path, lambda temporary: save_image(grid, temporary, nrow=columns, padding=1, format="png"))
     return str(path.relative_to(output))

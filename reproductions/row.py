@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from imagefolder.checkpoints.native import CONFIG, WEIGHTS
 from imagefolder.config import Execution, LossConfig, SamplingConfig, TrainingConfig, config_hash
-from imagefolder.data.images import DataSplits, SomeImages
+from imagefolder.data.images import DataSplits, spread_evenly
 from imagefolder.errors import InputError
 from imagefolder.locks import building
 from imagefolder.tokenizer.discriminator import images_normalised_together
@@ -35,7 +35,7 @@ from reproductions.source import Source, read_splits
 # including new ones, decide the tokenizer's weights.
 GENERATOR_ONLY = {"generator", "generator_training", "views"}
 PROXY_FIELDS = {"image_size", "proxy_steps"}  # of a budget: other proxies, so other folders
-EVALUATION_ONLY = {"measures", "probe_epochs", "probe_batch", "sampling", "samples", "test_images"}
+EVALUATION_ONLY = {"measures", "probe_epochs", "probe_batch", "sampling", "samples", "sampling_seeds", "test_images"}
 
 
 @dataclass(frozen=True)
@@ -239,10 +239,9 @@ class Row:
 
 def some_test_images(splits: DataSplits, wanted: int | None) -> DataSplits:
     """The images, with only `wanted` of the test split, spread evenly over all of them; None: all."""
-    number = len(splits.test)
-    if wanted is None or wanted >= number:
+    if wanted is None or wanted >= len(splits.test):
         return splits
-    return replace(splits, test=SomeImages(splits.test, [i * number // wanted for i in range(wanted)]))
+    return replace(splits, test=spread_evenly(splits.test, wanted))
 
 
 def _nameless(config: dict[str, Any]) -> dict[str, Any]:

@@ -35,11 +35,18 @@ class Scale:
     loss: LossConfig
     sampling: SamplingConfig
     samples: int
+    sampling_seeds: int
+    """sets of samples of each model whose distances make the spread of gFID; the first one gives all values"""
     views: int
     """augmented views of every training image, encoded once, whose tokens the generator cycles through; 0: a new crop
     every epoch, encoded on the fly"""
     probe_epochs: int
     probe_batch: int
+    preview_every: int = 0
+    """training steps between measurements of a few images, for the curve only (`imagefolder.evaluation.preview`); 0:
+    none"""
+    preview_images: int = 0
+    """how many images: samples of generators, test images that tokenizers reconstruct"""
     published: bool = False
     """use published weights: the backbone's in encoder, decoder and teacher, Inception for the metrics; otherwise
     models train from scratch, and teacher and extractor are small networks trained on the data (proxies)"""
@@ -82,9 +89,12 @@ _MINI = Scale(
     loss=LossConfig(reconstruction=10.0, perceptual=0.0, semantic=0.1, adversarial=0.0),
     sampling=SamplingConfig(guidance=2.0, top_k=0, top_p=0.95),
     samples=1000,
+    sampling_seeds=3,
     views=1,
     probe_epochs=100,  # there are only 1347 images: after 10 epochs at the published rate the probe has barely moved
     probe_batch=32,
+    preview_every=100,
+    preview_images=200,
     threads=1,
 )
 
@@ -123,9 +133,12 @@ _LAPTOP = Scale(
     loss=LossConfig(reconstruction=10.0, perceptual=0.0, semantic=0.1, adversarial=0.0),
     sampling=SamplingConfig(guidance=2.0, top_k=0, top_p=0.95),
     samples=1000,
+    sampling_seeds=3,
     views=4,
     probe_epochs=50,
     probe_batch=64,
+    preview_every=500,
+    preview_images=100,
     threads=2,
 )
 
@@ -153,9 +166,12 @@ _SMALL = Scale(
     loss=LossConfig(reconstruction=10.0, perceptual=0.0, semantic=0.1, adversarial=0.1, discriminator="patch"),
     sampling=SamplingConfig(guidance=2.0, top_k=0, top_p=0.95, batch_size=50),
     samples=5000,
+    sampling_seeds=2,
     views=4,
     probe_epochs=10,
     probe_batch=256,
+    preview_every=5000,
+    preview_images=500,
 )
 
 # As released, with one exception: the generator trains on the tokens of ten views per image, encoded once, where the
@@ -172,9 +188,12 @@ _FULL = Scale(
     loss=LossConfig(),
     sampling=SamplingConfig(),
     samples=50_000,
+    sampling_seeds=1,
     views=10,
     probe_epochs=10,
     probe_batch=256,
+    preview_every=50_000,
+    preview_images=1000,
     published=True,
 )
 

@@ -15,7 +15,7 @@ from imagefolder.checkpoints.native import read_about
 from imagefolder.distributed import barrier, is_main, of_main, world_size
 from imagefolder.errors import InputError
 from imagefolder.files import file_sha256, read_json, write_json
-from imagefolder.generator.sampling import Sampling
+from imagefolder.generator.sampling import Sampling, arguments_of
 from imagefolder.progress import console
 from imagefolder.tokenizer.discriminator import dino
 from imagefolder.tokenizer.model import Tokenizer
@@ -26,9 +26,11 @@ from imagefolder.training.state import remove_state
 from imagefolder.training.token_cache import ABOUT, TokenCache, build_token_cache
 from imagefolder.training.tokenizer import train_tokenizer
 from reproductions.aside import move_aside, remove_aside
-from reproductions.measuring import measure, validation
+from reproductions.beside import watch_of
+from reproductions.measuring import measure, preview_of_generator, preview_of_tokenizer, validation
 from reproductions.models import Models, load_models, load_tokenizer
 from reproductions.proxies import proxy_teacher
+from reproductions.recipe import usual_sampling
 from reproductions.recording import has_record, record_finished, utc_now
 from reproductions.row import Row, TrainedModel
 from reproductions.versions import note_code
@@ -44,7 +46,7 @@ def run_tokenizer(row: Row) -> None:
 
 def run_tokens(row: Row) -> None:
     """Encode the training images once for all generators on a tokenizer."""
-    _tokens(row, *_tokenizer(row))
+    token_cache(row, *_tokenizer(row))
 
 
 def run_generator(row: Row) -> None:
@@ -89,15 +91,17 @@ def _finish_tokenizer(row: Row) -> None:
         training=row.training,
         loss=row.loss,
         images=row.splits.train.augmented("tokenizer", row.seed),
-        teacher=_teacher(row),
+        teacher=teacher_of(row),
         folder=folder,
         seed=row.seed,
         title=row.title(f"{folder.name}: training tokenizer"),
         about={**trained.identity, **about},
         pretrained=row.scale.published,
-        features=_discriminator_features(row),
+        features=discriminator_features(row),
         execution=row.execution,
         evaluate=validation(row) if row.training.evaluate_every else None,
+        watch=watch_of(row, trained),
+        preview=preview_of_tokenizer(row),
     )
 
 
@@ -116,23 +120,30 @@ def _finish_generator(row: Row, trained: TrainedModel, tokenizer: Tokenizer, sha
         write_json(folder / SETTINGS, settings)
         note_code(trained)
     barrier()
-    images = row.splits.train.augmented("generator", row.seed)
+    images, usual = row.splits.train.augmented("generator", row.seed), usual_sampling(row.recipe, row.scale)
     train_generator(
         row.recipe.generator,
         training=row.scale.generator_training,
         tokenizer=tokenizer,
-        tokens=_tokens(row, tokenizer, sha256) if row.scale.views else images,
+        tokens=token_cache(row, tokenizer, sha256) if row.scale.views else images,
         folder=folder,
         seed=row.seed,
         title=row.title(f"{folder.name}: training generator"),
         about=settings,
         classes=row.splits.classes,
-        sampling=Sampling(guidance=row.sampling.guidance, top_k=row.sampling.top_k, top_p=row.sampling.top_p),
+        sampling=Sampling(**arguments_of(usual)),
         execution=row.execution,
+        watch=watch_of(row, trained),
+        preview=preview_of_generator(row),
     )
 
 
-def _tokens(row: Row, tokenizer: Tokenizer, sha256: str) -> TokenCache:
+def token_cache(row: Row, tokenizer: Tokenizer, sha256: str) -> TokenCache:
+    """The tokens that a row's generator trains on; encoded first if they are not on disk.
+
+    Args:
+        sha256: of the tokenizer's weights.
+    """
     folder = row.tokens
     if is_main() and _is_of_another_tokenizer(row, sha256):
         console.print(f"{folder}: encoded by a tokenizer that no longer exists; encoding the images again")
@@ -179,14 +190,14 @@ def _generator(row: Row) -> TrainedModel:
     return row.generator
 
 
-def _teacher(row: Row) -> Teacher | None:
+def teacher_of(row: Row) -> Teacher | None:
     """The frozen semantic teacher of a row, or None if its tokenizer is not regularised."""
     if row.recipe.tokenizer.semantic == "none":
         return None
     return Teacher(pretrained_vit(row.recipe.tokenizer)) if row.scale.published else proxy_teacher(row)
 
 
-def _discriminator_features(row: Row) -> ViT | None:
+def discriminator_features(row: Row) -> ViT | None:
     """The frozen network under a discriminator's heads, or None if it has none."""
     if not row.loss.adversarial or row.loss.discriminator == "patch":
         return None

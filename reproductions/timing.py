@@ -16,8 +16,9 @@ from imagefolder.evaluation.extractor import default_device
 from imagefolder.evaluation.pairs import Pairs
 from imagefolder.evaluation.protocols import BATCH
 from imagefolder.evaluation.proxy import ProxyNet
-from imagefolder.evaluation.spaces import extractors_for
+from imagefolder.evaluation.spaces import extractors_for, further_extractors
 from imagefolder.generator.model import Generator
+from imagefolder.generator.sampling import arguments_of
 from imagefolder.progress import silence
 from imagefolder.tokenizer.discriminator import dino
 from imagefolder.tokenizer.model import Tokenizer
@@ -130,7 +131,7 @@ def _sampling(piece: Piece, device: torch.device) -> Parts:
 
     def run(size: int) -> None:
         labels = torch.arange(size) % generator.config.num_classes
-        generator.sample(labels, guidance=settings.guidance, top_k=settings.top_k, top_p=settings.top_p)
+        generator.sample(labels, **arguments_of(settings))
 
     batch = settings.batch_size
     return {"image": (measure(run, batch, piece.times / batch, device), batch)}
@@ -144,6 +145,7 @@ def _features(piece: Piece, device: torch.device) -> Parts:
     else:
         net = ProxyNet(piece.row.dataset.classes).to(device).eval()
         networks.append(lambda images: net(to_float(images.to(device))))
+    networks += further_extractors(piece.row.scale.published)
     pairs = Pairs()
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
 """The paper's central question: reconstruction and generation against the length of the token sequence.
 
-python reproductions/token_length.py --seeds 0 1 2
+python reproductions/token_length.py --seeds 0 1 2 3 4
 
 The lengths behind the paper's own curve are not known. Ours at full are 265 (printed in its tables), 286 (the released
 models), 430 (requested by a reviewer) and 680 (VAR), all with two regularised branches.

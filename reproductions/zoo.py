@@ -1,7 +1,7 @@
 """The authors' whole zoo: every released tokenizer, trained with its own recipe, and a generator on its tokens.
 
 python reproductions/zoo.py                                                     # mini: a small counterpart of each
-python reproductions/zoo.py --rows MSBR10P2-4096 RobustTok --seeds 0 1 2
+python reproductions/zoo.py --rows MSBR10P2-4096 RobustTok --seeds 0 1 2 3 4
 python reproductions/zoo.py --scale full --data IMAGENET --rows VP2-16384       # as released
 
 At full, the tokenizer, objective and optimiser of every row are the released ones, as far as the release states them

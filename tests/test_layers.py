@@ -43,6 +43,7 @@ COMMANDS = [
     "imagefolder.demo.__main__",
     *("leaderboard.__main__", "leaderboard.speed", "slurm.__main__", "reproductions.__main__"),
     *("reproductions.table2", "reproductions.ablation", "reproductions.branches", "reproductions.folding"),
+    "reproductions.guidance",
     *("reproductions.linear_probe", "reproductions.token_length", "reproductions.zoo", "reproductions.evaluators"),
 ]
 HEAVY = (

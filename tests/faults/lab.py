@@ -34,7 +34,7 @@ from imagefolder.data.digits import digits
 from imagefolder.data.images import ArrayImages, DataSplits
 from imagefolder.distributed import is_distributed
 from imagefolder.errors import InputError
-from reproductions import command, scales, source, table2
+from reproductions import alone, command, scales, source, table2, timing_stage
 from reproductions.options import Options
 from reproductions.together import Together
 
@@ -74,6 +74,7 @@ def shrink() -> None:
     scales.SCALES["mini"] = tiny
     scales.SCALES["small"] = replace(tiny, name="small")
     source.read_builtin = lambda name, image_size: few_digits(image_size)
+    timing_stage.SECONDS, alone.LOOK_SECONDS = 0.0, 0.1
 
 
 def few_digits(image_size: int) -> DataSplits:

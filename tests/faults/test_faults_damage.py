@@ -30,6 +30,7 @@ FINISHED = {
     "generator's curve": "mini-*/seed0/generators/*/curve.jsonl",
     "record": "records/*.json",
     "picture": "pictures/*-generation.png",
+    "picture of the nearest": "pictures/*-nearest.png",
     "report": "report.html",
     "report in Markdown": "report.md",
     "table": "leaderboard.csv",

@@ -26,7 +26,7 @@ from reproductions.scales import SCALES, proxy_steps_for
 RunTable = Callable[..., int]
 MINI = SCALES["mini"]
 LAPTOP = SCALES["laptop"]
-SCRIPTS = ("table2", "ablation", "token_length", "branches", "folding", "zoo", "linear_probe")
+SCRIPTS = ("table2", "ablation", "token_length", "branches", "folding", "zoo", "linear_probe", "guidance")
 
 
 def planned(output: Path, *budget: str, row: str = "imagefolder", **options: Any) -> RowPlan:

@@ -153,12 +153,18 @@ def test_unknown_option(call: Call) -> None:
     assert "colour" in result.err + result.out
 
 
-@pytest.mark.parametrize("arguments", [[], ["--rows", "vq", "--seeds", "3", "4"]])
-def test_dry_run_shows_the_plan_and_creates_nothing(call: Call, tmp_path: Path, arguments: list[str]) -> None:
+@pytest.mark.parametrize("arguments", [[], ["--rows", "vq", "--fresh"]])
+def test_dry_run_shows_the_plan_and_changes_nothing(call: Call, tmp_path: Path, arguments: list[str]) -> None:
+    (plan,) = plan_rows(table2.TABLE, Options(rows=("vq",), output=tmp_path / "out"))
+    begun = plan.row.tokenizer.folder / "state.pt"
+    begun.parent.mkdir(parents=True)
+    begun.touch()
     result = call("--dry-run", "--output", tmp_path / "out", *arguments)
     assert result.code == 0
+    assert begun.exists()
     assert "1000 steps" in result.out
-    assert ("imagefolder" in result.out) == (arguments[:1] != ["--rows"])
+    listed = {line.split()[1] for line in result.out.splitlines() if line.startswith("│")}
+    assert listed == ({"vq"} if arguments else {recipe.row for recipe in table2.rows(SCALES["mini"], 10)})
     assert not list(tmp_path.rglob("*.safetensors"))
     assert not (tmp_path / "out" / "records").exists()
 
@@ -204,15 +210,6 @@ def test_a_setting_of_a_submission_may_contain_commas(call: Call, tmp_path: Path
 
 def test_unknown_setting_of_a_submission_is_one_line(call: Call, tmp_path: Path) -> None:
     assert_one_line(call("--submit", "--set", "partitoin=gpu", "--output", tmp_path / "out"), "partitoin", "partition")
-
-
-def test_dry_run_with_fresh_removes_nothing(call: Call, tmp_path: Path) -> None:
-    (plan,) = plan_rows(table2.TABLE, Options(rows=("vq",), output=tmp_path))
-    folder = plan.row.tokenizer.folder
-    folder.mkdir(parents=True)
-    (folder / "state.pt").touch()
-    assert call("--rows", "vq", "--dry-run", "--fresh", "--output", tmp_path).code == 0
-    assert (folder / "state.pt").exists()
 
 
 def test_interrupt_prints_how_to_continue(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ from reproductions.row import Row
 from reproductions.scales import SCALES, Scale
 from reproductions.stages import run_evaluation, run_generator, run_tokenizer, run_tokens
 from reproductions.timing import Cost, Piece, time_piece
+from reproductions.timing_stage import LEAST_ROUNDS, WARM_UP
 from reproductions.workers import Workers
 
 RunTable = Callable[..., int]
@@ -69,11 +70,23 @@ def test_all_steps_and_images_of_a_row_are_counted(tmp_path: Path) -> None:
     assert of_stage(tasks, run_evaluation) == {
         "encode": 2 * 60,
         "decode": (1 + settings) * 60,
-        "features": 2 * 60 + (1 + settings) * 60 + 40 + 150,
+        "features": 2 * 60 + (1 + settings) * 60 + 2 * 3 * 40 + 150,
         "pairs": 60,
         "read": 2 * 60 + 150,
-        "image": 40,
+        "image": 3 * 40 + 3 * 40 / 2,  # three sets of samples; without guidance they take half the work
     }
+
+
+def test_previews_that_are_left_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scale = replace(SCALES["mini"], preview_every=2, preview_images=30)
+    monkeypatch.setitem(SCALES, "mini", scale)
+    tasks = tasks_of(tmp_path, "vq")
+    row: Row = tasks[0].arguments[0]
+    assert of_stage(tasks, run_tokenizer) == {"late": 6, "read": 48, "encode": 90, "decode": 90, "features": 120}
+    assert of_stage(tasks, run_generator) == {"step": 6, "image": 90, "features": 90 + 150, "read": 150}
+    row.tokenizer.folder.mkdir(parents=True)
+    torch.save({"step": 3}, row.tokenizer.folder / STATE)
+    assert of_stage(tasks, run_tokenizer)["encode"] == 60
 
 
 def test_what_is_done_is_not_counted(tmp_path: Path) -> None:
@@ -117,7 +130,9 @@ def test_equal_models_are_timed_once_and_shared_stages_counted_once(
         ["extractor", "features", "training images", "teacher", "tokenizer", "coding"] + 2 * ["generator", "sampling"]
     )
     times = {piece.kind: piece.times for piece in way.timed}
-    assert (times["tokenizer"], times["generator"]) == (6 * len(seeds), 6 * len(seeds))
+    timing = (WARM_UP + LEAST_ROUNDS) * len(plans)  # every row is timed
+    assert times["tokenizer"] == 6 * len(seeds) + timing
+    assert times["generator"] == 6 * len(seeds) + timing / 2  # of each of the two
     assert [task.function for task in tasks].count(run_tokenizer) == len(seeds)
     assert expected.seconds.keys() == {task.name for task in tasks}
     assert expected.run_seconds == sum(expected.seconds.values())
@@ -173,6 +188,7 @@ def test_memory_in_words() -> None:
     assert [in_gigabytes(size) for size in (4e8, 2.96e9, 9.96e9, 2.5e10)] == ["0.4 GB", "3.0 GB", "10 GB", "25 GB"]
 
 
+@pytest.mark.slow
 def test_records_are_the_same_with_and_without_timing(
     tmp_path: Path,
     table: RunTable,

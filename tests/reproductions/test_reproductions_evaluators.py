@@ -1,9 +1,10 @@
-"""The comparison of evaluators: which agree, and how much each mistake moves the numbers."""
+"""The same images through many evaluators: which agree, how much each mistake moves the numbers, what is recorded."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,141 +13,168 @@ from PIL import Image
 from torch import Tensor
 
 from imagefolder.data.digits import digits
-from imagefolder.data.images import ArrayImages, DataSplits
 from imagefolder.errors import InputError
 from imagefolder.evaluation.protocols import evaluate_files
 from imagefolder.evaluation.proxy import proxy_extractor
-from imagefolder.files import file_sha256
-from reproductions import evaluator_variants
-from reproductions.evaluator_variants import Variant, cropped, halved, jpeg
-from reproductions.evaluators import compare, difference
+from leaderboard.record import Metric, Record
+from leaderboard.store import read_record, read_records
+from leaderboard.validate import examine
+from reproductions import evaluators, plan
+from reproductions.command import run_table
+from reproductions.evaluator_rows import evaluate_folders, record_folders
+from reproductions.evaluator_variants import cropped, jpeg
+from reproductions.options import Options
 
-Variants = dict[str, dict[str, dict]]
-
-
-@pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Output of the script on a few digits, with a briefly trained proxy extractor."""
-    whole = digits(32)
-
-    def few(image_size: int = 32) -> DataSplits:
-        def first(images: ArrayImages, number: int) -> ArrayImages:
-            return ArrayImages(images.images[:number], images.labels[:number])
-
-        return replace(whole, train=first(whole.train, 300), test=first(whole.test, 150))
-
-    output = tmp_path_factory.mktemp("output")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)
-        patch.setattr(evaluator_variants, "digits", few)
-        patch.setattr(evaluator_variants, "STEPS", 200)
-        compare(output=output)
-    return output
+Run = Callable[..., int]
 
 
-@pytest.fixture(scope="module")
-def rows(output: Path) -> Variants:
-    """By group and variant."""
-    grouped: Variants = {}
-    for row in json.loads((output / "evaluators.json").read_text())["rows"]:
-        grouped.setdefault(row["group"], {})[row["variant"]] = row
-    return grouped
+def run(output: Path, **options: object) -> int:
+    return run_table(evaluators.TABLE, Options(output=output, **options))
 
 
-def values(group: dict[str, dict]) -> list[float]:
-    return [row["value"] for row in group.values()]
+def record_of(output: Path) -> Record:
+    (path,) = (output / "records").glob("evaluators-*.json")
+    return read_record(path)
 
 
-def test_the_document_is_complete_with_n_and_hashes(output: Path, rows: Variants) -> None:
-    assert {group: len(variants) for group, variants in rows.items()} == {
-        "program": 3, "resize filter": 3, "reference": 3, "format": 4, "IS splits": 4,
-    }  # fmt: skip
-    document = json.loads((output / "evaluators.json").read_text())
-    sha256 = file_sha256(output / "evaluators-extractor.safetensors")
-    assert document["extractor_sha256"] == sha256
-    assert document["run"]["packages"]["torch-fidelity"]
-    text = (output / "evaluators.md").read_text()
-    assert sha256 in text
-    assert document["clean_fid"] in text
-    for row in document["rows"]:
-        assert row["n"] == 150
-        assert row["n_real"] == {"training images": 300}.get(row["variant"], 0 if row["group"] == "IS splits" else 150)
-        assert row["metric"] == ("proxy-IS" if row["group"] == "IS splits" else "proxy-FID")
-        assert f"| {row['variant']} | {row['metric']} | {row['value']:.6g} |" in text
+def by_name(record: Record) -> dict[str, Metric]:
+    return {metric.protocol.name: metric for metric in record.metrics}
 
 
-def test_programs_agree_on_the_same_images(rows: Variants) -> None:
-    ours, *others = values(rows["program"])
-    assert ours > 1e-2
-    assert others == pytest.approx([ours, ours], rel=1e-5)
+def test_a_row_is_recorded_with_its_models_and_resumed(imagefolder_row: Path, executed: list[str]) -> None:
+    trained = sorted(path for path in imagefolder_row.rglob("*.safetensors"))
+    executed.clear()
+    assert run(imagefolder_row) == 0
+    assert [name.split()[0] for name in executed] == ["evaluators"]  # the models are table 2's
+    assert sorted(imagefolder_row.rglob("*.safetensors")) == trained
+    record = record_of(imagefolder_row)
+    (table2,) = (r for r in read_records(imagefolder_row / "records") if r.table == "table2")
+    assert record.checkpoints == table2.checkpoints
+    assert not examine(imagefolder_row / "records" / f"{record.name}.json").problems
+    ours, theirs = by_name(record), by_name(table2)
+    for name in ("proxy-rFID", "proxy-gFID", "proxy-IS"):  # exactly what the table measures
+        assert ours[name].protocol == theirs[name].protocol
+        assert ours[name].value == theirs[name].value
+    assert not list(imagefolder_row.rglob("evaluators/*/*.png"))  # the samples were only needed meanwhile
+    before = (imagefolder_row / "records" / f"{record.name}.json").read_bytes()
+    executed.clear()
+    assert run(imagefolder_row) == 0
+    assert executed == []
+    assert (imagefolder_row / "records" / f"{record.name}.json").read_bytes() == before
+
+    groups: dict[str, list[str]] = {}
+    for metric in record.metrics:
+        group, _ = metric.protocol.variant or ("", "")
+        groups.setdefault(group, []).append(metric.protocol.usual_metric)
+    assert groups == {
+        "": ["rFID", "gFID", "IS"],
+        "program": ["rFID"] * 2,
+        "resize filter": ["rFID"] * 3,
+        "reference": ["rFID", "gFID"],
+        "crop": ["rFID", "gFID"],
+        "format": ["rFID"] * 3 + ["gFID"] * 2,
+        "number of images": ["gFID"],
+        "splits": ["IS"] * 3,
+    }
+    suite = ours["proxy-rFID"].value
+    for name in (name for name in ours if "[program: " in name):
+        assert ours[name].value == pytest.approx(suite, rel=1e-4)
+    assert ours["proxy-gFID [number of images: the first 20]"].n_generated == 20
+    assert ours["proxy-gFID [reference: test images instead of training images]"].n_real == 60
+    assert ours["proxy-rFID [reference: training images instead of the originals]"].n_real == 150
+
+    html, markdown = ((imagefolder_row / f"report.{kind}").read_text() for kind in ("html", "md"))
+    for text in (html, markdown):
+        assert "How much the method alone moves the numbers" in text
+        assert "the first 20" in text
+    assert "evaluators" not in (imagefolder_row / "leaderboard.csv").read_text()
+    lines = (imagefolder_row / "evaluators.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(record.metrics)
 
 
-def test_resize_filters_disagree(rows: Variants) -> None:
-    tensorflow, clean, pytorch = values(rows["resize filter"])
-    assert abs(clean / tensorflow - 1) > 1e-3
-    assert abs(pytorch / tensorflow - 1) > 1e-3
-
-
-def test_wrong_references_cost_more_than_a_reconstruction(rows: Variants) -> None:
-    right, training, other_crop = values(rows["reference"])
-    assert training > 1.2 * right
-    assert other_crop > 3 * right
-
-
-def test_lossy_files_and_rounding_change_the_number(rows: Variants) -> None:
-    lossless, fine, coarse, rounded = values(rows["format"])
-    assert abs(coarse - lossless) > 1e-3
-    assert len({lossless, fine, coarse, rounded}) == 4
-
-
-def test_class_sorted_images_lower_the_score_of_ordered_splits(rows: Variants) -> None:
-    ours, torch_fidelity, ordered, class_sorted = values(rows["IS splits"])
-    assert torch_fidelity == pytest.approx(ours, rel=1e-9)
-    assert ordered != ours
-    assert class_sorted < 0.6 * ours
-
-
-def test_differences_are_from_the_first_row_of_the_group(rows: Variants) -> None:
-    for group in rows.values():
-        first, *rest = group.values()
-        assert first["difference"] == 0
-        for row in rest:
-            assert row["difference"] == pytest.approx(row["value"] - first["value"])
-    absent = Variant("x", "none", "FID", None, 1, 1, "why")
-    assert difference(absent, [Variant("x", "first", "FID", 1.0, 1, 1), absent]) is None
+def test_several_processes_are_refused_before_anything_is_trained(
+    imagefolder_row: Path, executed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executed.clear()
+    monkeypatch.setattr(plan, "world_size", lambda: 2)
+    with pytest.raises(InputError, match="without torchrun"):
+        run(imagefolder_row)
+    assert executed == []
 
 
 def write(folder: Path, images: Tensor) -> Path:
     folder.mkdir()
     for index, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
-        Image.fromarray(image).save(folder / f"{index}.png")
+        Image.fromarray(image).save(folder / f"{index:03}.png")
     return folder
 
 
-def test_your_own_images(output: Path, tmp_path: Path) -> None:
-    images = digits(32).test.images
-    samples, reference = write(tmp_path / "samples", images[:20]), write(tmp_path / "reference", images[20:45])
-    extractor = output / "evaluators-extractor.safetensors"
-    runs = tmp_path / "runs"
-    compare(images=samples, reference=reference, extractor=str(extractor), output=runs)
-    rows = json.loads((runs / "evaluators.json").read_text())["rows"]
-    assert {row["variant"]: row["reason"] for row in rows if row["value"] is None} == {
-        "training images": "give the training images with --training",
-        "rounded instead of truncated": "8-bit files hold no fractions",
-    }
-    result, _ = evaluate_files(samples, reference, [proxy_extractor(extractor)])
-    assert rows[0]["value"] == pytest.approx(result.measurements[0].value, rel=1e-9)
-    assert (rows[0]["n"], rows[0]["n_real"]) == (20, 25)
-    other = write(tmp_path / "small", images[20:45, :, ::2, ::2])
-    with pytest.raises(InputError, match="differ in image size"):
-        compare(images=samples, reference=other, extractor=str(extractor), output=runs)
+@pytest.fixture
+def extractor(imagefolder_row: Path) -> Path:
+    (path,) = imagefolder_row.glob("*/proxies/extractor.safetensors")
+    return path
 
 
-def test_incomplete_options_are_rejected(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--images and --reference go together"):
-        compare(images=tmp_path)
-    with pytest.raises(InputError, match="choose with --extractor"):
-        compare(images=tmp_path, reference=tmp_path)
+def blurred(images: Tensor) -> Tensor:
+    small = torch.nn.functional.avg_pool2d(images.float(), 2)
+    return torch.nn.functional.interpolate(small, images.shape[-2:]).to(torch.uint8)
+
+
+def test_files_of_the_user(extractor: Path, tmp_path: Path) -> None:
+    images = digits(32)
+    samples = write(tmp_path / "samples", blurred(images.test.images[:40]))
+    reference = write(tmp_path / "reference", images.test.images[:40])
+    training = write(tmp_path / "training", images.train.images[:50])
+    out, chosen = tmp_path / "out", proxy_extractor(extractor)
+    path = record_folders(samples, reference, training, chosen, out, "a command")
+    record, again = read_record(path), record_folders(samples, reference, training, chosen, out, "a command")
+    assert again == path
+    assert not examine(path).problems
+    assert record.added is not None
+    assert record.added.samples == "samples"
+    assert (record.dataset.n_train, record.dataset.n_test) == (50, 40)
+    found = by_name(record)
+    result, sha256 = evaluate_files(samples, reference, [chosen])
+    assert record.added.samples_sha256 == sha256
+    assert found["proxy-FID"].value == result.measurements[0].value
+    right, wrong = found["proxy-FID"].value, found["proxy-FID [reference: training instead]"].value
+    assert right != wrong
+    assert found["proxy-FID [crop: reference images cropped from 1.125 x the size]"].value != right
+    without, _ = evaluate_folders(samples, reference, None, chosen)
+    assert not [m for m in without.measurements if "[reference: " in m.protocol.name]
+    small = write(tmp_path / "small", images.test.images[:40, :, ::2, ::2])
+    with pytest.raises(InputError, match="have 32 x 32 pixels"):
+        evaluate_folders(samples, small, None, chosen)
+
+
+def test_class_sorted_images_lower_the_score_of_ordered_splits(extractor: Path, tmp_path: Path) -> None:
+    images = digits(32).test
+    reference = write(tmp_path / "reference", images.images[:100])
+    result, _ = evaluate_folders(reference, reference, None, proxy_extractor(extractor))
+    found = {m.protocol.name: m.value for m in result.measurements}
+    own = next(value for name, value in found.items() if name.startswith("proxy-IS [splits: torch-fidelity"))
+    assert own == pytest.approx(found["proxy-IS"], rel=1e-9)
+    assert found["proxy-IS [splits: 10 of images sorted by class]"] < found["proxy-IS"]
+
+
+def test_the_command_for_files(
+    extractor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(tmp_path / "images", digits(32).test.images[:20])
+    words = ["evaluators.py", "files", str(folder), "--reference", str(folder), "--extractor", str(extractor)]
+    monkeypatch.setattr(sys, "argv", [*words, "--output", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as stop:
+        evaluators.main()
+    assert stop.value.code == 0
+    (path,) = (tmp_path / "out/records").glob("*.json")
+    command = json.loads(path.read_text())["run"]["command"]
+    assert command.startswith(f"python reproductions/evaluators.py files {folder} --reference")
+    assert "Evaluators" in (tmp_path / "out/report.html").read_text()
+    monkeypatch.setattr(sys, "argv", [*words[:2], str(tmp_path / "none"), *words[3:]])
+    with pytest.raises(SystemExit) as stop:
+        evaluators.main()
+    assert stop.value.code == 2
+    assert "is no folder; give folders of PNG files" in capsys.readouterr().err
 
 
 def test_transforms() -> None:
@@ -156,5 +184,3 @@ def test_transforms() -> None:
     assert moved > 5
     losses = [(jpeg(quality)(images).int() - images.int()).abs().float().mean() for quality in (95, 75)]
     assert 0 < losses[0] < losses[1] < moved
-    constant = torch.full((1, 3, 32, 32), 200, dtype=torch.uint8)
-    torch.testing.assert_close(halved(constant), constant / 255)

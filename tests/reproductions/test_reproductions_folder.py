@@ -65,6 +65,7 @@ def test_image_folder_from_files_to_records(
     assert executed == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_small")
 def test_changed_images_are_a_new_data_set(
     tmp_path: Path, shapes: Path, table: Callable[..., int], executed: list[str]

@@ -13,11 +13,11 @@ import pytest
 from imagefolder.config import LossConfig
 from imagefolder.generator.sequence import build_sequence
 from leaderboard.reported import REPORTED_CSV
-from reproductions import ablation, branches, folding, linear_probe, table2, token_length
+from reproductions import ablation, branches, folding, guidance, linear_probe, table2, token_length
 from reproductions.recipe import Recipe, loss_of
 from reproductions.scales import SCALES, Scale
 
-SCRIPTS = (table2, ablation, token_length, branches, folding, linear_probe)
+SCRIPTS = (table2, ablation, token_length, branches, folding, linear_probe, guidance)
 EVERY_SCALE = pytest.mark.parametrize("scale", ["mini", "laptop", "small", "full"])
 
 

@@ -43,6 +43,7 @@ def whole_mini(tiny_mini: Scale, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "read_builtin", read_builtin)
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_records(
     tmp_path: Path,
     table: RunTable,
@@ -74,7 +75,7 @@ def test_records_pictures_and_report(tmp_path: Path, table: RunTable, records: R
         assert record["status"] == "finished"
         assert record["dataset"]["n_train"] == 150
         assert {metric["n_generated"] for metric in record["metrics"]} == {40, 60}
-        assert len(record["pictures"]) == 2
+        assert len(record["pictures"]) == 3
         for path in record["pictures"].values():
             assert (tmp_path / path).read_bytes().startswith(b"\x89PNG")
         for checkpoint in record["checkpoints"]:
