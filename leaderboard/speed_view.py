@@ -17,7 +17,7 @@ SENTENCES = (
     "product of the same dtype in the same run. Blank: the time of this stage does not depend on its operations.",
     "Times are medians over the rounds of a benchmark, with quartiles in small print. Times of different machines, "
     "batches or dtypes are not comparable.",
-    f"Unsteady: the quartiles lie more than {STEADY:.0%} of the median apart, although the case was repeated: other "
+    f"Unsteady: the quartiles lie more than {STEADY:.0%} of the median apart, also when the case was repeated: other "
     "work ran on the machine, or its clock changed.",
     "Memory is what the case added to the process's resident set (CPU) or allocated memory (GPU), beyond the model. "
     "Earlier records have only the peak of the whole process.",

@@ -29,9 +29,10 @@ class Others:
     def __init__(self) -> None:
         self._seconds, self._machine, self._own = 0.0, 0.0, 0.0
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Others:
         self._seconds -= time.monotonic()
         self._count(-1)
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._count(1)
