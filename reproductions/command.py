@@ -73,7 +73,7 @@ def run_table(table: Table, options: Options) -> int:
     if options.fresh:
         for plan in possible:
             set_aside(plan.row)
-    failed = _run(tasks, possible, way)
+    failed = _run(tasks if expected is None else expected.tasks, possible, way)
     if is_main():
         for name, why in failed.items():
             print(f"error: {name}: {why}", file=sys.stderr)

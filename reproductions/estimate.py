@@ -58,7 +58,8 @@ class Use:
 class Estimate:
     """What the tasks of a run take, by name, on this machine.
 
-    `seconds`: of each task; `memory`: its peak in bytes. `at_once`: how many of them run together.
+    `tasks`: in the order to start them in: seed by seed, the longest work first. `seconds`: of each task; `memory`: its
+    peak in bytes. `at_once`: how many of them run together.
     """
 
     tasks: list[Task]
@@ -119,7 +120,8 @@ def estimate(tasks: Sequence[Task], way: Here) -> Estimate | None:
         needed = [(use, costs[_key(use.kind, _row(task))]) for use in uses[task.name]]
         seconds[task.name] = _seconds(needed)
         memory[task.name] = max((cost.memory for _, cost in needed), default=0.0)
-    return Estimate(list(tasks), seconds, memory, way.at_once)
+    ordered = sorted(longest_first(tasks, seconds), key=lambda task: _row(task).seed)
+    return Estimate(ordered, seconds, memory, way.at_once)
 
 
 def better_scale(table: Recipes, options: Options, expected: Estimate | None, way: Here) -> str | None:
@@ -141,6 +143,16 @@ def better_scale(table: Recipes, options: Options, expected: Estimate | None, wa
     if smaller is None:
         return line
     return f"{line}; --scale {SMALLER} takes about {in_words(smaller.run_seconds)} a row"
+
+
+def longest_first(tasks: Sequence[Task], seconds: Mapping[str, float]) -> list[Task]:
+    """Tasks, of which each is listed after what it needs, in the order of how long they and what has to follow them
+    take: started like this, fewer cores have nothing left to do at the end."""
+    ahead = dict(seconds)
+    for task in reversed(tasks):
+        for need in set(task.after) & ahead.keys():
+            ahead[need] = max(ahead[need], seconds[need] + ahead[task.name])
+    return sorted(tasks, key=lambda task: -ahead[task.name])
 
 
 def duration_of(tasks: Sequence[Task], seconds: Mapping[str, float], at_once: int) -> float:

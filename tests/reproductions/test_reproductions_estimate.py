@@ -19,7 +19,7 @@ from imagefolder.training.state import PREVIOUS, STATE
 from imagefolder.training.token_cache import ABOUT
 from reproductions import table2
 from reproductions.command import run_table
-from reproductions.estimate import duration_of, in_gigabytes, in_words, uses_of
+from reproductions.estimate import duration_of, in_gigabytes, in_words, longest_first, uses_of
 from reproductions.executor import Found, Item, Task
 from reproductions.graph import graph
 from reproductions.options import Options
@@ -171,6 +171,19 @@ def test_duration_follows_the_needs_of_tasks() -> None:
     assert duration_of(tasks, seconds, 1) == 10
     assert duration_of(tasks, seconds, 2) == 6
     assert duration_of([], {}, 2) == 0
+
+
+def test_the_longest_work_starts_first() -> None:
+    names = {"a": (), "b": ("a",), "c": (), "d": ("c",), "e": ("b", "d"), "f": ("e",)}
+    tasks = [Task(name, print, (), after) for name, after in names.items()]
+    seconds = {"a": 1.0, "b": 2.0, "c": 5.0, "d": 1.0, "e": 0.0, "f": 0.0}
+    ordered = longest_first(tasks, seconds)
+    assert [task.name for task in ordered] == ["c", "a", "b", "d", "e", "f"]
+    assert duration_of(tasks, {**seconds, "f": 3.0}, 1) == duration_of(ordered, {**seconds, "f": 3.0}, 1) == 12
+    late = [Task("short", print, ()), Task("medium", print, ()), Task("long", print, ())]
+    seconds = {"short": 1.0, "medium": 2.0, "long": 3.0}
+    assert duration_of(late, seconds, 2) == 4
+    assert duration_of(longest_first(late, seconds), seconds, 2) == 3
 
 
 @pytest.mark.parametrize(
