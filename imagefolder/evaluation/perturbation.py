@@ -41,9 +41,8 @@ def perturb_tokens(near: Tensor, alpha: float, delta: int, seed: int, indices: l
         int64 (B, P, L).
     """
     branches, length = near.shape[1:3]
-    u = uniforms(seed, indices, 2 * branches, length).to(near.device).unflatten(1, (2, branches)).movedim(0, 2)
-    parts = [perturb(near[:, p, :, 0], near[:, p], Perturbation(alpha, delta, u[:, p])) for p in range(branches)]
-    return torch.stack(parts, dim=1)
+    u = uniforms(seed, indices, 2 * branches, length).to(near.device).unflatten(1, (2, branches)).movedim(1, 0)
+    return perturb(near[..., 0], near, Perturbation(alpha, delta, u))
 
 
 def evaluate_perturbation(

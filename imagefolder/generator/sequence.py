@@ -49,7 +49,8 @@ class Block:
 class TokenSequence:
     """Blocks of one configuration, with what follows from them: levels, attention mask, inputs, logits layout.
 
-    Maps are the quantized maps of the branches, each float32 (B, C, K, K), built from the tokens known so far.
+    Maps are the quantized maps of the branches, float32, built from the tokens known so far: one map (B, P*C, K, K) if
+    all branches are predicted at once, else one (B, C, K, K) per branch.
     Subclasses define `block_size`, `add` and `input`, and override whatever else differs.
     """
 
@@ -107,8 +108,9 @@ class TokenSequence:
 
     def empty_maps(self, quantizer: ProductQuantizer, batch: int) -> list[Tensor]:
         """Maps before any token is known."""
-        like, side = quantizer.branches[0].codebook.hits, quantizer.side  # float32, on the quantizer's device
-        return [like.new_zeros(batch, q.codebook.dim, side, side) for q in quantizer.branches]
+        like, side = quantizer.codes.hits, quantizer.side  # float32, on the quantizer's device
+        number, branches = (1, self.config.branches) if self.folded else (self.config.branches, 1)
+        return [like.new_zeros(batch, branches * quantizer.dim, side, side) for _ in range(number)]
 
     def add(self, maps: list[Tensor], quantizer: ProductQuantizer, block: Block, tokens: Tensor) -> None:
         """Replace the maps by those that include the tokens (B, branches of the block, size) of a block."""
@@ -131,7 +133,8 @@ class TokenSequence:
         maps = self.empty_maps(quantizer, len(tokens))
         parts = [torch.cat(maps, dim=1).flatten(2).mT[:, :0]]  # a sequence of one block has no inputs
         for block, following in itertools.pairwise(self.blocks):
-            self.add(maps, quantizer, block, tokens[:, block.branches, block.tokens])
+            branches = slice(block.branches[0], block.branches[-1] + 1)
+            self.add(maps, quantizer, block, tokens[:, branches, block.tokens])
             parts.append(self.input(maps, following))
         return torch.cat(parts, dim=1)
 
@@ -153,8 +156,8 @@ class NextScale(TokenSequence):
         return side * side
 
     def add(self, maps: list[Tensor], quantizer: ProductQuantizer, block: Block, tokens: Tensor) -> None:
-        for row, p in enumerate(block.branches):
-            maps[p] = maps[p] + quantizer.contribution(p, block.scale, tokens[:, row])
+        place = block.branches[0]
+        maps[place] = maps[place] + quantizer.contribution(block.scale, tokens, block.branches)
 
     def input(self, maps: list[Tensor], block: Block) -> Tensor:
         f_hat, side = torch.cat(maps, dim=1), self.config.scales[block.scale]
@@ -177,13 +180,13 @@ class Raster(TokenSequence):
         return strength
 
     def add(self, maps: list[Tensor], quantizer: ProductQuantizer, block: Block, tokens: Tensor) -> None:
-        for row, p in enumerate(block.branches):
-            codes, place = quantizer.vectors(p, tokens[:, row])[:, 0], tokens.new_tensor([block.first])
-            # Out of place, since earlier inputs may still be views of the map
-            maps[p] = maps[p].flatten(2).index_copy(2, place, codes[:, :, None]).view_as(maps[p])
+        maps[0].flatten(2)[:, :, block.first] = quantizer.vectors(tokens).flatten(1)
 
     def input(self, maps: list[Tensor], block: Block) -> Tensor:
-        return torch.cat([f_hat.flatten(2)[:, :, block.first - 1] for f_hat in maps], dim=-1)[:, None]
+        return maps[0].flatten(2)[:, None, :, block.first - 1]
+
+    def inputs(self, quantizer: ProductQuantizer, tokens: Tensor) -> Tensor:
+        return quantizer.vectors(tokens[..., :-1]).transpose(1, 2).flatten(2)
 
 
 def build_sequence(config: GeneratorConfig) -> TokenSequence:

@@ -39,16 +39,18 @@ class FiniteScalarCodes(Codes):
         offset = (1 - levels % 2) / 2
         return (torch.tanh(f + torch.tan(offset / reach)) * reach - offset) / (levels // 2)
 
-    def nearest(self, z: Tensor) -> Tensor:
+    def nearest(self, z: Tensor, table: None = None) -> Tensor:
         levels, places = self.levels[:, None], self.places[:, None]
         half = levels // 2
-        steps = (z.detach().flatten(2) * half).round().clamp(-half, levels - 1 - half)
-        return ((steps.long() + half) * places).sum(1)
+        steps = (z.detach().flatten(-2) * half).round().clamp(-half, levels - 1 - half)
+        return ((steps.long() + half) * places).sum(-2)
 
     @torch.no_grad()
-    def neighbours(self, z: Tensor, number: int) -> Tensor:
-        near = [self._distances(part).topk(number, largest=False).indices for part in self._positions(z)]
-        return torch.cat(near).view(len(z), z.shape[2:].numel(), number)
+    def neighbours(self, z: Tensor, number: int, table: None = None) -> Tensor:
+        positions = z.flatten(-2).mT
+        parts = positions.reshape(-1, self.dim).split(self._rows(positions))
+        near = [self._distances(part).topk(number, largest=False).indices for part in parts]
+        return torch.cat(near).view(*positions.shape[:-1], number)
 
     def _distances(self, z: Tensor) -> Tensor:
         """Squared distances of (n, C) from all codes, float64 (n, V): a sum over channels, each with few values."""
@@ -59,17 +61,15 @@ class FiniteScalarCodes(Codes):
             total = (squares[:, :, None] + total[:, None, :]).flatten(1)
         return total
 
-    def lookup(self, tokens: Tensor, scale: int) -> Tensor:
+    def lookup(self, tokens: Tensor, scale: int, table: None = None) -> Tensor:
         half = self.levels // 2
         return (tokens[..., None] // self.places % self.levels - half) / half
 
     def straight_through(self, f: Tensor, f_hat: Tensor) -> Tensor:
         return f_hat + (f - f.detach())  # f_hat keeps its own gradient: that of phi
 
-    def matching_losses(
-        self, f: Tensor, f_hat: Tensor, used: Tensor | None = None, share: Tensor | float = 1.0
-    ) -> tuple[Tensor, Tensor]:
-        return f.new_zeros(()), f.new_zeros(())
+    def matching_losses(self, f: Tensor, f_hats: Tensor, use: Tensor | None, share: Tensor) -> tuple[Tensor, Tensor]:
+        return f.new_zeros(len(f_hats)), f.new_zeros(len(f_hats))
 
 
 def finite_scalar(config: TokenizerConfig) -> Codes:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imagefolder.config import TokenizerConfig
-from imagefolder.tokenizer.vit import ViT, build_vit
+from imagefolder.tokenizer.vit import ViT, build_vit, run_blocks, with_positions
 from imagefolder.weights import pretrained
 
 
@@ -38,9 +38,12 @@ class Teacher(nn.Module):
         if images.shape[-1] != self.side:
             images = F.interpolate(images, size=(self.side, self.side), mode="bicubic", antialias=True)
         images = ((images + 1) / 2 - self.mean) / self.std
-        if self.read == "class":
+        if self.read == "patches":
+            return self.vit.forward_features(images)[:, self.vit.num_prefix_tokens :].mean(1)
+        if self.vit.global_pool != "token":
             return self.vit(images)
-        return self.vit.forward_features(images)[:, self.vit.num_prefix_tokens :].mean(1)
+        x = with_positions(self.vit, self.vit.patch_embed(images), self.vit.patch_embed.grid_size[0])
+        return self.vit.forward_head(run_blocks(self.vit, x, slice(0, 1)))
 
 
 def blank_teacher(config: TokenizerConfig) -> Teacher:

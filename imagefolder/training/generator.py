@@ -50,7 +50,7 @@ class GeneratorTask(TrainingTask):
             step.seed_noise(i)
             with step.accumulating(self.model, i):
                 results.append(self._learn(tokens, labels.masked_fill(unclassed, self.config.num_classes), step))
-        update(self.optimizers[0], self.model.parameters(), step.accelerator, clip=self.training.clip)
+        update(self.optimizers[0], step.accelerator, clip=self.training.clip)
         return mean_over_pieces(results)
 
     def _learn(self, tokens: Tensor, labels: Tensor, step: Step) -> dict[str, Tensor]:
@@ -65,7 +65,8 @@ class GeneratorTask(TrainingTask):
         loss = F.cross_entropy(logits.transpose(1, 2).flatten(0, -2), tokens.mT.flatten())
         step.accelerator.backward(loss / step.pieces)
         with torch.no_grad():
-            accuracy = (logits.argmax(-1) == tokens).float().mean()
+            # `max` takes a third of the time of `argmax`
+            accuracy = (logits.max(-1).indices == tokens).float().mean()
         return {"cross_entropy": loss.detach(), "accuracy": accuracy}
 
 

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
-from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from imagefolder.checkpoints.native import save_checkpoint
@@ -43,6 +42,7 @@ from imagefolder.files import remove_half_written
 from imagefolder.interruption import Stopped, stop_requested
 from imagefolder.numerics import any_seed
 from imagefolder.progress import Phase
+from imagefolder.training.averages import Averages
 from imagefolder.training.curve import Curve, Preview, Watch
 from imagefolder.training.sanity import report_zero_losses, require_finite_losses, require_finite_weights
 from imagefolder.training.state import BEST, PREVIOUS, STATE, StateFile, remove_state
@@ -51,11 +51,6 @@ from imagefolder.training.task import Step, TrainingTask
 LOG_EVERY = 20
 SEEDS_PER_STEP = 1_009  # one per process, the last for draws that all processes share
 DEFAULT_EXECUTION = Execution()
-
-
-def averaging(model: nn.Module, config: TrainingConfig) -> ModelEmaV3:
-    """Averaged weights (EMA), with the same decay from the first step on."""
-    return ModelEmaV3(model, decay=config.ema)
 
 
 def finish(
@@ -142,10 +137,11 @@ def fit(
     previewed: dict[str, float] = {}
     pieces = pieces_per_process(config.batch_size, world_size(), execution.micro_batch)
     runner = _Runner(task, images, accelerator, seed=seed, start=start, pieces=pieces)
+    task.model.train()
     with Curve(folder, start, execution.logger, watch) as curve, Phase(title, config.steps, start) as phase:
         for done in range(start + 1, config.steps + 1):
             losses = runner.step(done - 1)
-            averages.update(model)
+            averages.update()
             last = done == config.steps
             saving = done % config.checkpoint_every == 0 and not last
             due = last or (config.evaluate_every > 0 and done % config.evaluate_every == 0)
@@ -172,6 +168,7 @@ def fit(
                 if evaluate_now is not None:
                     with torch.no_grad():
                         value = evaluate_now((averaged if config.select_by == "averaged" else model).eval())
+                    task.model.train()
                     values["evaluation"] = value = _of_main(value, accelerator.device)
                     require_finite_losses({"evaluation": value}, done - 1, folder)
                     best.offer(value, done, averaged)
@@ -218,7 +215,7 @@ class _Best:
 
 
 class _Runner:
-    """Takes one step after the other, each in as many pieces as the micro-batch requires."""
+    """Takes steps of a model in train mode, each in as many pieces as the micro-batch requires."""
 
     def __init__(
         self, task: TrainingTask, images: BatchSource, accelerator: Accelerator, *, seed: int, start: int, pieces: int
@@ -238,7 +235,6 @@ class _Runner:
         for optimizer, rate in zip(self.task.optimizers, rates, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        self.task.model.train()
         place = {"device": self.accelerator.device, "non_blocking": True}
         batches = itertools.islice(self.batches, self.pieces)
         pieces = [(images.to(**place), labels.to(**place)) for images, labels in batches]
@@ -260,11 +256,11 @@ class _StopAgreement:
         return before is not None and bool(before > 0)
 
 
-def prepare(model: Any, config: TrainingConfig, execution: Execution) -> ModelEmaV3:
+def prepare(model: Any, config: TrainingConfig, execution: Execution) -> Averages:
     """Apply an execution's options to a model (`Tokenizer` or `Transformer`); its averaged weights."""
     if execution.activation_checkpointing:
         model.set_grad_checkpointing()
-    averages = averaging(model, config)
+    averages = Averages(model, config.ema)
     if execution.compile:
         for layer in model.layers:
             layer.compile(dynamic=False)

@@ -37,7 +37,9 @@ class Step:
 
     def seed_noise(self, piece: int) -> None:
         """Seed torch for the noise of a piece, with the same seed on every call."""
-        torch.manual_seed(self.noise_seed + piece * NOISE_OF_A_PIECE)
+        # Without a GPU, `torch.manual_seed` would note at every call to seed one later, with a traceback
+        on_cpu = self.accelerator.device.type == "cpu"
+        (torch.default_generator if on_cpu else torch).manual_seed(self.noise_seed + piece * NOISE_OF_A_PIECE)
 
     def accumulating(self, model: nn.Module, piece: int) -> AbstractContextManager:
         """Context that delays DDP's exchange of gradients to the last piece."""
@@ -79,27 +81,24 @@ def adamw(parameters: Iterable[Any], config: TrainingConfig, *, rate: float, wei
     return AdamW(parameters, lr=rate, betas=config.betas, weight_decay=weight_decay, fused=True)
 
 
-def update(
-    optimizer: Optimizer,
-    parameters: Iterable[Tensor],
-    accelerator: Accelerator,
-    *,
-    clip: float,
-    average: bool = False,
-) -> None:
+def update(optimizer: Optimizer, accelerator: Accelerator, *, clip: float, average: bool = False) -> None:
     """After the backward passes of all pieces: clip gradients (0: no), take an optimizer step, clear gradients.
 
     `average`: the parameters belong to a module that DDP does not wrap; average their gradients over the processes.
     """
-    parameters = list(parameters)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if average:
         average_gradients(parameters)
     if clip:
-        accelerator.clip_grad_norm_(parameters, clip)
+        # As `accelerator.clip_grad_norm_` does, which on a CPU takes one gradient after the other
+        accelerator.unscale_gradients(optimizer)
+        nn.utils.clip_grad_norm_(parameters, clip, foreach=True)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
 
 def mean_over_pieces(losses: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Each loss averaged over pieces of equal size."""
+    if len(losses) == 1:
+        return losses[0]
     return {name: torch.stack([piece[name] for piece in losses]).mean(0) for name in losses[0]}

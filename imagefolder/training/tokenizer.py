@@ -137,18 +137,19 @@ class TokenizerTask(TrainingTask):
         for i, piece in enumerate(prepared):
             step.seed_noise(i)
             with step.accumulating(self.model, i):
-                out, losses = self._learn(piece, i, step, adversarial, ahead)
+                images = to_float(piece.images)
+                out, losses = self._learn(piece, images, i, step, adversarial, ahead)
             counts.append(out.quantized.counts)
-            shown = to_float(piece.images), out.images.detach().float()
+            shown = images, out.images.detach().float()
             if adversarial:
                 losses["discriminator"] = self._judge(*shown, step, average_in=ahead is None)
             elif self.loss.adversarial and self.loss.lecam:
                 logits.append(self._mean_logits(*shown, step.accelerator))
             results.append({name: value.detach() for name, value in losses.items()})
         clip, accelerator = self.training.clip, step.accelerator
-        update(self.optimizers[0], self.tokenizer.parameters(), accelerator, clip=clip)
+        update(self.optimizers[0], accelerator, clip=clip)
         if adversarial:
-            update(self.optimizers[1], self.discriminator.parameters(), accelerator, clip=clip, average=True)
+            update(self.optimizers[1], accelerator, clip=clip, average=True)
         if logits:  # the running means follow the logits from the first step on
             self.lecam.update(*torch.stack(logits).mean(0))
         self.tokenizer.quantizer.record_hits(torch.stack(counts).sum(0))
@@ -164,7 +165,7 @@ class TokenizerTask(TrainingTask):
             kept = own_samples(kept).to(device)
         touched = floor_of_share(config.perturbed_images, whole)
         u = torch.rand(touched, config.branches, 2, quantizer.length, generator=step.generator)
-        u = own_samples(u).movedim(0, 2).to(device)
+        u = own_samples(u).movedim(2, 0).to(device)
         left = self._perturbation_left(self.progress(step.number))
         alpha, delta = config.perturbed_codes * left, max(floor_of_share(left, config.perturbation_depth), 1)
         prepared = []
@@ -172,15 +173,15 @@ class TokenizerTask(TrainingTask):
             part = slice(i * size, (i + 1) * size)
             with torch.no_grad(), step.accelerator.autocast():
                 features = [None if teacher is None else teacher(to_float(images)) for teacher in self.teachers]
-            perturbation = Perturbation(alpha, delta, u[:, :, part]) if u[:, :, part].numel() else None
+            perturbation = Perturbation(alpha, delta, u[:, part]) if u[:, part].numel() else None
             prepared.append(Piece(images, features, None if kept is None else kept[part], share, perturbation))
         return prepared
 
     def _learn(
-        self, piece: Piece, index: int, step: Step, adversarial: bool, ahead: Ahead | None
+        self, piece: Piece, images: Tensor, index: int, step: Step, adversarial: bool, ahead: Ahead | None
     ) -> tuple[TrainingOutput, dict[str, Tensor]]:
-        """Losses of the tokenizer on a piece, and their backward pass."""
-        out, images = self._forward(self.model, piece, step.accelerator), to_float(piece.images)
+        """Losses of the tokenizer on a piece, whose images are also given in [-1, 1], and their backward pass."""
+        out = self._forward(self.model, piece, images, step.accelerator)
         quantized, reconstructed = out.quantized, out.images.float()
         losses, pixel = self._pixel_losses(reconstructed, images)
         losses |= {"codebook": quantized.codebook_loss, "commitment": quantized.commitment_loss}
@@ -206,10 +207,10 @@ class TokenizerTask(TrainingTask):
         for i, piece in enumerate(pieces):
             step.seed_noise(i)
             with torch.no_grad():
-                out = self._forward(self.tokenizer, piece, step.accelerator)
+                images = to_float(piece.images)
+                out = self._forward(self.tokenizer, piece, images, step.accelerator)
             found.append({name: value.detach().requires_grad_() for name, value in self._contributions(out).items()})
             if adversarial:
-                images = to_float(piece.images)
                 with step.accelerator.autocast():
                     reconstructed = self.tokenizer.decoder.images(out.hidden).float()
                 _, pixel = self._pixel_losses(reconstructed, images)
@@ -225,11 +226,11 @@ class TokenizerTask(TrainingTask):
         of_inputs = iter(torch.autograd.grad(together, inputs) if inputs else ())
         return Ahead(values, [{name: next(of_inputs) for name in piece} for piece in found], weight)
 
-    def _forward(self, model: nn.Module, piece: Piece, accelerator: Accelerator) -> TrainingOutput:
+    def _forward(self, model: nn.Module, piece: Piece, images: Tensor, accelerator: Accelerator) -> TrainingOutput:
         semantic, detail = piece.features
         with accelerator.autocast():
             return model(
-                to_float(piece.images),
+                images,
                 semantic=semantic,
                 detail=detail,
                 kept=piece.kept,

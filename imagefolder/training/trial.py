@@ -82,12 +82,12 @@ class Trial:
     """Steps of a training on batches of any size. They change the task's model, but write nothing."""
 
     def __init__(self, task: TrainingTask, execution: Execution = DEFAULT_EXECUTION) -> None:
-        self.task, self.model, self.micro_batch = task, task.model, execution.micro_batch
+        self.task, self.micro_batch = task, execution.micro_batch
         self.accelerator = accelerator_for(task.training)
         for module in (task.model, *task.modules.values(), *task.frozen):
             module.to(self.accelerator.device)
         self.averages = prepare(task.model, task.training, execution)
-        task.model = self.accelerator.prepare(task.model)
+        task.model = self.accelerator.prepare(task.model).train()
         task.optimizers = [self.accelerator.prepare(optimizer) for optimizer in task.optimizers]
 
     def measure(self, batch: Batch, number: int, times: int) -> Measured:
@@ -124,6 +124,5 @@ class Trial:
         return step
 
     def _step(self, pieces: list[Batch], number: int, generator: torch.Generator) -> None:
-        self.task.model.train()
         self.task.step(pieces, Step(number, len(pieces), self.accelerator, generator))
-        self.averages.update(self.model)
+        self.averages.update()

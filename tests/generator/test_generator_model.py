@@ -62,6 +62,32 @@ def test_a_token_changes_logits_of_later_blocks_only(order, qk_norm):
 
 @pytest.mark.parametrize("order", ORDERS)
 @torch.no_grad()
+def test_inputs_are_made_of_the_quantized_maps_of_earlier_blocks(order):
+    """Against the quantizer's own decoder: what the tokens so far add up to, resized to the next block."""
+    generator = build(order)
+    quantizer, sequence, tokens = (
+        generator.tokenizer.quantizer,
+        generator.transformer.sequence,
+        random_tokens(generator),
+    )
+    inputs = sequence.inputs(quantizer, tokens)
+    torch.testing.assert_close(inputs, TokenSequence.inputs(sequence, quantizer, tokens), rtol=0, atol=0)
+    first = sequence.blocks[0].stop
+    for block in sequence.blocks[1:]:
+        if order == "raster":
+            expected = quantizer.decode(tokens).flatten(2)[:, :, block.first - 1, None].mT
+        else:
+            ahead = [p < block.branches[0] for p in range(2)]  # branches that know this scale already
+            known = [quantizer.decode(tokens, block.scale + a) if block.scale + a else None for a in ahead]
+            width, side = quantizer.dim, quantizer.scales[block.scale]
+            zero = tokens.new_zeros(len(tokens), 2 * width, quantizer.side, quantizer.side).float()
+            parts = [(zero if z is None else z)[:, p * width : (p + 1) * width] for p, z in enumerate(known)]
+            expected = torch.nn.functional.interpolate(torch.cat(parts, dim=1), (side, side), mode="area").flatten(2).mT
+        torch.testing.assert_close(inputs[:, block.start - first : block.stop - first], expected)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@torch.no_grad()
 def test_the_class_changes_all_logits(order):
     generator = build(order)
     tokens = random_tokens(generator)

@@ -102,12 +102,12 @@ def test_losses_and_gradients_of_learned_codes(kind: str, pieces: int, tmp_path:
     Pass(kind, tmp_path, pieces).assert_recorded()
 
 
-def selected_by_an_integer_mask(
-    codes: BinaryCodes, rest: Tensor, scale: int, used: Tensor, share: Tensor
-) -> tuple[Tensor, Tensor]:
+def selected_by_an_integer_mask(codes: BinaryCodes, rests: Tensor, use: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
     """The release's bug: its mask of kept samples is used as an index, so that only samples 0 and 1 enter."""
-    x = codes.bit_log_odds(rest, scale)[used.long()]
-    return entropy_of_log_odds(x).sum(1).mean(), torch.sigmoid(x).mean((0, 2))
+    x = codes.bit_log_odds(rests)
+    x = torch.stack([scale[used.long()] for scale, used in zip(x, use, strict=True)])
+    entropy, bits = entropy_of_log_odds(x).sum(3).mean((1, 3, 4)), torch.sigmoid(x).mean((1, 4, 5))
+    return entropy.T, bits.transpose(0, 1)
 
 
 @pytest.mark.slow

@@ -23,10 +23,11 @@ from imagefolder.config import TokenizerConfig
 from imagefolder.flops import counted_flops, encode_flops, sample_flops, search_flops
 from imagefolder.kinds import fsq_levels
 from imagefolder.tokenizer.fsq import FiniteScalarCodes
-from imagefolder.tokenizer.quantizers import MultiScaleQuantizer, ProductQuantizer, SingleScaleQuantizer
+from imagefolder.tokenizer.quantizers import ProductQuantizer
 
 FSQ: dict[str, Any] = {"quantizer": "fsq", "codebook_size": 240, "code_dim": 3}
 CONFIG = TokenizerConfig(scales=(1, 2, 3, 5), dropout_start=2, quantizer_dropout=0.5, **FSQ)
+ONE = replace(CONFIG, branches=1, semantic="none")
 SINGLE = TokenizerConfig(branches=1, scales=(4,), semantic="none", **FSQ)
 LEVELS = [(8, 6, 5), (7, 5, 5, 5, 5), (3, 2), (2, 2, 2, 2), (64,)]
 
@@ -142,24 +143,24 @@ def test_neighbours_are_the_nearest_codes_by_distance(scales):
 
 
 def test_the_single_scale_gradient_is_that_of_the_bound():
-    quantizer, f = SingleScaleQuantizer(SINGLE), maps(2, 3, 4, 4).requires_grad_()
+    quantizer, f = ProductQuantizer(SINGLE), maps(2, 1, 3, 4, 4).requires_grad_()
     out, weights = quantizer(f), maps(2, 3, 4, 4, seed=1)
     (straight,) = torch.autograd.grad((out.z * weights).sum(), f)
-    (bound,) = torch.autograd.grad((quantizer.codebook.enter(f) * weights).sum(), f)
+    (bound,) = torch.autograd.grad((quantizer.codes.enter(f)[:, 0] * weights).sum(), f)
     assert torch.equal(straight, bound)
     assert torch.equal(out.z, quantizer.decode(out.tokens))
 
 
-def multi_scale_by_the_page(quantizer: MultiScaleQuantizer, f: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Tokens per scale and f_hat, from the description alone."""
-    rest, f_hat, tokens = quantizer.codebook.enter(f), torch.zeros_like(f), []
-    table = quantizer.codebook.lookup(torch.arange(240), 0)
+def multi_scale_by_the_page(quantizer: ProductQuantizer, f: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Tokens per scale and f_hat of a branch (B, C, K, K), from the description alone."""
+    rest, f_hat, tokens = quantizer.codes.enter(f), torch.zeros_like(f), []
+    table = quantizer.codes.lookup(torch.arange(240), 0)
     for k, s in enumerate((1, 2, 3, 5)):
         z = F.interpolate(rest, (s, s), mode="area") if s != 5 else rest
         index = torch.cdist(z.flatten(2).mT, table.expand(len(f), -1, -1)).argmin(-1)
         h = table[index].mT.unflatten(-1, (s, s))
         h = F.interpolate(h, (5, 5), mode="bicubic") if s != 5 else h
-        phi = quantizer.phis[quantizer.phi_of_scale[k]]
+        phi = quantizer.branches[0].phis[quantizer.phi_of_scale[k]]
         h = 0.5 * h + 0.5 * F.conv2d(h, phi.weight, phi.bias, padding=1)
         rest, f_hat = rest - h, f_hat + h
         tokens.append(index)
@@ -167,24 +168,24 @@ def multi_scale_by_the_page(quantizer: MultiScaleQuantizer, f: Tensor) -> tuple[
 
 
 def test_the_residual_loop_quantizes_the_map_bounded_once():
-    quantizer, f = MultiScaleQuantizer(CONFIG).eval(), 2 * maps(2, 3, 5, 5)
+    quantizer, f = ProductQuantizer(ONE).eval(), 2 * maps(2, 3, 5, 5)
     tokens, f_hat = multi_scale_by_the_page(quantizer, f)
-    out = quantizer(f)
-    assert torch.equal(out.tokens, torch.cat(tokens, dim=1))
-    assert torch.equal(quantizer.encode(f), out.tokens)
+    out = quantizer(f[:, None])
+    assert torch.equal(out.tokens[:, 0], torch.cat(tokens, dim=1))
+    assert torch.equal(quantizer.encode(f[:, None]), out.tokens)
     torch.testing.assert_close(out.z, f_hat)
     torch.testing.assert_close(quantizer.decode(out.tokens), f_hat)
 
 
 def test_there_are_no_losses_and_phi_learns_from_the_reconstruction():
-    quantizer, f = MultiScaleQuantizer(CONFIG), (maps(4, 3, 5, 5) + 0.7).requires_grad_()
+    quantizer, f = ProductQuantizer(CONFIG), (maps(4, 2, 3, 5, 5) + 0.7).requires_grad_()
     out = quantizer(f, torch.tensor([2, 4, 4, 3]))
     assert [float(x) for x in (out.codebook_loss, out.commitment_loss, out.entropy_loss)] == [0, 0, 0]
     assert out.bits.numel() == 0
-    gradients = torch.autograd.grad(out.z.square().sum(), [f, *quantizer.phis.parameters()])
+    gradients = torch.autograd.grad(out.z.square().sum(), [f, *quantizer.parameters()])
     assert all(gradient.abs().sum() > 0 for gradient in gradients)
-    bounded = quantizer.codebook.enter(f)
-    (straight,) = torch.autograd.grad(bounded, f, 2 * out.z.detach())
+    bounded = quantizer.codes.enter(f)
+    (straight,) = torch.autograd.grad(bounded, f, 2 * out.z.detach().unflatten(1, (2, 3)))
     torch.testing.assert_close(gradients[0], straight)
 
 

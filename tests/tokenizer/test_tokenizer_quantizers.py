@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,7 @@ from torch import Tensor
 from imagefolder.config import TokenizerConfig
 from imagefolder.tokenizer.codes import Codebook
 from imagefolder.tokenizer.quantizers import (
-    MultiScaleQuantizer,
     ProductQuantizer,
-    SingleScaleQuantizer,
     floor_of_share,
     phi_of_scale,
     usage_and_perplexity,
@@ -24,6 +23,17 @@ from imagefolder.tokenizer.quantizers import (
 from imagefolder.zoo import TOKENIZERS
 
 CONFIG = TokenizerConfig(scales=(1, 2, 3, 5), codebook_size=64, code_dim=6, dropout_start=2, quantizer_dropout=0.5)
+
+
+def one_branch(**changes: Any) -> ProductQuantizer:
+    return ProductQuantizer(replace(CONFIG, branches=1, semantic="none", **changes))
+
+
+def alone(product: ProductQuantizer, branch: int, **changes: Any) -> ProductQuantizer:
+    """A quantizer of one branch of a product."""
+    quantizer = one_branch(**changes).eval()
+    quantizer.branches[0].load_state_dict(product.branches[branch].state_dict())
+    return quantizer
 
 
 def maps(*shape: int, seed: int = 0) -> Tensor:
@@ -38,11 +48,11 @@ def _seeded():
 @pytest.mark.parametrize("shared_phi", [0, 1, 2, 4])
 @pytest.mark.parametrize("cosine", [True, False])
 def test_decoding_what_was_encoded_gives_the_straight_through_output(shared_phi, cosine):
-    quantizer = MultiScaleQuantizer(replace(CONFIG, shared_phi=shared_phi, cosine=cosine)).eval()
-    f = maps(3, 6, 5, 5)
+    quantizer = one_branch(shared_phi=shared_phi, cosine=cosine).eval()
+    f = maps(3, 1, 6, 5, 5)
     out = quantizer(f)
     assert torch.equal(quantizer.encode(f), out.tokens)
-    assert out.tokens.shape == (3, 1 + 4 + 9 + 25)
+    assert out.tokens.shape == (3, 1, 1 + 4 + 9 + 25)
     torch.testing.assert_close(quantizer.decode(out.tokens), out.z)
 
 
@@ -55,14 +65,45 @@ def test_branches_are_independent_and_concatenated(branches, scales):
     out = quantizer(f)
     assert out.z.shape == (2, branches * 6, scales[-1], scales[-1])
     torch.testing.assert_close(quantizer.decode(quantizer.encode(f)), out.z)
-    for p, alone in enumerate(quantizer.branches):
-        torch.testing.assert_close(alone(f[:, p]).z, out.z[:, 6 * p : 6 * (p + 1)])
-        assert torch.equal(alone.encode(f[:, p]), out.tokens[:, p])
+    for p in range(branches):
+        one, part = alone(quantizer, p, scales=scales), f[:, p : p + 1]
+        torch.testing.assert_close(one(part).z, out.z[:, 6 * p : 6 * (p + 1)])
+        assert torch.equal(one.encode(part), out.tokens[:, p : p + 1])
+        assert torch.equal(one.neighbours(part, 3), quantizer.neighbours(f, 3)[:, p : p + 1])
+        assert torch.equal(one(part).counts, out.counts[p : p + 1])
 
 
-def by_the_page(quantizer: MultiScaleQuantizer, f: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """f_hat, tokens and residual after every scale, from the description alone."""
-    codes = quantizer.codebook.weight.detach()
+@pytest.mark.parametrize("cosine", [True, False])
+@pytest.mark.parametrize("quantizer", ["vq", "bsq"])
+@pytest.mark.parametrize("scales", [(1, 2, 3, 5), (5,)])
+def test_losses_and_gradients_of_a_product_are_the_means_over_its_branches(scales, quantizer, cosine):
+    changes: dict[str, Any] = {"scales": scales, "quantizer": quantizer, "cosine": cosine}
+    product, names = ProductQuantizer(replace(CONFIG, **changes)).eval(), ("codebook_loss", "commitment_loss")
+    f, weights = maps(3, 2, 6, 5, 5).requires_grad_(), maps(3, 12, 5, 5, seed=1)
+    kept = torch.tensor([2, 4, 3]) if len(scales) > 1 else None
+    results, gradients = [], []
+    for pairs in (
+        [(product, f, weights)],
+        [(alone(product, p, **changes), f[:, p : p + 1], weights[:, 6 * p : 6 * p + 6]) for p in (0, 1)],
+    ):
+        found = [(one(part, kept), w) for one, part, w in pairs]
+        losses = [torch.stack([getattr(out, name) for out, _ in found]).mean() for name in (*names, "entropy_loss")]
+        results.append(torch.stack(losses))
+        parameters = [weight for one, _, _ in pairs for weight in one.parameters()]
+        total = sum(losses) + sum((out.z * w).sum() for out, w in found)
+        gradients.append(torch.autograd.grad(total, [f, *parameters], allow_unused=True))
+    torch.testing.assert_close(*results)
+    for together, separate in zip(*gradients, strict=True):
+        if separate is None:  # a phi that no scale uses
+            assert together is None
+        else:
+            torch.testing.assert_close(together, separate)
+
+
+def by_the_page(quantizer: ProductQuantizer, f: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """f_hat, tokens and residual after every scale of a branch (B, C, K, K), from the description alone."""
+    branch = quantizer.branches[0]
+    codes = branch.codebook.weight.detach()
     rest, f_hat, side = f, torch.zeros_like(f), f.shape[-1]
     maps_, tokens, rests = [], [], []
     for k, s in enumerate(quantizer.scales):
@@ -72,7 +113,7 @@ def by_the_page(quantizer: MultiScaleQuantizer, f: Tensor) -> tuple[Tensor, list
         h = codes[index].reshape(len(f), s, s, -1).permute(0, 3, 1, 2)
         if s != side:
             h = F.interpolate(h, (side, side), mode="bicubic")
-        phi = quantizer.phis[quantizer.phi_of_scale[k]]
+        phi = branch.phis[quantizer.phi_of_scale[k]]
         h = 0.5 * h + 0.5 * F.conv2d(h, phi.weight, phi.bias, padding=1)
         f_hat, rest = f_hat + h, rest - h
         maps_.append(f_hat.detach())
@@ -82,20 +123,20 @@ def by_the_page(quantizer: MultiScaleQuantizer, f: Tensor) -> tuple[Tensor, list
 
 
 def test_area_down_bicubic_up_and_phi_are_as_documented():
-    quantizer = MultiScaleQuantizer(CONFIG).eval()
+    quantizer = one_branch().eval()
     f = maps(2, 6, 5, 5)
     f_hats, tokens, _ = by_the_page(quantizer, f)
-    out = quantizer(f)
-    assert torch.equal(out.tokens, torch.cat(tokens, dim=1))
+    out = quantizer(f[:, None])
+    assert torch.equal(out.tokens[:, 0], torch.cat(tokens, dim=1))
     torch.testing.assert_close(out.z, f_hats[-1])
 
 
 @pytest.mark.parametrize(("over_scales", "divisor"), [("mean", 4), ("sum", 1)])
 def test_codebook_loss_is_averaged_and_commitment_averaged_or_summed_over_scales(over_scales, divisor):
-    quantizer = MultiScaleQuantizer(replace(CONFIG, commitment_over_scales=over_scales)).eval()
+    quantizer = one_branch(commitment_over_scales=over_scales).eval()
     f = maps(2, 6, 5, 5)
     errors = [float((f_hat - f).square().mean()) for f_hat in by_the_page(quantizer, f)[0]]
-    out = quantizer(f)
+    out = quantizer(f[:, None])
     assert float(out.codebook_loss.detach()) == pytest.approx(sum(errors) / 4, rel=1e-5)
     assert float(out.commitment_loss.detach()) == pytest.approx(0.25 * sum(errors) / divisor, rel=1e-5)
 
@@ -106,34 +147,31 @@ def test_commitment_is_averaged_by_default_and_in_imagefolder():
 
 
 def test_each_loss_has_its_own_gradients():
-    quantizer = MultiScaleQuantizer(CONFIG)
-    f = maps(2, 6, 5, 5).requires_grad_()
+    quantizer = one_branch()
+    f, codes = maps(2, 1, 6, 5, 5).requires_grad_(), quantizer.branches[0].codebook.weight
     out = quantizer(f)
     (straight,) = torch.autograd.grad(out.z.sum(), f, retain_graph=True)
     assert torch.equal(straight, torch.ones_like(f))
     assert torch.autograd.grad(out.codebook_loss, f, retain_graph=True, allow_unused=True) == (None,)
-    assert torch.autograd.grad(out.codebook_loss, quantizer.codebook.weight, retain_graph=True)[0].abs().sum() > 0
-    commitment = torch.autograd.grad(
-        out.commitment_loss, [f, quantizer.codebook.weight], retain_graph=True, allow_unused=True
-    )
+    assert torch.autograd.grad(out.codebook_loss, codes, retain_graph=True)[0].abs().sum() > 0
+    commitment = torch.autograd.grad(out.commitment_loss, [f, codes], retain_graph=True, allow_unused=True)
     assert commitment[0].abs().sum() > 0
     assert commitment[1] is None
 
 
 def test_residual_energy_falls_over_scales_with_a_rich_codebook():
     # With codes of all directions and lengths and phi the identity, every scale reduces the residual
-    quantizer = MultiScaleQuantizer(replace(CONFIG, code_dim=2, codebook_size=4096, cosine=False, shared_phi=1))
+    quantizer = one_branch(code_dim=2, codebook_size=4096, cosine=False, shared_phi=1)
     with torch.no_grad():
-        quantizer.codebook.weight.copy_(maps(4096, 2) * 1.5)
-        phi = quantizer.phis[0]
+        quantizer.branches[0].codebook.weight.copy_(maps(4096, 2) * 1.5)
+        phi = quantizer.branches[0].phis[0]
         phi.weight.zero_()
         phi.bias.zero_()
         phi.weight[[0, 1], [0, 1], 1, 1] = 1.0
-    f = maps(16, 2, 5, 5, seed=1)
-    rest, energy = f, [float(f.square().mean())]
-    for k in range(4):
-        rest = rest - quantizer.contribution(k, quantizer.codebook.nearest(quantizer.down(rest, k))).detach()
-        energy.append(float(rest.square().mean()))
+        f = maps(16, 2, 5, 5, seed=1)
+        tokens = quantizer.encode(f[:, None])
+        rests = [f, *(f - quantizer.decode(tokens, number) for number in (1, 2, 3, 4))]
+    energy = [float(rest.square().mean()) for rest in rests]
     assert all(after < before for before, after in itertools.pairwise(energy)), energy
     assert energy[-1] < 0.05 * energy[0]
 
@@ -151,20 +189,21 @@ def test_phi_sharing_of_the_released_models():
     # Scales 2 and 7 lie between two ticks; the recorded outputs in tests/parity confirm which one they use
     assert phi_of_scale(10, 4) == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
     assert phi_of_scale(10, 0) == list(range(10))
-    assert len(MultiScaleQuantizer(replace(CONFIG, shared_phi=0)).phis) == 4
+    assert len(one_branch(shared_phi=0).branches[0].phis) == 4
 
 
 def test_single_scale_outputs_normalised_codes():
-    quantizer = SingleScaleQuantizer(replace(CONFIG, scales=(4,))).eval()
+    quantizer = one_branch(scales=(4,)).eval()
+    codes = quantizer.branches[0].codebook.weight
     with torch.no_grad():
-        quantizer.codebook.weight.mul_(torch.rand(64, 1) + 0.5)
+        codes.mul_(torch.rand(64, 1) + 0.5)
     f = maps(2, 6, 4, 4)
-    out = quantizer(f)
+    out = quantizer(f[:, None])
     normalised = F.normalize(f, dim=1)
     torch.testing.assert_close(out.z.norm(dim=1), torch.ones(2, 4, 4))
     torch.testing.assert_close(quantizer.decode(out.tokens), out.z)
-    similarity = torch.einsum("bchw,vc->bhwv", normalised, F.normalize(quantizer.codebook.weight, dim=-1))
-    assert torch.equal(similarity.argmax(-1).flatten(1), out.tokens)
+    similarity = torch.einsum("bchw,vc->bhwv", normalised, F.normalize(codes, dim=-1))
+    assert torch.equal(similarity.argmax(-1).flatten(1), out.tokens[:, 0])
     error = (out.z - normalised).square().mean()
     torch.testing.assert_close(out.codebook_loss, error)
     torch.testing.assert_close(out.commitment_loss, 0.25 * error)
@@ -182,10 +221,10 @@ def test_quantizer_dropout_affects_only_the_first_share_of_a_batch():
 
 
 def test_dropped_scales_add_nothing_and_losses_average_over_the_rest():
-    quantizer = MultiScaleQuantizer(CONFIG).eval()
+    quantizer = one_branch().eval()
     f = maps(3, 6, 5, 5)
     f_hats, _, _ = by_the_page(quantizer, f)
-    out = quantizer(f, kept=torch.tensor([2, 4, 3]))
+    out = quantizer(f[:, None], kept=torch.tensor([2, 4, 3]))
     for sample, kept in enumerate((2, 4, 3)):
         torch.testing.assert_close(out.z[sample], f_hats[kept - 1][sample])
     users = [[0, 1, 2], [0, 1, 2], [1, 2], [1]]
@@ -212,8 +251,8 @@ def test_one_draw_of_dropout_serves_all_branches():
     quantizer = ProductQuantizer(CONFIG).eval()
     f, kept = maps(2, 2, 6, 5, 5), torch.tensor([2, 4])
     z = quantizer(f, kept).z
-    for p, alone in enumerate(quantizer.branches):
-        torch.testing.assert_close(z[:, 6 * p : 6 * p + 6], alone(f[:, p], kept).z)
+    for p in (0, 1):
+        torch.testing.assert_close(z[:, 6 * p : 6 * p + 6], alone(quantizer, p)(f[:, p : p + 1], kept).z)
 
 
 def test_hit_counts_are_averaged_with_the_released_rates():

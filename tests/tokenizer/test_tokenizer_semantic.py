@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants as hub
 import pytest
@@ -34,10 +35,8 @@ def no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def tiny(**shape: int) -> nn.Module:
-    return timm.create_model(
-        "vit_small_patch14_dinov2.lvd142m", num_classes=0, embed_dim=32, depth=1, num_heads=2, **shape
-    )
+def tiny(name: str = "vit_small_patch14_dinov2.lvd142m", **options: Any) -> nn.Module:
+    return timm.create_model(name, **{"num_classes": 0, "embed_dim": 32, "depth": 1, "num_heads": 2, **options})
 
 
 def test_weights_in_the_folder_are_used_without_a_network(no_weights: Path) -> None:
@@ -82,6 +81,26 @@ def test_the_teacher_normalises_images_as_in_its_pretraining() -> None:
         torch.testing.assert_close(teacher(images), expected)
     clip = Teacher(timm.create_model("vit_base_patch16_clip_224.openai", embed_dim=32, depth=1, num_heads=2))
     assert clip.mean.flatten().tolist() == pytest.approx([0.48145466, 0.4578275, 0.40821073])
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vit_small_patch14_reg4_dinov2.lvd142m", {}),
+        ("vit_small_patch14_dinov2.lvd142m", {"depth": 2, "global_pool": "avg"}),
+        ("vit_base_patch16_clip_224.openai", {"depth": 3}),
+        ("deit3_small_patch16_224", {"depth": 2, "class_token": False, "global_pool": "avg"}),
+    ],
+)
+def test_the_class_feature_is_that_of_the_whole_network(name: str, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    vit = tiny(name, **{"img_size": 56 if "14" in name else 64, **options}).eval()
+    for parameter in vit.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    images = torch.rand(3, 3, vit.patch_embed.img_size[0], vit.patch_embed.img_size[0]) * 2 - 1
+    teacher = Teacher(vit)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(images), vit(((images + 1) / 2 - teacher.mean) / teacher.std))
 
 
 def test_teacher_resizes_images_of_another_size() -> None:

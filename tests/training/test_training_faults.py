@@ -44,7 +44,7 @@ class Line(TrainingTask):
         self.rates.append(self.optimizers[0].param_groups[0]["lr"])
         loss = next(self.model.parameters()).sum().abs()
         step.accelerator.backward(loss)
-        update(self.optimizers[0], self.model.parameters(), step.accelerator, clip=0.0)
+        update(self.optimizers[0], step.accelerator, clip=0.0)
         return {"fine": loss.detach(), "codebook": loss.detach() + self.extra(step.number)}
 
 

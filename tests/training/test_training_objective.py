@@ -182,7 +182,7 @@ def test_alpha_and_delta_of_the_perturbation_fall_to_half_together(
         take_step(task, batch, number=number)
     assert [perturbation.alpha for perturbation in found] == pytest.approx([0.8, 0.8, 0.7, 0.6, 0.6, 0.4, 0.4])
     assert [perturbation.delta for perturbation in found] == [10, 10, 8, 7, 7, 5, 5]
-    assert {perturbation.u.shape for perturbation in found} == {(1, 2, 2, 9)}  # floor(0.3 x 8) images, at every step
+    assert {perturbation.u.shape for perturbation in found} == {(2, 2, 1, 9)}  # floor(0.3 x 8) images, at every step
 
 
 @pytest.mark.parametrize("kind", ["hinge", "vanilla", "non-saturating"])

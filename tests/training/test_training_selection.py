@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -24,15 +25,26 @@ Train = Callable[[Path, Evaluate], dict[str, torch.Tensor]]
 
 
 @pytest.fixture
-def train(generator_config: GeneratorConfig, training: TrainingConfig, tokenizer: Tokenizer) -> Train:
+def select_by() -> Literal["averaged", "raw"]:
+    return "averaged"
+
+
+@pytest.fixture
+def train(
+    generator_config: GeneratorConfig,
+    training: TrainingConfig,
+    tokenizer: Tokenizer,
+    select_by: Literal["averaged", "raw"],
+) -> Train:
     """Train for 8 steps into a folder, evaluating every 2; returns the written weights."""
     draws = torch.Generator().manual_seed(0)
     tokens = ArrayImages(torch.randint(64, (50, 2, 14), generator=draws), torch.randint(10, (50,), generator=draws))
-    config = replace(training, evaluate_every=2)
+    config = replace(training, evaluate_every=2, select_by=select_by)
+    shape = replace(generator_config, depth=2, drop_path=0.5)  # training differs from evaluation
 
     def run(folder: Path, evaluate: Evaluate) -> dict[str, torch.Tensor]:
         options = {"tokenizer": tokenizer, "training": config, "evaluate": evaluate}
-        train_generator(generator_config, tokens, folder, **options, **RUN)
+        train_generator(shape, tokens, folder, **options, **RUN)
         return load_file(folder / "model.safetensors")
 
     return run
@@ -77,6 +89,7 @@ def test_the_first_of_the_best_averaged_weights_is_kept(tmp_path: Path, train: T
     assert not list(tmp_path.glob("*.pt"))
 
 
+@pytest.mark.parametrize("select_by", ["averaged", "raw"])
 def test_evaluations_do_not_disturb_the_training(tmp_path: Path, train: Train) -> None:
     last_is_best = train(tmp_path / "evaluated", Values(4.0, 3.0, 2.0, 1.0))
     assert same(last_is_best, train(tmp_path / "not", None))

@@ -15,8 +15,8 @@ from imagefolder.data.images import ArrayImages
 from imagefolder.generator.transformer import Transformer
 from imagefolder.tokenizer.model import Tokenizer
 from imagefolder.tokenizer.semantic import blank_teacher
+from imagefolder.training.averages import Averages
 from imagefolder.training.generator import _decay_groups
-from imagefolder.training.loop import averaging
 from imagefolder.training.schedule import adversarial_step, learning_rate_share
 from imagefolder.training.tokenizer import TokenizerTask, new_tokenizer
 from imagefolder.zoo import TOKENIZERS
@@ -107,16 +107,16 @@ def test_averaged_weights_forget_at_the_same_rate_at_the_first_and_the_ten_thous
     """1 - 0.9999^n of a weight that is 1 from the first step on, starting from 0."""
     model = nn.Linear(1, 1, bias=False).double()
     nn.init.zeros_(model.weight)
-    ema = averaging(model, training_of(ROW, FULL))
+    ema = Averages(model, training_of(ROW, FULL).ema)
     nn.init.ones_(model.weight)
     expected, found = {1: 1.0e-04, 2: 1.9999e-04, 100: 9.950666e-03, 10_000: 6.321390e-01}, {}
     for step in range(1, 10_001):
-        ema.update(model)
+        ema.update()
         if step in expected:
             found[step] = float(ema.module.weight.detach())
     assert found == pytest.approx(expected, rel=1e-6)
     nn.init.zeros_(ema.module.weight)
-    ema.update(model)
+    ema.update()
     assert float(ema.module.weight.detach()) == pytest.approx(1e-4)
     # The released generator is not averaged
     assert FULL.generator_training.ema == 0.0
