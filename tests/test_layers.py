@@ -17,7 +17,7 @@ PACKAGES = ("imagefolder", "leaderboard", "slurm", "reproductions")
 # Each unit imports only units before it
 UNITS = [
     *("errors", "validation", "cli"),
-    *("numerics", "distributed", "progress", "files", "tensors", "interruption", "locks", "environment"),
+    *("numerics", "distributed", "progress", "files", "tensors", "interruption", "locks", "environment", "fused"),
     *("kinds", "config", "zoo", "checkpoints", "weights", "data", "tokenizer", "generator"),
     *("loading", "flops", "memory", "training", "evaluation", "released", "demo"),
 ]

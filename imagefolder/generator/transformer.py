@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from imagefolder.config import GeneratorConfig
+from imagefolder.fused import added_keys, is_fused, linear, mask_added
 from imagefolder.generator.sequence import build_sequence
 
 MAX_LOG_SCALE = math.log(100)
@@ -41,7 +42,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, bias.to(self.qkv.weight.dtype))
+        qkv = linear(x, self.qkv.weight, bias.to(self.qkv.weight.dtype))
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, n, head dim)
         if self.qk_norm:
             scale = self.log_scale.clamp(max=MAX_LOG_SCALE).exp()
@@ -50,7 +51,7 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(layer, k, v)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.softmax_scale)
-        return self.proj(x.transpose(1, 2).flatten(2))
+        return linear(x.transpose(1, 2).flatten(2), self.proj.weight, self.proj.bias)
 
 
 class Layer(nn.Module):
@@ -66,29 +67,44 @@ class Layer(nn.Module):
 
     def modulations(self, condition: Tensor) -> Tensor:
         """SiLU of the class embedding (B, D) -> (6, B, 1, D): gamma1, gamma2, scale1, scale2, shift1, shift2."""
-        return self.ada(condition).unflatten(-1, (6, 1, -1)).movedim(1, 0)
+        return linear(condition, self.ada.weight, self.ada.bias).unflatten(-1, (6, 1, -1)).movedim(1, 0)
 
     def forward(self, x: Tensor, modulations: Tensor, mask: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulations
-        h = self.attn(_modulate(x, scale1, shift1), mask, cache, layer)
-        x = x + self.drop_path(h * gamma1)
-        return x + self.drop_path(self.mlp(_modulate(x, scale2, shift2)) * gamma2)
+        x = self._add(x, self.attn(_modulate(x, scale1, shift1), mask, cache, layer), gamma1)
+        up, _, down = cast("Sequence[nn.Linear]", self.mlp)
+        h = linear(_modulate(x, scale2, shift2), up.weight, up.bias, gelu="tanh")
+        return self._add(x, linear(h, down.weight, down.bias), gamma2)
+
+    def _add(self, x: Tensor, h: Tensor, gamma: Tensor) -> Tensor:
+        if self.training or not is_fused(x):
+            return x + self.drop_path(h * gamma)
+        return torch.addcmul(x, h, gamma)
 
 
 class Cache:
     """Keys and values of all layers, allocated once for the whole sequence."""
 
     def __init__(self, *, layers: int, batch: int, heads: int, length: int, head_dim: int, like: Tensor) -> None:
+        length += added_keys(length, like)
         self.keys = like.new_empty(layers, batch, heads, length, head_dim)
         self.values = torch.empty_like(self.keys)
         self.filled = 0  # positions that every layer holds; the transformer advances it after its last layer
 
+    def mask(self, new: int) -> Tensor | None:
+        """Which keys the next positions attend to, `new` ones: all that `extend` returns but added ones."""
+        stop = self.filled + new
+        return mask_added(stop, added_keys(stop, self.keys))
+
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values (B, heads, n, d) of a layer; returns all so far."""
+        """Store new keys and values (B, heads, n, d) of a layer; returns all so far, followed by zeros if any are
+        added."""
         stop = self.filled + k.shape[2]
-        self.keys[layer, :, :, self.filled : stop] = k
-        self.values[layer, :, :, self.filled : stop] = v
-        return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
+        shown = stop + added_keys(stop, self.keys)
+        for kept, new in ((self.keys[layer], k), (self.values[layer], v)):
+            kept[:, :, self.filled : stop] = new
+            kept[:, :, stop:shown] = 0
+        return self.keys[layer, :, :, :shown], self.values[layer, :, :, :shown]
 
 
 class Transformer(nn.Module):
@@ -194,16 +210,25 @@ class Transformer(nn.Module):
             wanted: return logits of the first so many samples; None: of all.
             branches: return logits of these, consecutive and ascending; None: of all.
         """
-        recomputed = self.training and self.grad_checkpointing
+        recomputed, length = self.training and self.grad_checkpointing, x.shape[1]
+        if cache is not None:
+            mask = cache.mask(length)
+        elif added := added_keys(length, x):
+            # What is added attends to everything, so that no row of the attention is empty, and nothing attends to it
+            x = F.pad(x, (0, 0, 0, added))
+            mask = None if mask is None else F.pad(F.pad(mask, (0, added)), (0, 0, 0, added), value=True)
+            mask = mask_added(length, added) if mask is None else mask
         for i, layer in enumerate(self.layers):
             arguments = (x, layers[i], mask, cache, i)
             x = checkpoint(layer, *arguments, use_reentrant=False) if recomputed else layer(*arguments)
         if cache is not None:
-            cache.filled += x.shape[1]
+            cache.filled += length
         scale, shift = head[:, :wanted]
-        size = self.config.codebook_size
-        rows = slice(branches[0] * size, (branches[-1] + 1) * size) if branches else slice(None)
-        logits = F.linear(_modulate(x[:wanted], scale, shift), self.head.weight[rows], self.head.bias[rows])
+        size, weight, bias = self.config.codebook_size, self.head.weight, self.head.bias
+        if branches is not None and len(branches) < self.config.branches:
+            rows = slice(branches[0] * size, (branches[-1] + 1) * size)
+            weight, bias = weight[rows], bias[rows]
+        logits = linear(_modulate(x[:wanted, :length], scale, shift), weight, bias)
         return logits.float().unflatten(-1, (-1, size))
 
     def forward(self, labels: Tensor, inputs: Tensor) -> Tensor:
@@ -214,4 +239,5 @@ class Transformer(nn.Module):
 
 
 def _modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+    h = F.layer_norm(x, x.shape[-1:], eps=1e-6)
+    return torch.addcmul(shift, h, 1 + scale) if is_fused(x) else h * (1 + scale) + shift

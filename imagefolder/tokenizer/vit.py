@@ -15,6 +15,8 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers.attention import Attention
+from timm.layers.drop import DropPath
+from timm.layers.mlp import Mlp
 from timm.layers.patch_embed import PatchEmbed
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models import is_model_in_modules
@@ -24,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from imagefolder.config import TokenizerConfig
 from imagefolder.errors import InputError, reason
+from imagefolder.fused import added_keys, is_fused, linear, mask_added
 from imagefolder.numerics import without_tf32
 
 VIT_MODULES = ("vision_transformer", "deit")  # of timm; their transformers have the parts used here
@@ -106,9 +109,50 @@ def run_blocks(vit: ViT, x: Tensor, kept: slice) -> Tensor:
         return checkpoint(block, x, use_reentrant=False) if recomputed else block(x)
 
     x = vit.norm_pre(x)
+    if is_fused(x) and all(_is_fusible(block) for block in vit.blocks):
+        length, start, stop = x.shape[1], *kept.indices(x.shape[1])[:2]
+        added = added_keys(length, x)
+        mask, everything = mask_added(length, added), slice(None)
+        x = F.pad(x, (0, 0, 0, added)) if added else x
+        for block in vit.blocks[:-1]:
+            x = run(partial(_fused_block, block, mask=mask, kept=everything), x)
+        return vit.norm(run(partial(_fused_block, vit.blocks[-1], mask=mask, kept=slice(start, stop)), x))
     for block in vit.blocks[:-1]:
         x = run(block, x)
     return vit.norm(run(partial(_last_block, vit.blocks[-1], kept=kept), x))
+
+
+def _is_fusible(block: nn.Module) -> bool:
+    """Whether `_fused_block` computes what a block of timm does."""
+    if type(block) is not Block or type(block.attn) is not Attention or type(block.mlp) is not Mlp:
+        return False
+    attn, mlp = block.attn, block.mlp
+    parts = attn.q_norm, attn.k_norm, attn.norm, mlp.norm
+    return (
+        getattr(attn, "gate", None) is None
+        and isinstance(mlp.act, nn.GELU)
+        and all(isinstance(part, nn.Identity) for part in parts)
+        and not any(drop.p for drop in (attn.attn_drop, attn.proj_drop, mlp.drop1, mlp.drop2))
+    )
+
+
+def _fused_block(block: Any, x: Tensor, *, mask: Tensor | None, kept: slice) -> Tensor:
+    """A block of timm at the positions `kept`, with attention to the keys that `mask` shows."""
+    attn, mlp = block.attn, block.mlp
+    qkv = linear(block.norm1(x), attn.qkv.weight, attn.qkv.bias)
+    q, k, v = qkv.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    h = F.scaled_dot_product_attention(q[:, :, kept], k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+    x = _add(x[:, kept], linear(h, attn.proj.weight, attn.proj.bias), block.ls1, block.drop_path1)
+    h = linear(block.norm2(x), mlp.fc1.weight, mlp.fc1.bias, gelu=mlp.act.approximate)
+    return _add(x, linear(h, mlp.fc2.weight, mlp.fc2.bias), block.ls2, block.drop_path2)
+
+
+def _add(x: Tensor, h: Tensor, scale: nn.Module, drop_path: nn.Module) -> Tensor:
+    """x + drop_path(scale(h)), in one operation if no path is dropped."""
+    gamma = getattr(scale, "gamma", None)  # LayerScale's; or Identity
+    if gamma is None or (drop_path.training and isinstance(drop_path, DropPath)):
+        return x + drop_path(scale(h))
+    return torch.addcmul(x, h, gamma)
 
 
 def _last_block(block: nn.Module, x: Tensor, kept: slice) -> Tensor:

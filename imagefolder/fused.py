@@ -1,0 +1,152 @@
+"""Linear layers in bfloat16 on a CPU, in the form that oneDNN runs fastest (docs/performance.md, "bfloat16 on a CPU").
+
+Inference multiplies by weights that are packed once. Training copies the transposed operand of a weight's gradient,
+which oneDNN would otherwise read at half the speed. Attention sees numbers of keys that fill its vectors. Elsewhere
+(float32, GPUs, compiled code, and inside `plain()`) these are torch's own operations.
+
+The operators for packed weights are private to torch: if they are missing or compute something else, they are not used.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.weak import WeakTensorKeyDictionary
+
+KEYS = 16  # torch's attention on a CPU is up to twice as fast if the number of keys is a multiple of this
+
+FEW_ROWS = 64
+BLOCK = 544  # columns whose transposition fills a cache evenly: an odd multiple of its lines of 32 values
+
+Gelu = Literal["none", "tanh"]
+
+_allowed = True
+_packed: Any = WeakTensorKeyDictionary()  # weight -> (its state when it was packed, packed weight)
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Use torch's own operations: the results that every device and precision is compared with."""
+    global _allowed
+    before, _allowed = _allowed, False
+    try:
+        yield
+    finally:
+        _allowed = before
+
+
+def is_fused(x: Tensor) -> bool:
+    """Whether linear layers of `x` are computed as described above: in bfloat16, by itself or by autocast, on a CPU."""
+    if not _allowed or x.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    autocast = torch.is_autocast_enabled("cpu")
+    return (torch.get_autocast_dtype("cpu") if autocast else x.dtype) == torch.bfloat16 and _is_available()
+
+
+def added_keys(length: int, x: Tensor) -> int:
+    """By how many positions to extend a sequence of this length, of which `x` is a part, for fast attention."""
+    return -length % KEYS if is_fused(x) else 0
+
+
+def mask_added(length: int, added: int) -> Tensor | None:
+    """For attention: bfloat16 (1, 1, 1, length + added), 0 for every key and -inf for the added ones; None: none is."""
+    if not added:
+        return None
+    mask = torch.zeros(1, 1, 1, length + added, dtype=torch.bfloat16)
+    mask[..., length:] = -torch.inf
+    return mask
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: Gelu | None = None) -> Tensor:
+    """A linear layer, followed by GELU in this approximation if given.
+
+    Args:
+        x: (..., in).
+        weight, bias: (out, in), (out,).
+        gelu: as in `torch.nn.functional.gelu`.
+    """
+    fused, training = is_fused(x), torch.is_grad_enabled()
+    if fused and not training and x.dtype == weight.dtype == torch.bfloat16 and not weight.is_inference():
+        # torch computes GELU's hyperbolic tangent much more slowly than oneDNN, and its error function faster
+        attribute = "gelu" if gelu == "tanh" else "none"
+        y = torch.ops.mkldnn._linear_pointwise(x, _pack(weight), bias, attribute, [], gelu or "")
+        return F.gelu(y) if gelu == "none" else y
+    y = _Linear.apply(x, weight, bias) if fused and training else F.linear(x, weight, bias)
+    return y if gelu is None else F.gelu(y, approximate=gelu)
+
+
+class _Linear(torch.autograd.Function):
+    """`F.linear` in bfloat16, under autocast or not."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.dtypes = x.dtype, weight.dtype, weight.dtype if bias is None else bias.dtype
+        x, weight = x.bfloat16(), weight.bfloat16()
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, weight, None if bias is None else bias.bfloat16())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.dtypes
+        needed = ctx.needs_input_grad
+        rows, inputs = gradient.flatten(0, -2), x.flatten(0, -2)
+        dx = (gradient @ weight).to(of_x) if needed[0] else None
+        dw = _weight_gradient(rows, inputs, of_weight) if needed[1] else None
+        db = (rows.new_ones(1, len(rows)) @ rows)[0].to(of_bias) if needed[2] else None
+        return dx, dw, db
+
+
+def _weight_gradient(gradient: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """gradient.T @ x, (n, out) and (n, in) -> contiguous (out, in)."""
+    rows, out, width = *gradient.shape, x.shape[1]
+    if rows < FEW_ROWS:  # most of the work is to write the result
+        return (gradient.T @ x).to(dtype)
+    result = torch.empty(out, width, dtype=dtype)
+    if out < width:
+        transposed = gradient.T.contiguous()
+        for part, columns in zip(result.split(BLOCK, 1), x.split(BLOCK, 1), strict=True):
+            part.copy_(transposed @ columns)
+    else:
+        transposed = x.T.contiguous()
+        for part, columns in zip(result.split(BLOCK), gradient.split(BLOCK, 1), strict=True):
+            part.copy_((transposed @ columns).T)
+    return result
+
+
+def _pack(weight: Tensor) -> Tensor:
+    """A packed weight, packed again when it has changed."""
+    state = weight.data_ptr(), weight._version
+    known = _packed.get(weight)
+    if known is None or known[0] != state:
+        known = _packed[weight] = state, torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+    return known[1]
+
+
+@functools.cache
+@torch.autocast("cpu", enabled=False)
+def _is_available() -> bool:
+    """Whether the private operators exist, and compute what they should."""
+    try:
+        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return False
+        x = torch.linspace(-2, 2, 64).bfloat16().view(4, 16)
+        weight, bias = torch.linspace(-1, 1, 512).bfloat16().view(32, 16), torch.ones(32).bfloat16()
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        found = [
+            torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], ""),
+            torch.ops.mkldnn._linear_pointwise(x, packed, bias, "gelu", [], "tanh"),
+        ]
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False
+    y = F.linear(x.float(), weight.float(), bias.float())
+    wanted = [y, F.gelu(y, approximate="tanh")]
+    return all(torch.allclose(a.float(), b, rtol=2e-2, atol=2e-2) for a, b in zip(found, wanted, strict=True))
