@@ -211,9 +211,9 @@ def _placed_tokenizer(model: Tokenizer, device: str | torch.device, dtype: torch
     dtype = _dtype(dtype, device)
     if dtype != torch.float32 and torch.device(device).type != "meta":
         model.float32_sha256 = native_sha256(model)
-    model = model.to(device=device, dtype=dtype).eval()
-    model.quantizer.float()
-    return model
+    for name, part in model.named_children():
+        part.to(device=device, dtype=None if name == "quantizer" else dtype)  # it computes in float32
+    return model.eval()
 
 
 def _warn_of_random(name: str, device: str | torch.device) -> None:

@@ -66,6 +66,17 @@ def test_the_automatic_dtype_is_supported_and_invalid_ones_are_refused(generator
             imagefolder.load_tokenizer("mini-MSVR3P2-256", dtype=wrong)
 
 
+def test_the_quantizer_keeps_its_float32_weights():
+    states = []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        tokenizer = imagefolder.load_tokenizer("mini-MSVR3P2-256", dtype=dtype)
+        assert tokenizer.decoder.to_pixels.weight.dtype == dtype
+        states.append(tokenizer.quantizer.state_dict())
+    for name, value in states[0].items():
+        assert torch.equal(states[1][name], value), name
+
+
 def test_bfloat16_models_sample_and_reconstruct():
     tokenizer = imagefolder.load_tokenizer("mini-MSVR3P2-256", dtype=torch.bfloat16)
     generator = imagefolder.load_generator("VAR-mini-MSVR3P2-256", tokenizer=tokenizer, dtype=torch.bfloat16)

@@ -106,7 +106,7 @@ class Tokenizer(HubModel):
             kept: int64 (B,), number of scales that each sample keeps, from `quantizer.draw_kept`; None: all.
             share: (S,), the share of the step's samples that keep each scale, if these images are only some of them;
                 None: that of `kept`.
-            perturbation: of the first images' codes, with u (P, 2, T, L); None: no code is perturbed.
+            perturbation: of the first images' codes, with u (2, T, P, L); None: no code is perturbed.
         """
         quantized = self.quantizer(self.latents(images), kept, share, perturbation)
         hidden = self._hidden(quantized.z)

@@ -63,8 +63,9 @@ class Lab:
             if dtype == torch.float32:
                 made = lively_generator(*self.names).to(self.device)
             else:
-                made = copy.deepcopy(self.generator(torch.float32)).to(dtype)
-                made.tokenizer.quantizer.float()
+                full = self.generator(torch.float32)
+                made = copy.deepcopy(full).to(dtype)
+                made.tokenizer.quantizer = copy.deepcopy(full.tokenizer.quantizer)  # it computes in float32
             self._generators[dtype] = made
         return self._generators[dtype]
 
