@@ -27,9 +27,7 @@ from tests.gpu.worker import run_item
 
 ROOT = Path(__file__).parent.parent
 NEED_CUDA = {"parity", "curves-fp16", "training", "memory", "compile"}  # after what a CPU can do of them
-TIMED = {"latency", "inception"} | {
-    item.name for item in ITEMS if re.match("sample|encode|reconstruct|train-", item.name)
-}
+TIMED = {item.name for item in ITEMS if re.match("latency|inception|sample|encode|reconstruct|train-", item.name)}
 
 
 @pytest.mark.slow
@@ -52,6 +50,7 @@ def test_dry_mode_runs_every_item_and_stores_what_it_finds(tmp_path: Path) -> No
     assert not records.left_out
     assert {(record.stage, record.batch) for record in records} == {
         *(("sample", batch) for batch in (1, 2, 3, 4)),
+        ("sample without CUDA graph", 1),
         *((stage, 3) for stage in ("encode", "reconstruct", "feature extraction")),
         *((stage, 3) for stage in ("train generator", "train tokenizer", "train tokenizer with discriminator")),
     }
@@ -65,6 +64,20 @@ def test_dry_mode_runs_every_item_and_stores_what_it_finds(tmp_path: Path) -> No
     table = [line for line in (tmp_path / "gpu" / "summary.md").read_text().splitlines() if line.startswith("| ")]
     assert [line.split(" | ")[0].removeprefix("| ") for line in table[1:]] == [item.name for item in ITEMS]
     assert all(line.count(" | ") == table[0].count(" | ") for line in table)
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_says_what_it_leaves(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.gpu", "--device", "cpu", "--output", str(tmp_path)]
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert running.stdout is not None
+    first = running.stdout.readline()
+    running.send_signal(signal.SIGINT)
+    rest, _ = running.communicate(timeout=60)
+    summary = tmp_path / "gpu" / "summary.md"
+    assert (first.split(":")[0], running.returncode) == ("peak", 130)
+    assert rest.splitlines()[-1] == f"interrupted; {summary} has what was measured, and --only chooses what is missing"
+    assert "| peak |" in summary.read_text()
 
 
 def raises(lab: Lab) -> Outcome:

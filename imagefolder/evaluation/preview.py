@@ -22,6 +22,7 @@ from imagefolder.evaluation.protocols import labels_of
 from imagefolder.evaluation.real import BATCH
 from imagefolder.evaluation.reference import Reference, published_reference, reference_of
 from imagefolder.evaluation.statistics import Statistics
+from imagefolder.generator.graphs import release
 from imagefolder.generator.model import Generator
 from imagefolder.tokenizer.model import Tokenizer
 
@@ -61,6 +62,7 @@ def preview_samples(
             indices = list(range(start, min(start + batch_size, part.stop)))
             drawn = generator.sample(labels[indices], seed=seed, indices=indices)
             statistics.add(samples_to_uint8(drawn.images))
+        release(generator)  # its memory is the training's
         return _values(statistics.over_processes(), real(), "g", "samples")
 
     return measure

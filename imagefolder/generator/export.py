@@ -21,6 +21,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from imagefolder.progress import Phase
 FORMATS = ("png", "npz")
 SETTINGS, LABELS, NPZ = "samples.json", "labels.npy", "samples.npz"
 PART, PROGRESS = "samples.npy.part", "progress.json"  # while an npz is unfinished
+WRITERS = 4  # of PNG files: compressing an image takes a core longer than a GPU needs to make it
 NPZ_SHA256 = "samples_sha256"  # added to the settings when the npz is finished
 
 
@@ -165,14 +167,18 @@ class _Run:
         missing = [index for index, name in enumerate(names) if name not in there]
         starts = sorted({index // self.batch_size * self.batch_size for index in missing})
         done = len(names) - len(missing)
-        with Phase(self._title(), len(names), done) as phase:
+        with Phase(self._title(), len(names), done) as phase, ThreadPoolExecutor(WRITERS) as writers:
+            writes: list[Future[None]] = []
             for start in starts:
                 # The whole batch, as in an uninterrupted export: another batch may round differently
-                for index, image in enumerate(self._images(start), start):
-                    if names[index] not in there:
-                        _save_png(self.output / names[index], image)
-                        done += 1
+                images = self._images(start)
+                done += _finish(writes)  # of the batch before, which was written meanwhile
                 phase.update(done)
+                batch = zip(names[start:], images, strict=False)
+                writes = [
+                    writers.submit(_save_png, self.output / name, image) for name, image in batch if name not in there
+                ]
+            phase.update(done + _finish(writes))
         return self.output
 
     def write_npz(self) -> Path:
@@ -299,6 +305,13 @@ def _npy_header(shape: tuple[int, ...]) -> bytes:
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return file.getvalue()
+
+
+def _finish(writes: list[Future[None]]) -> int:
+    """Wait for files to be written; how many they were."""
+    for write in writes:
+        write.result()
+    return len(writes)
 
 
 def _save_png(path: Path, image: np.ndarray) -> None:

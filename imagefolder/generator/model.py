@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from imagefolder.checkpoints.hub import HubModel
 from imagefolder.config import TOKEN_FIELDS, GeneratorConfig
 from imagefolder.errors import InputError
+from imagefolder.generator.graphs import replayed
 from imagefolder.generator.origin import (
     checked_classes,
     require_own_tokenizer,
@@ -20,7 +22,7 @@ from imagefolder.generator.origin import (
     stored_sampling,
     tokenizer_sha256,
 )
-from imagefolder.generator.sampling import Sampling, check_sampling, check_seed, draw, draw_joint, uniforms
+from imagefolder.generator.sampling import Drawing, Sampling, check_sampling, check_seed, draw, draw_joint, uniforms
 from imagefolder.generator.transformer import Cache, Transformer
 from imagefolder.tokenizer.model import Tokenizer
 
@@ -151,41 +153,43 @@ class Generator(HubModel):
             raise InputError(f"batch_size must be at least 1, not {batch_size}")
         settings = self.settings(guidance, top_k, top_p, temperature)
         temperatures = check_sampling(self.config, **settings, joint=joint)
+        drawing = Drawing(settings["guidance"], settings["top_k"], settings["top_p"], tuple(temperatures), joint)
         kept = self._kept(given, keep, len(labels))
         seed, step = check_seed(seed), batch_size or len(labels)
-        parts = [
-            self._sample(
-                labels[at : at + step],
-                indices[at : at + step],
-                guidance=settings["guidance"],
-                top_k=settings["top_k"],
-                top_p=settings["top_p"],
-                seed=seed,
-                temperatures=temperatures,
-                joint=joint,
-                kept=None if kept is None else kept[at : at + step],
-            )
-            for at in range(0, len(labels), step)
-        ]
+        parts = []
+        for start in range(0, len(labels), step):
+            part = slice(start, start + step)
+            parts.append(self._sample(labels[part], indices[part], seed, drawing, None if kept is None else kept[part]))
         return Samples(torch.cat([part.tokens for part in parts]), torch.cat([part.images for part in parts]))
 
-    def _sample(
-        self,
-        labels: Tensor,
-        indices: list[int],
-        *,
-        guidance: float,
-        top_k: int,
-        top_p: float,
-        seed: int,
-        temperatures: list[float],
-        joint: bool,
-        kept: Tensor | None,
-    ) -> Samples:
+    def _sample(self, labels: Tensor, indices: list[int], seed: int, drawing: Drawing, kept: Tensor | None) -> Samples:
         """One batch of `sample`, after its arguments were checked; `kept` as from `_kept`."""
+        config = self.config
+        u = uniforms(seed, indices, config.branches, self.tokenizer.config.length).to(labels.device)
+        inputs = (labels, u) if kept is None else (labels, u, kept)
+        tokens, pixels, finite = replayed(self, partial(self._drawn, drawing), inputs, drawing)
+        logits_finite, pixels_finite = finite.tolist()
+        if not logits_finite:
+            raise InputError(
+                f"{config.name}: its logits are not finite (guidance {drawing.guidance}); its weights cannot be used"
+            )
+        if not pixels_finite:
+            raise InputError(f"{self.tokenizer.config.name}: its images are not finite; its weights cannot be used")
+        return Samples(tokens=tokens, images=(pixels.clamp(-1, 1) + 1) / 2)
+
+    def _drawn(
+        self, drawing: Drawing, labels: Tensor, u: Tensor, kept: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens int64 and images float32 not clamped, and whether all logits and all images are finite, bool (2,).
+
+        Args:
+            labels, u: classes int64 (B,), and the uniform numbers of their tokens (B, P, L).
+
+        Nothing in here may wait for a GPU: see `graphs.replayed`.
+        """
         transformer, config, batch = self.transformer, self.config, len(labels)
         sequence, quantizer = transformer.sequence, self.tokenizer.quantizer
-        if guidance:
+        if drawing.guidance:
             labels = torch.cat([labels, torch.full_like(labels, config.num_classes)])
         embedding, layers, head = transformer.condition(labels)
         cache = Cache(
@@ -196,42 +200,36 @@ class Generator(HubModel):
             head_dim=config.width // config.heads,
             like=embedding,
         )
-        u = uniforms(seed, indices, config.branches, self.tokenizer.config.length).to(labels.device)
         tokens = torch.empty(u.shape, dtype=torch.int64, device=labels.device)
         maps = sequence.empty_maps(quantizer, batch)
-        finite = torch.ones((), dtype=torch.bool, device=labels.device)  # read once at the end: reading it syncs a GPU
+        finite = torch.ones((), dtype=torch.bool, device=labels.device)
         for i, block in enumerate(sequence.blocks):
             inputs = None
             if i > 0:
                 inputs = sequence.input(maps, block).to(embedding.dtype).repeat(len(labels) // batch, 1, 1)
             x = transformer.embed(inputs, embedding, block.start, block.stop)
-            t = sequence.guidance(i, guidance)
+            t = sequence.guidance(i, drawing.guidance)
             wanted = None if t else batch  # without guidance the unconditional logits are not used
             logits = transformer.run(x, layers, head, cache=cache, wanted=wanted, branches=block.branches)
             if t:
                 conditional, unconditional = logits.chunk(2)
                 logits = (1 + t) * conditional - t * unconditional
             finite &= logits.amax(-1).isfinite().all()  # drawing from NaN would not fail
-            if temperatures[block.scale] != 1:
+            temperature = drawing.temperatures[block.scale]
+            if temperature != 1:
                 # The largest logit becomes 0, so that a small temperature does not overflow
-                logits = (logits - logits.amax(-1, keepdim=True)) / temperatures[block.scale]
-            if joint and config.branches > 1:
-                drawn = draw_joint(logits, u[:, 0, block.tokens], top_k, top_p).mT
+                logits = (logits - logits.amax(-1, keepdim=True)) / temperature
+            if drawing.joint and config.branches > 1:
+                drawn = draw_joint(logits, u[:, 0, block.tokens], drawing.top_k, drawing.top_p).mT
             else:
-                drawn = draw(logits.transpose(1, 2), u[:, block.branches, block.tokens], top_k, top_p)
+                drawn = draw(logits.transpose(1, 2), u[:, block.rows, block.tokens], drawing.top_k, drawing.top_p)
             if kept is not None:
-                fixed = kept[:, block.branches, block.tokens]
+                fixed = kept[:, block.rows, block.tokens]
                 drawn = torch.where(fixed < 0, drawn, fixed)
-            tokens[:, block.branches, block.tokens] = drawn
+            tokens[:, block.rows, block.tokens] = drawn
             sequence.add(maps, quantizer, block, drawn)
-        if not finite:
-            raise InputError(
-                f"{config.name}: its logits are not finite (guidance {guidance}); its weights cannot be used"
-            )
         pixels = self.tokenizer.pixels(torch.cat(maps, dim=1)).float()
-        if not pixels.isfinite().all():
-            raise InputError(f"{self.tokenizer.config.name}: its images are not finite; its weights cannot be used")
-        return Samples(tokens=tokens, images=(pixels.clamp(-1, 1) + 1) / 2)
+        return tokens, pixels, torch.stack([finite, pixels.isfinite().all()])
 
     def settings(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Annotated, Any
 
@@ -31,6 +32,17 @@ class Sampling:
     top_p: Share = 0.95
     temperature: float | Annotated[tuple[float, ...], ListToTuple] = 1.0
     """one for all scales, or one per scale"""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How the tokens of a batch are drawn: `Sampling`'s settings, checked, with a temperature for every scale."""
+
+    guidance: float
+    top_k: int
+    top_p: float
+    temperatures: tuple[float, ...]
+    joint: bool
 
 
 def arguments_of(settings: SamplingConfig) -> dict[str, Any]:

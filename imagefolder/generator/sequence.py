@@ -26,7 +26,8 @@ from imagefolder.tokenizer.quantizers import ProductQuantizer
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Positions `start:stop` of the sequence; they predict tokens `first:last` of every branch in `branches`."""
+    """Positions `start:stop` of the sequence; they predict tokens `first:last` of every branch in `branches`, which are
+    consecutive."""
 
     start: int
     stop: int
@@ -39,6 +40,11 @@ class Block:
     def size(self) -> int:
         """Number of positions."""
         return self.stop - self.start
+
+    @property
+    def rows(self) -> slice:
+        """Index of its branches among the P of an image."""
+        return slice(self.branches[0], self.branches[-1] + 1)
 
     @property
     def tokens(self) -> slice:
@@ -133,8 +139,7 @@ class TokenSequence:
         maps = self.empty_maps(quantizer, len(tokens))
         parts = [torch.cat(maps, dim=1).flatten(2).mT[:, :0]]  # a sequence of one block has no inputs
         for block, following in itertools.pairwise(self.blocks):
-            branches = slice(block.branches[0], block.branches[-1] + 1)
-            self.add(maps, quantizer, block, tokens[:, branches, block.tokens])
+            self.add(maps, quantizer, block, tokens[:, block.rows, block.tokens])
             parts.append(self.input(maps, following))
         return torch.cat(parts, dim=1)
 

@@ -204,7 +204,7 @@ class BinaryCodes(Codes):
 
     def lookup(self, tokens: Tensor, scale: int, table: None = None) -> Tensor:
         bits = (tokens[..., None] & self.weights) != 0
-        return torch.where(bits, self.magnitude(scale), -self.magnitude(scale))
+        return (2.0 * bits - 1) * self.magnitude(scale)  # `where` would copy its numbers to a GPU, and wait
 
     def enter(self, f: Tensor) -> Tensor:
         return self.on_sphere(f) if self.scales > 1 else f

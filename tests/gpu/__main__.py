@@ -13,6 +13,8 @@ from tests.gpu.items import ITEMS
 from tests.gpu.runner import run_items
 from tests.gpu.summary import write_summary
 
+INTERRUPTED = 130  # the exit code of a shell's command that Ctrl-C ended
+
 
 def main() -> NoReturn:
     """The command; its exit code is 1 if an item failed, whether goals are met or not."""
@@ -51,10 +53,13 @@ def run(
         print(one_line(f"{item.name}: {result.value}{goal} {result.in_words}, {result.seconds:.1f} s"), flush=True)
         write_summary(output / "gpu", items, results, machine, time.monotonic() - clock)
 
-    run_items(items, device, output, 60 * minutes, machine, report)
-    print(
-        one_line(f"{output / 'gpu' / 'summary.md'} has the table; `python -m leaderboard --output {output}` the report")
-    )
+    summary = output / "gpu" / "summary.md"
+    try:
+        run_items(items, device, output, 60 * minutes, machine, report)
+    except KeyboardInterrupt:
+        print(one_line(f"interrupted; {summary} has what was measured, and --only chooses what is missing"))
+        return INTERRUPTED
+    print(one_line(f"{summary} has the table; `python -m leaderboard --output {output}` the report"))
     return 1 if any(result.verdict == "failed" for result in results.values()) else 0
 
 

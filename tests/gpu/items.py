@@ -1,7 +1,4 @@
-"""All items, most important first: what a cut-off run has shown is worth the most.
-
-Sampling with CUDA graphs, once it exists, is a further argument of `tests.gpu.speed.sample` and a line after "latency".
-"""
+"""All items, most important first: what a cut-off run has shown is worth the most."""
 
 from __future__ import annotations
 
@@ -18,6 +15,8 @@ ITEMS = (
     Item("parity-generator", "recorded logits and greedy samples, float32", 40, "tests.gpu.parity.generator"),
     Item("parity", "recorded tokens, losses, gradients; equality with the CPU", 90, "tests.gpu.suite.run", PARITY),
     Item("latency", "one image, bfloat16", 60, "tests.gpu.speed.sample", {"batch": 1, "most_seconds": 0.060}),
+    Item("graphs", "samples of a CUDA graph, bfloat16", 40, "tests.gpu.graphs.replayed", {"batch": 8}),
+    Item("latency-launched", "one image without a graph", 40, "tests.gpu.speed.sample", {"batch": 1, "graph": False}),
     Item("sample-64", "64 images, bfloat16", 40, "tests.gpu.speed.sample", {"batch": 64, "least_fraction": 0.35}),
     Item("train-generator", "a step, bf16", 40, "tests.gpu.speed.train_generator", TRAINED),
     Item("train-tokenizer", "a step, bf16", 40, "tests.gpu.speed.train_tokenizer", TRAINED),

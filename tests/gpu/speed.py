@@ -28,6 +28,7 @@ from imagefolder.flops import (
     sample_flops,
     transformer_flops,
 )
+from imagefolder.generator.graphs import release
 from imagefolder.tokenizer.semantic import blank_teacher
 from imagefolder.training.generator import GeneratorTask
 from imagefolder.training.loop import DEFAULT_EXECUTION, accelerator_for, prepare
@@ -53,13 +54,25 @@ def peak(lab: Lab) -> Outcome:
     return Outcome(", ".join(f"{rate:.3g} TFLOP/s in {name}" for name, rate in rates.items()), numbers=rates)
 
 
-def sample(lab: Lab, batch: int, most_seconds: float | None = None, least_fraction: float | None = None) -> Outcome:
-    """Draw images as a user does, with the model's own guidance, top-k and top-p."""
+def sample(
+    lab: Lab,
+    batch: int,
+    most_seconds: float | None = None,
+    least_fraction: float | None = None,
+    graph: bool = True,
+) -> Outcome:
+    """Draw images as a user does, with the model's own settings; without `graph`, as for the first time."""
     generator, labels = lab.generator(torch.bfloat16), lab.labels(lab.batch(batch))
     sequence = generator.transformer.sequence
+
+    def run() -> None:
+        if not graph:
+            release(generator)
+        generator.sample(labels)
+
     record = measure(
-        lab, lambda: generator.sample(labels), "sample", len(labels), len(labels) * sample_flops(generator),
-        model=lab.names[0], order="folded", positions=sequence.length,
+        lab, run, "sample" if graph else "sample without CUDA graph", len(labels),
+        len(labels) * sample_flops(generator), model=lab.names[0], order="folded", positions=sequence.length,
         tokens=len(labels) * generator.config.branches * generator.tokenizer.config.length,
     )  # fmt: skip
     return judged(lab, record, most_seconds, least_fraction)
