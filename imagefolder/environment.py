@@ -12,12 +12,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from threadpoolctl import threadpool_limits
+from torch import nn
 
 PACKAGES = (
     "accelerate",
@@ -121,12 +124,14 @@ def keep_freed_memory() -> bool:
 def matmul_peak(device: torch.device | str, dtype: torch.dtype, seconds: float = 0.4) -> float:
     """FLOP/s of plain matrix products on this machine: the best over growing square matrices, each timed a few times.
 
-    Fractions of the peak refer to this. The size grows until a product takes `seconds` / 8.
+    Fractions of the peak refer to this. The size grows until a product takes `seconds` / 8. Values are random: a GPU
+    needs less power for equal ones, and then runs at a higher clock than a model lets it.
     """
     device = torch.device(device)
+    generator = torch.Generator(device).manual_seed(0)
     size, best = 256, 0.0
     while True:
-        a, b = (torch.ones(size, size, device=device).to(dtype) for _ in range(2))
+        a, b = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
         elapsed = min(_timed(lambda a=a, b=b: a @ b, device) for _ in range(4))
         best = max(best, 2 * size**3 / elapsed)
         # One small product is not reliable: on a busy machine it may wait longer than it computes
@@ -147,6 +152,27 @@ def fast_dtype(device: torch.device | str) -> torch.dtype:
     times = [(_timed(lambda: full @ full, device), _timed(lambda: half @ half, device)) for _ in range(10)]
     fastest = [min(each) for each in zip(*times, strict=True)]  # in turn, so that other work on the machine slows both
     return torch.bfloat16 if fastest[1] * 1.5 < fastest[0] else torch.float32
+
+
+def dtype_for(layer: nn.Module, shape: tuple[int, int], device: torch.device | str) -> torch.dtype:
+    """bfloat16 if the device is fast at it and `layer` is measured to be at least 1.2 times as fast, else float32.
+
+    Small layers spend more on conversions and launches than they gain.
+
+    Args:
+        layer: a typical one of a model.
+        shape: of its input for one image, which it is timed with.
+    """
+    if fast_dtype(device) == torch.float32:
+        return torch.float32
+    device, runs = torch.device(device), []
+    for dtype in (torch.float32, torch.bfloat16):
+        copied, x = deepcopy(layer).to(device, dtype), torch.ones(1, *shape, device=device, dtype=dtype)
+        runs.append(partial(copied, x))
+    with torch.no_grad():
+        times = [[_timed(run, device) for run in runs] for _ in range(5)]
+    full, half = (min(each) for each in zip(*times, strict=True))
+    return torch.bfloat16 if half * 1.2 < full else torch.float32
 
 
 def _timed(run: Callable[[], object], device: torch.device) -> float:

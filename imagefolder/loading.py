@@ -16,7 +16,7 @@ from imagefolder.checkpoints.authors import STATISTICS, load_authors_state, read
 from imagefolder.checkpoints.hub import SCHEME, locate
 from imagefolder.checkpoints.native import CONFIG, FLOATS, WEIGHTS, load_weights, native_sha256, read_about
 from imagefolder.config import Config, GeneratorConfig, TokenizerConfig
-from imagefolder.environment import fast_dtype
+from imagefolder.environment import dtype_for
 from imagefolder.errors import InputError
 from imagefolder.generator.model import Generator
 from imagefolder.generator.transformer import Transformer
@@ -73,7 +73,7 @@ def load(
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = load(tokenizer, device=device, dtype=dtype)
     generator = Generator.from_pretrained(folder, tokenizer=tokenizer)
-    generator.transformer.to(device=device, dtype=_dtype(dtype, device))
+    _place_transformer(generator.transformer, device, dtype)
     return generator
 
 
@@ -92,8 +92,8 @@ def load_tokenizer(
         weights: a native checkpoint (folder), the authors' `.pt` (its EMA weights if it has any) or `.pth`, the same
             tensors as `.safetensors`, or `hf://owner/repo[/file]`; None: random ones, with a warning.
         device: of the model.
-        dtype: of weights and activations; the quantizer always runs in float32. "auto": bfloat16 on devices that are
-            fast at it, otherwise float32.
+        dtype: of weights and activations; the quantizer always runs in float32. "auto": bfloat16 where the
+            layers of this model are measured to be faster in it, otherwise float32.
         overrides: fields of `TokenizerConfig`.
 
     Raises:
@@ -135,7 +135,7 @@ def load_generator(
         _warn_of_random(name, device)
     else:
         adopt_about(model, load_into(model.transformer, weights, config))
-    model.transformer.to(device=device, dtype=_dtype(dtype, device))
+    _place_transformer(model.transformer, device, dtype)
     return model.eval()
 
 
@@ -208,7 +208,9 @@ def _located(source: str | Path) -> Path:
 
 
 def _placed_tokenizer(model: Tokenizer, device: str | torch.device, dtype: torch.dtype | str) -> Tokenizer:
-    dtype = _dtype(dtype, device)
+    config, vit = model.config, model.encoder.vit
+    positions = (config.image_size // config.patch_size) ** 2 + config.branches * config.latent_side**2
+    dtype = _dtype(dtype, device, vit.blocks[0].mlp, (positions, vit.embed_dim))
     if dtype != torch.float32 and torch.device(device).type != "meta":
         model.float32_sha256 = native_sha256(model)
     for name, part in model.named_children():
@@ -222,9 +224,17 @@ def _warn_of_random(name: str, device: str | torch.device) -> None:
         warnings.warn(f"{name} has random weights; pass weights=... to load trained ones", stacklevel=3)
 
 
-def _dtype(dtype: torch.dtype | str, device: str | torch.device) -> torch.dtype:
+def _place_transformer(model: Transformer, device: str | torch.device, dtype: torch.dtype | str) -> None:
+    shape = model.sequence.length, model.config.width
+    model.to(device=device, dtype=_dtype(dtype, device, model.layers[0].mlp, shape))
+
+
+def _dtype(
+    dtype: torch.dtype | str, device: str | torch.device, layer: nn.Module, shape: tuple[int, int]
+) -> torch.dtype:
+    """`dtype`, or if it is "auto" the faster one for a model with such layers, see `dtype_for`."""
     if dtype == "auto":
-        return fast_dtype(device)
+        return dtype_for(layer, shape, device)
     if dtype not in FLOATS:
         raise InputError(f'dtype must be a floating-point torch.dtype or "auto", not {dtype!r}')
     return dtype
