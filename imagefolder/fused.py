@@ -1,8 +1,9 @@
-"""Linear layers in bfloat16 on a CPU, in the form that oneDNN runs fastest (docs/performance.md, "bfloat16 on a CPU").
+"""Linear layers and attention in bfloat16 on a CPU, as they run fastest (docs/performance.md, "bfloat16 on a CPU").
 
 Inference multiplies by weights that are packed once. Training copies the transposed operand of a weight's gradient,
-which oneDNN would otherwise read at half the speed. Attention sees numbers of keys that fill its vectors. Elsewhere
-(float32, GPUs, compiled code, and inside `plain()`) these are torch's own operations.
+which oneDNN would otherwise read at half the speed. Attention sees numbers of keys that fill its vectors, and its
+backward pass is a few products. Elsewhere (float32, GPUs, compiled code, and inside `plain()`) these are torch's own
+operations.
 
 The operators for packed weights are private to torch: if they are missing or compute something else, they are not used.
 """
@@ -62,6 +63,67 @@ def mask_added(length: int, added: int) -> Tensor | None:
     mask = torch.zeros(1, 1, 1, length + added, dtype=torch.bfloat16)
     mask[..., length:] = -torch.inf
     return mask
+
+
+def additive(mask: Tensor) -> Tensor:
+    """A bool mask, True where a query attends to a key, as attention takes it fastest: bfloat16, 0 and -inf."""
+    return torch.zeros(mask.shape, dtype=torch.bfloat16).masked_fill_(~mask, -torch.inf)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None) -> Tensor:
+    """`F.scaled_dot_product_attention` of (B, heads, n, d).
+
+    Args:
+        mask: for fused computation additive, with no other values than 0 and -inf; None: every query sees every key.
+        scale: of the products; None: 1 / sqrt(d).
+    """
+    needs_gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    if needs_gradient and q.dtype == k.dtype == v.dtype == torch.bfloat16 and is_fused(q):
+        return _Attention.apply(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+
+class _Attention(torch.autograd.Function):
+    """torch's attention with a backward pass of five products per sample, which its own does at half the speed."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, logsumexp = flash(q, k, v, 0.0, False, attn_mask=mask, scale=scale)
+        ctx.save_for_backward(q, k, v, out, logsumexp, mask)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, logsumexp, mask = ctx.saved_tensors
+        shown = None if mask is None else (mask == 0).to(q.dtype).view(-1, k.shape[2]).mT.contiguous()
+        # Subtracting a number per query is part of the product: two more columns, as one holds too few digits
+        ones = k.new_ones(*k.shape[:-1], 2)
+        queries = _with_columns(q * ctx.scale, -logsumexp)
+        gradients = _with_columns(gradient, -torch.linalg.vecdot(gradient, out))
+        keys, values = torch.cat([k, ones], -1), torch.cat([v, ones], -1)
+        q, k, gradient = q.contiguous(), k.contiguous(), gradient.contiguous()
+        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(k)
+        weights = q.new_empty(q.shape[1], k.shape[2], q.shape[2])  # of one sample, (heads, keys, queries)
+        errors = torch.empty_like(weights)
+        for i in range(len(q)):
+            torch.bmm(keys[i], queries[i].mT, out=weights).exp_()
+            if shown is not None:
+                weights.mul_(shown)
+            torch.bmm(weights, gradient[i], out=dv[i])
+            torch.bmm(values[i], gradients[i].mT, out=errors).mul_(weights)
+            torch.bmm(errors, q[i], out=dk[i])
+            torch.bmm(errors.mT, k[i], out=dq[i])
+        return dq.mul_(ctx.scale), dk.mul_(ctx.scale), dv, None, None
+
+
+def _with_columns(x: Tensor, column: Tensor) -> Tensor:
+    """bfloat16 (..., d) with two columns whose sum is `column` (...) to twice the digits."""
+    high = column.bfloat16()
+    low = (column - high).bfloat16()
+    return torch.cat([x, high[..., None], low[..., None]], -1)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: Gelu | None = None) -> Tensor:

@@ -99,6 +99,30 @@ def test_gradients_are_those_of_torch(shape: tuple[int, int]) -> None:
         torch.testing.assert_close(found, expected, **HALF)
 
 
+MASKS = {
+    "none": None,
+    "of added keys": fused.mask_added(21, 11),
+    "of blocks": fused.additive(torch.arange(32)[:, None] // 8 >= torch.arange(32) // 8),
+}
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("scale", [None, 1.0])
+def test_gradients_of_attention_are_those_of_float32(kind: str, scale: float | None) -> None:
+    mask, gradients = MASKS[kind], {}
+    given = [bf16(2, 32, 3, 16, seed=seed).transpose(1, 2) for seed in range(3)]  # not contiguous, as from a projection
+    for dtype in (torch.bfloat16, torch.float32):
+        inputs = [each.to(dtype).detach().requires_grad_() for each in given]
+        out = fused.attention(*inputs, None if mask is None else mask.to(dtype), scale)
+        assert type(out.grad_fn).__name__.startswith("_Attention") == (dtype == torch.bfloat16)
+        out.backward(bf16(2, 3, 32, 16, seed=3).to(dtype))
+        gradients[dtype] = [each.grad.float() for each in inputs]
+    for found, expected in zip(gradients[torch.bfloat16], gradients[torch.float32], strict=True):
+        assert (found - expected).norm() < 2e-2 * expected.norm()
+    if kind == "of added keys":
+        assert all(not each[:, :, 21:].any() for each in gradients[torch.bfloat16][1:])
+
+
 def test_float32_is_not_touched() -> None:
     x, layer = torch.randn(3, 64), nn.Linear(64, 96)
     assert not fused.is_fused(x)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from imagefolder.config import GeneratorConfig
-from imagefolder.fused import added_keys, is_fused, linear, mask_added
+from imagefolder.fused import added_keys, additive, attention, is_fused, linear, mask_added
 from imagefolder.generator.sequence import build_sequence
 
 MAX_LOG_SCALE = math.log(100)
@@ -50,7 +50,7 @@ class Attention(nn.Module):
             k = F.normalize(k, dim=-1).to(v.dtype)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.softmax_scale)
+        x = attention(q, k, v, mask, self.softmax_scale)
         return linear(x.transpose(1, 2).flatten(2), self.proj.weight, self.proj.bias)
 
 
@@ -213,11 +213,12 @@ class Transformer(nn.Module):
         recomputed, length = self.training and self.grad_checkpointing, x.shape[1]
         if cache is not None:
             mask = cache.mask(length)
-        elif added := added_keys(length, x):
+        elif is_fused(x):
+            added = added_keys(length, x)
             # What is added attends to everything, so that no row of the attention is empty, and nothing attends to it
             x = F.pad(x, (0, 0, 0, added))
-            mask = None if mask is None else F.pad(F.pad(mask, (0, added)), (0, 0, 0, added), value=True)
-            mask = mask_added(length, added) if mask is None else mask
+            seen = None if mask is None else F.pad(F.pad(mask, (0, added)), (0, 0, 0, added), value=True)
+            mask = mask_added(length, added) if seen is None else additive(seen)
         for i, layer in enumerate(self.layers):
             arguments = (x, layers[i], mask, cache, i)
             x = checkpoint(layer, *arguments, use_reentrant=False) if recomputed else layer(*arguments)

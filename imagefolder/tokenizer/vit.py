@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from imagefolder.config import TokenizerConfig
 from imagefolder.errors import InputError, reason
-from imagefolder.fused import added_keys, is_fused, linear, mask_added
+from imagefolder.fused import added_keys, attention, is_fused, linear, mask_added
 from imagefolder.numerics import without_tf32
 
 VIT_MODULES = ("vision_transformer", "deit")  # of timm; their transformers have the parts used here
@@ -141,7 +141,7 @@ def _fused_block(block: Any, x: Tensor, *, mask: Tensor | None, kept: slice) -> 
     attn, mlp = block.attn, block.mlp
     qkv = linear(block.norm1(x), attn.qkv.weight, attn.qkv.bias)
     q, k, v = qkv.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    h = F.scaled_dot_product_attention(q[:, :, kept], k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+    h = attention(q[:, :, kept], k, v, mask).transpose(1, 2).flatten(2)
     x = _add(x[:, kept], linear(h, attn.proj.weight, attn.proj.bias), block.ls1, block.drop_path1)
     h = linear(block.norm2(x), mlp.fc1.weight, mlp.fc1.bias, gelu=mlp.act.approximate)
     return _add(x, linear(h, mlp.fc2.weight, mlp.fc2.bias), block.ls2, block.drop_path2)
