@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -98,11 +98,11 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, logsumexp, mask = ctx.saved_tensors
-        shown = None if mask is None else (mask == 0).to(q.dtype).view(-1, k.shape[2]).mT.contiguous()
+        hidden = None if mask is None else (mask != 0).view(-1, k.shape[2]).mT.contiguous()
         # Subtracting a number per query is part of the product: two more columns, as one holds too few digits
         ones = k.new_ones(*k.shape[:-1], 2)
         queries = _with_columns(q * ctx.scale, -logsumexp)
-        gradients = _with_columns(gradient, -torch.linalg.vecdot(gradient, out))
+        gradients = _with_columns(gradient, -(gradient.float() * out).sum(-1))
         keys, values = torch.cat([k, ones], -1), torch.cat([v, ones], -1)
         q, k, gradient = q.contiguous(), k.contiguous(), gradient.contiguous()
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(k)
@@ -110,8 +110,8 @@ class _Attention(torch.autograd.Function):
         errors = torch.empty_like(weights)
         for i in range(len(q)):
             torch.bmm(keys[i], queries[i].mT, out=weights).exp_()
-            if shown is not None:
-                weights.mul_(shown)
+            if hidden is not None:
+                weights.masked_fill_(hidden, 0)
             torch.bmm(weights, gradient[i], out=dv[i])
             torch.bmm(values[i], gradients[i].mT, out=errors).mul_(weights)
             torch.bmm(errors, q[i], out=dk[i])
@@ -126,8 +126,19 @@ def _with_columns(x: Tensor, column: Tensor) -> Tensor:
     return torch.cat([x, high[..., None], low[..., None]], -1)
 
 
+def through(layer: nn.Module, x: Tensor, *, gelu: Gelu | None = None) -> Tensor:
+    """A layer, followed by GELU in this approximation if given. Other modules than `nn.Linear` are called as they are;
+    hooks of fused layers are not."""
+    if type(layer) is nn.Linear and is_fused(x):
+        return linear(x, layer.weight, layer.bias, gelu=gelu)
+    y = layer(x)
+    return y if gelu is None else F.gelu(y, approximate=gelu)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: Gelu | None = None) -> Tensor:
     """A linear layer, followed by GELU in this approximation if given.
+
+    Weights that change are packed again, unless they are changed behind autograd's back (`weight.data.mul_`).
 
     Args:
         x: (..., in).
@@ -135,7 +146,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: Gelu | None 
         gelu: as in `torch.nn.functional.gelu`.
     """
     fused, training = is_fused(x), torch.is_grad_enabled()
-    if fused and not training and x.dtype == weight.dtype == torch.bfloat16 and not weight.is_inference():
+    packable = (
+        isinstance(weight, nn.Parameter) and not weight.is_inference()
+    )  # parts of weights are new tensors each time
+    if fused and not training and packable and x.dtype == weight.dtype == torch.bfloat16:
         # torch computes GELU's hyperbolic tangent much more slowly than oneDNN, and its error function faster
         attribute = "gelu" if gelu == "tanh" else "none"
         y = torch.ops.mkldnn._linear_pointwise(x, _pack(weight), bias, attribute, [], gelu or "")

@@ -26,7 +26,7 @@ from tests.gpu.summary import write_summary
 from tests.gpu.worker import run_item
 
 ROOT = Path(__file__).parent.parent
-NEED_CUDA = {"parity", "curves-fp16", "training", "memory", "compile"}  # after what a CPU can do of them
+NEED_CUDA = {"parity", "graphs", "curves-fp16", "training", "memory", "compile"}  # after what a CPU can do of them
 TIMED = {item.name for item in ITEMS if re.match("latency|inception|sample|encode|reconstruct|train-", item.name)}
 
 

@@ -58,11 +58,13 @@ def preview_samples(
     def measure(generator: Generator) -> Values:
         part, statistics = my_part(number), _statistics(extractor(), number)
         labels = labels_of(classes, splits, generator)
-        for start in range(part.start, part.stop, batch_size):
-            indices = list(range(start, min(start + batch_size, part.stop)))
-            drawn = generator.sample(labels[indices], seed=seed, indices=indices)
-            statistics.add(samples_to_uint8(drawn.images))
-        release(generator)  # its memory is the training's
+        try:
+            for start in range(part.start, part.stop, batch_size):
+                indices = list(range(start, min(start + batch_size, part.stop)))
+                drawn = generator.sample(labels[indices], seed=seed, indices=indices)
+                statistics.add(samples_to_uint8(drawn.images))
+        finally:
+            release(generator)  # the memory of its graph is the training's
         return _values(statistics.over_processes(), real(), "g", "samples")
 
     return measure

@@ -290,7 +290,7 @@ class _Sampler:
     def __init__(self, generator: Generator, labels: Tensor, sampling: SamplingConfig, seed: int) -> None:
         self.generator, self.labels, self.sampling, self.seed = generator, labels, sampling, seed
         self.shown: list[Tensor] = []
-        self.seconds, self.timed = 0.0, 0
+        self.timed: list[tuple[int, float]] = []  # images and seconds of every batch
 
     def batches(self, part: range) -> Iterator[Tensor]:
         """uint8 (B, 3, H, W)."""
@@ -300,16 +300,16 @@ class _Sampler:
             clock = time.monotonic()
             out = self.generator.sample(self.labels[indices], **settings, seed=self.seed, indices=indices)
             images = samples_to_uint8(out.images).cpu()  # the copy waits for the device, so all its work is timed
-            if start > part.start or len(part) <= step:  # the first batch includes the warm-up
-                self.seconds += time.monotonic() - clock
-                self.timed += len(indices)
+            self.timed.append((len(indices), time.monotonic() - clock))
             if start < SAMPLES_SHOWN:
                 self.shown.append(images[: SAMPLES_SHOWN - start])
             yield images
 
     def over_processes(self) -> float:
         """Samples per second of all processes together."""
-        rate = self.timed / self.seconds if self.timed else 0.0
+        # The first batch includes the warm-up, the second the capture of a CUDA graph
+        images, seconds = map(sum, zip(*(self.timed[2:] or self.timed[-1:] or [(0, 1.0)]), strict=True))
+        rate = images / seconds
         return float(sum_over_processes(torch.tensor(rate, dtype=torch.float64, device=default_device())))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from imagefolder.config import GeneratorConfig
-from imagefolder.fused import added_keys, additive, attention, is_fused, linear, mask_added
+from imagefolder.fused import KEYS, added_keys, additive, attention, is_fused, linear, mask_added, through
 from imagefolder.generator.sequence import build_sequence
 
 MAX_LOG_SCALE = math.log(100)
@@ -51,7 +51,7 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(layer, k, v)
         x = attention(q, k, v, mask, self.softmax_scale)
-        return linear(x.transpose(1, 2).flatten(2), self.proj.weight, self.proj.bias)
+        return through(self.proj, x.transpose(1, 2).flatten(2))
 
 
 class Layer(nn.Module):
@@ -67,14 +67,14 @@ class Layer(nn.Module):
 
     def modulations(self, condition: Tensor) -> Tensor:
         """SiLU of the class embedding (B, D) -> (6, B, 1, D): gamma1, gamma2, scale1, scale2, shift1, shift2."""
-        return linear(condition, self.ada.weight, self.ada.bias).unflatten(-1, (6, 1, -1)).movedim(1, 0)
+        return through(self.ada, condition).unflatten(-1, (6, 1, -1)).movedim(1, 0)
 
     def forward(self, x: Tensor, modulations: Tensor, mask: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulations
         x = self._add(x, self.attn(_modulate(x, scale1, shift1), mask, cache, layer), gamma1)
-        up, _, down = cast("Sequence[nn.Linear]", self.mlp)
-        h = linear(_modulate(x, scale2, shift2), up.weight, up.bias, gelu="tanh")
-        return self._add(x, linear(h, down.weight, down.bias), gamma2)
+        up, _, down = self.mlp
+        h = through(up, _modulate(x, scale2, shift2), gelu="tanh")
+        return self._add(x, through(down, h), gamma2)
 
     def _add(self, x: Tensor, h: Tensor, gamma: Tensor) -> Tensor:
         if self.training or not is_fused(x):
@@ -86,21 +86,25 @@ class Cache:
     """Keys and values of all layers, allocated once for the whole sequence."""
 
     def __init__(self, *, layers: int, batch: int, heads: int, length: int, head_dim: int, like: Tensor) -> None:
-        length += added_keys(length, like)
+        self.padded = is_fused(like)  # not asked again: compiled layers would answer differently
+        length += self._added(length)
         self.keys = like.new_empty(layers, batch, heads, length, head_dim)
         self.values = torch.empty_like(self.keys)
         self.filled = 0  # positions that every layer holds; the transformer advances it after its last layer
 
+    def _added(self, length: int) -> int:
+        return -length % KEYS if self.padded else 0
+
     def mask(self, new: int) -> Tensor | None:
         """Which keys the next positions attend to, `new` ones: all that `extend` returns but added ones."""
         stop = self.filled + new
-        return mask_added(stop, added_keys(stop, self.keys))
+        return mask_added(stop, self._added(stop))
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store new keys and values (B, heads, n, d) of a layer; returns all so far, followed by zeros if any are
         added."""
         stop = self.filled + k.shape[2]
-        shown = stop + added_keys(stop, self.keys)
+        shown = stop + self._added(stop)
         for kept, new in ((self.keys[layer], k), (self.values[layer], v)):
             kept[:, :, self.filled : stop] = new
             kept[:, :, stop:shown] = 0

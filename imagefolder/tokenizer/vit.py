@@ -127,6 +127,10 @@ def _is_fusible(block: nn.Module) -> bool:
     if type(block) is not Block or type(block.attn) is not Attention or type(block.mlp) is not Mlp:
         return False
     attn, mlp = block.attn, block.mlp
+    if block._compiled_call_impl is not None or any(
+        type(layer) is not nn.Linear for layer in (attn.qkv, attn.proj, mlp.fc1, mlp.fc2)
+    ):
+        return False
     parts = attn.q_norm, attn.k_norm, attn.norm, mlp.norm
     return (
         getattr(attn, "gate", None) is None

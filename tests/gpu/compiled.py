@@ -34,7 +34,7 @@ def train_generator(lab: Lab, batch: int) -> Outcome:
     synchronize(lab.device)
     first, faster = time.perf_counter() - clock, seconds_of(lab, step)
     frames, graphs = counters["frames"], counters["stats"]["unique_graphs"]
-    complete = frames["ok"] == frames["total"]
+    complete = graphs > 0 and frames["ok"] == frames["total"]
     return Outcome(
         f"{1000 * faster:.1f} ms, {1000 * plain:.1f} ms without; the first one took {first:.0f} s for {graphs} graphs"
         + ("" if complete else f"; {frames['total'] - frames['ok']} kinds of layers were not compiled"),

@@ -14,6 +14,7 @@ import torch
 import imagefolder
 from imagefolder.environment import describe
 from imagefolder.errors import InputError
+from imagefolder.generator.graphs import release
 from imagefolder.generator.model import Generator
 from imagefolder.tokenizer.model import Tokenizer
 from tests.gpu.item import Needs
@@ -84,7 +85,9 @@ class Lab:
         return torch.arange(batch, device=self.device) % self.generator(torch.float32).config.num_classes
 
     def empty_cache(self) -> None:
-        """Give back what is cached on the GPU; elsewhere, nothing."""
+        """Give back what is cached on the GPU, and the generators' graphs; elsewhere, nothing."""
+        for generator in self._generators.values():
+            release(generator)
         if not self.dry:
             torch.cuda.empty_cache()
 

@@ -205,7 +205,8 @@ def measure(
     peak = matmul_peak(lab.device, DTYPES[dtype], peak_seconds)
     lab.empty_cache()
     before = memory_in_use() / 2**20
-    timed()  # warm-up: kernels are loaded, and memory is allocated
+    for _ in range(2):  # kernels are loaded, and memory is allocated; a graph is captured
+        timed()
     rounds = 2 if lab.dry else min(max(LEAST_ROUNDS, int(SECONDS / timed())), MOST_ROUNDS)
     seconds = [timed() for _ in range(rounds)]
     attempts = 1 if lab.dry else repeat_until_steady(seconds, timed)
