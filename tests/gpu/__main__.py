@@ -50,8 +50,8 @@ def run(
     def report(item: Item, result: Result) -> None:
         results[item.name] = result
         goal = f" (goal: {result.goal})" if result.goal else ""
-        print(one_line(f"{item.name}: {result.value}{goal} {result.in_words}, {result.seconds:.1f} s"), flush=True)
         write_summary(output / "gpu", items, results, machine, time.monotonic() - clock)
+        print(one_line(f"{item.name}: {result.value}{goal} {result.in_words}, {result.seconds:.1f} s"), flush=True)
 
     summary = output / "gpu" / "summary.md"
     try:
