@@ -170,7 +170,7 @@ def dtype_for(layer: nn.Module, shape: tuple[int, int], device: torch.device | s
         copied, x = deepcopy(layer).to(device, dtype), torch.ones(1, *shape, device=device, dtype=dtype)
         runs.append(partial(copied, x))
     with torch.no_grad():
-        times = [[_timed(run, device) for run in runs] for _ in range(5)]
+        times = [[_timed(run, device) for run in runs] for _ in range(10)]
     full, half = (min(each) for each in zip(*times, strict=True))
     return torch.bfloat16 if half * 1.2 < full else torch.float32
 
