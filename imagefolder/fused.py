@@ -58,11 +58,7 @@ def added_keys(length: int, x: Tensor) -> int:
 
 def mask_added(length: int, added: int) -> Tensor | None:
     """For attention: bfloat16 (1, 1, 1, length + added), 0 for every key and -inf for the added ones; None: none is."""
-    if not added:
-        return None
-    mask = torch.zeros(1, 1, 1, length + added, dtype=torch.bfloat16)
-    mask[..., length:] = -torch.inf
-    return mask
+    return additive(torch.arange(length + added) < length)[None, None, None] if added else None
 
 
 def additive(mask: Tensor) -> Tensor:
@@ -146,9 +142,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: Gelu | None 
         gelu: as in `torch.nn.functional.gelu`.
     """
     fused, training = is_fused(x), torch.is_grad_enabled()
-    packable = (
-        isinstance(weight, nn.Parameter) and not weight.is_inference()
-    )  # parts of weights are new tensors each time
+    # Parts of weights are new tensors each time, and would be packed each time
+    packable = isinstance(weight, nn.Parameter) and not weight.is_inference()
     if fused and not training and packable and x.dtype == weight.dtype == torch.bfloat16:
         # torch computes GELU's hyperbolic tangent much more slowly than oneDNN, and its error function faster
         attribute = "gelu" if gelu == "tanh" else "none"
