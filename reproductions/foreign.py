@@ -47,8 +47,9 @@ from leaderboard.store import write_record
 from leaderboard.tables import MetricKey, metric_key
 from reproductions.like import Like
 from reproductions.measuring import require_same_images
+from reproductions.pictures import measured_sheets, write_pictures
 from reproductions.recipe import Measure
-from reproductions.recording import class_accuracies, utc_now, write_pictures
+from reproductions.recording import class_accuracies, utc_now
 from reproductions.row import some_test_images
 from reproductions.scales import SCALES
 from reproductions.versions import code_hashes
@@ -315,6 +316,6 @@ def _record(
         added=added,
         run=Run(started=started, finished=utc_now(), command=addition.command, code=code_hashes(), **describe()),
     )
-    pictures = write_pictures(like.output, record.name, results, first.dataset.classes)
+    pictures = write_pictures(like.output, record.name, measured_sheets(results, first.dataset.classes))
     sha256 = {path: file_sha256(like.output / path) for path in pictures.values()}
     return record.model_copy(update={"pictures": pictures, "picture_sha256": sha256})

@@ -5,11 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
-
-from torch import Tensor
-from torchvision.utils import save_image
 
 from imagefolder.checkpoints.native import read_about
 from imagefolder.config import config_hash, to_dict
@@ -17,21 +13,17 @@ from imagefolder.distributed import world_size
 from imagefolder.environment import describe, hardware, peak_memory_mib
 from imagefolder.errors import InputError
 from imagefolder.evaluation.results import Result
-from imagefolder.files import file_sha256, write_atomically
+from imagefolder.files import file_sha256
 from imagefolder.progress import console
 from leaderboard.pictures import pictures_intact
 from leaderboard.record import CodebookUsage, Cost, Metric, Record, Run, Size
 from leaderboard.store import RecordError, read_record, write_record
 from reproductions.models import Models
+from reproductions.pictures import measured_sheets, model_sheets, write_pictures
 from reproductions.recipe import Measure
 from reproductions.row import Row
 from reproductions.versions import Change, change_since, code_hashes
 
-CAPTIONS: dict[Measure, str] = {
-    "reconstruction": "reconstructions of test images (original left, reconstruction right)",
-    "generation": "samples, classes in turn",
-}
-NEAREST = "of these samples, those nearest to a training image (sample left, training image right)"
 MOST_CLASSES = 1000  # whose accuracies a record lists
 TRAINING = ("tokenizer_training", "generator_training", "loss", "views", "proxy_steps")
 
@@ -52,7 +44,9 @@ def record_finished(row: Row, models: Models, results: Mapping[Measure, Result],
         config = {name: value for name, value in config.items() if name not in unknown}
         config["weights"] = {checkpoint.role: checkpoint.sha256 for checkpoint in models.checkpoints}
     generation = next((result for result in results.values() if result.samples_per_second), None)
-    pictures = write_pictures(row.output, row.record.stem, results, row.dataset.classes)
+    memory = peak_memory_mib()  # of the evaluation, without the pictures
+    sheets = (*measured_sheets(results, row.dataset.classes), *model_sheets(row, models, results))
+    pictures = write_pictures(row.output, row.record.stem, sheets)
     write_record(
         row.output / "records",
         Record(
@@ -73,7 +67,7 @@ def record_finished(row: Row, models: Models, results: Mapping[Measure, Result],
                 samples_per_second=generation and generation.samples_per_second,
                 sample_batch=generation and row.sampling.batch_size,
                 tokenizer_shared=row.tokenizer_shared,
-                peak_memory_mib=max([peak_memory_mib(), *(stored["peak_memory_mib"] for stored in about.values())]),
+                peak_memory_mib=max([memory, *(stored["peak_memory_mib"] for stored in about.values())]),
             ),
             run=_run(row, started),
         ),
@@ -208,28 +202,3 @@ def class_accuracies(results: Mapping[Measure, Result], classes: Sequence[str]) 
         return {}
     names = [f"{name} ({i})" if classes.count(name) > 1 else name for i, name in enumerate(classes)]
     return {name: value for name, value in zip(names, measured, strict=True) if value is not None}
-
-
-def write_pictures(output: Path, record: str, results: Mapping[Measure, Result], classes: int) -> dict[str, str]:
-    """Write the pictures of all measures; their paths relative to the output folder, by caption.
-
-    Args:
-        record: name of the record that they belong to.
-        classes: of the data; samples show them side by side.
-    """
-    pictures = {}
-    for name, result in results.items():
-        if result.picture is not None:
-            columns = 10 if name == "reconstruction" else min(classes, 10)
-            pictures[CAPTIONS[name]] = _write_picture(output, f"{record}-{name}", result.picture, columns)
-        if result.nearest is not None:
-            pictures[NEAREST] = _write_picture(output, f"{record}-nearest", result.nearest, 10)
-    return pictures
-
-
-def _write_picture(output: Path, name: str, images: Tensor, columns: int) -> str:
-    """Write images uint8 (N, 3, H, W) side by side as a PNG; its path relative to the output folder."""
-    path = output / "pictures" / f"{name}.png"
-    grid = images.float() / 255
-    write_atomically(path, lambda temporary: save_image(grid, temporary, nrow=columns, padding=1, format="png"))
-    return str(path.relative_to(output))

@@ -14,9 +14,10 @@ from reproductions.graph import graph
 from reproductions.measuring import preview_of_generator, preview_of_tokenizer
 from reproductions.models import load_models
 from reproductions.options import Options
+from reproductions.pictures import NEAREST
 from reproductions.plan import plan_rows
 from reproductions.recipe import Table
-from reproductions.recording import NEAREST, class_accuracies
+from reproductions.recording import class_accuracies
 from reproductions.row import Row
 from reproductions.scales import Scale
 

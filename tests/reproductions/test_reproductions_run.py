@@ -71,11 +71,13 @@ def test_records_pictures_and_report(tmp_path: Path, table: RunTable, records: R
     assert table(tmp_path, "imagefolder", "var") == 0
     found = records(tmp_path)
     assert set(found) == {"imagefolder", "var"}
-    for record in found.values():
+    for row, record in found.items():
         assert record["status"] == "finished"
         assert record["dataset"]["n_train"] == 150
         assert {metric["n_generated"] for metric in record["metrics"]} == {40, 60}
-        assert len(record["pictures"]) == 3
+        shown = {path.rsplit("-", 1)[1] for path in record["pictures"].values()}
+        assert ("swaps.png" in shown) is (row == "imagefolder")
+        assert {"reconstruction.png", "scales.png", "nearest.png", "failures.png"} < shown
         for path in record["pictures"].values():
             assert (tmp_path / path).read_bytes().startswith(b"\x89PNG")
         for checkpoint in record["checkpoints"]:
