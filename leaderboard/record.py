@@ -76,13 +76,13 @@ class Protocol(Part):
     """How a metric was computed. Two values may be compared only if their protocols are equal."""
 
     name: Text = Field(description="the metric, after 'proxy-' if the proxy extractor computed it, e.g. 'proxy-gFID'")
-    version: Count
+    version: Count = Field(description="of the protocol, raised whenever what the metric computes changes")
     description: Text = Field(description="one sentence: which images against which, in which order and format")
     reference: Text = Field(description="the real images used, e.g. 'digits/train'")
     evaluator: Text = Field(description="program and version that computed it, e.g. 'torch-fidelity 0.4.0'")
     extractor: Text | None = Field(description="name of the feature extractor; None for pixel metrics")
-    extractor_sha256: Text | None
-    higher_is_better: bool
+    extractor_sha256: Text | None = Field(description="hash of its weights; None without an extractor, or if not known")
+    higher_is_better: bool = Field(description="false for distances")
 
     @property
     def is_proxy(self) -> bool:
@@ -122,8 +122,8 @@ class Protocol(Part):
 class Metric(Part):
     """One measured value."""
 
-    protocol: Protocol
-    value: Number
+    protocol: Protocol = Field(description="what was measured, and how")
+    value: Number = Field(description="not rounded")
     spread: Amount | None = Field(
         default=None,
         description="standard deviation within one evaluation: over splits (IS), subsets (KID), sets of samples (gFID)",
@@ -139,7 +139,7 @@ class Metric(Part):
 class CodebookUsage(Part):
     """Codebook statistics of one branch at one scale, counted over all tokens of the evaluated images."""
 
-    branch: Count
+    branch: Count = Field(description="from 0; the last one is the semantic branch, if any is")
     scale: Count = Field(description="side of the token map, e.g. 3 for 3x3")
     position: Count = Field(description="index of the scale in the list of scales")
     tokens: Count = Field(description="how many tokens were counted")
@@ -150,12 +150,12 @@ class CodebookUsage(Part):
 class Dataset(Part):
     """The images that a model was trained and evaluated on."""
 
-    name: Text
+    name: Text = Field(description="of a built-in data set, or of the folder or file with the images")
     sha256: Text = Field(description="hash over all file names, labels and pixels or file contents")
-    n_train: Count
-    n_test: Count
-    classes: Count
-    image_size: Count
+    n_train: Count = Field(description="number of training images")
+    n_test: Count = Field(description="number of test images")
+    classes: Count = Field(description="number of classes")
+    image_size: Count = Field(description="side of the square images in pixels")
     left_out: dict[Text, Count] = Field(default={}, description="reason -> number of files of the data folder left out")
 
 
@@ -166,26 +166,26 @@ class Size(Part):
     positions: Count | None = Field(default=None, description="sequence length of the generator; None without one")
     steps: Count | None = Field(default=None, description="forward passes of the generator per sampled image")
     bits: Amount = Field(description="tokens x log2(codebook size)")
-    tokenizer_parameters: Count
-    generator_parameters: Count | None = None
+    tokenizer_parameters: Count = Field(description="of encoder, quantizer and decoder")
+    generator_parameters: Count | None = Field(default=None, description="of the transformer; None without one")
 
 
 class Checkpoint(Part):
     """A weight file that the numbers were computed with."""
 
-    role: Literal["tokenizer", "generator", "teacher", "extractor"]
+    role: Literal["tokenizer", "generator", "teacher", "extractor"] = Field(description="what the weights are for")
     path: Text = Field(description="relative to the output folder")
-    sha256: Text
+    sha256: Text = Field(description="hash of the file")
     selection: Text = Field(description="how this state was chosen, e.g. 'EMA weights of the last step'")
 
 
 class Timed(Part):
     """A piece of a row's work, timed round by round when all else was done: quartiles over the rounds."""
 
-    q1: Amount
-    median: Amount
-    q3: Amount
-    rounds: Count = Field(ge=1)
+    q1: Amount = Field(description="lower quartile")
+    median: Amount = Field(description="over the rounds")
+    q3: Amount = Field(description="upper quartile")
+    rounds: Count = Field(ge=1, description="how often it was timed")
     memory_mib: Amount = Field(description="growth of resident (CPU) or allocated (GPU) memory, with models and data")
 
 
@@ -198,7 +198,7 @@ class Cost(Part):
 
     tokenizer_train_seconds: Amount | None = Field(default=None, description="None if weights were given")
     generator_train_seconds: Amount | None = Field(default=None, description="None without a generator, too")
-    evaluation_seconds: Amount
+    evaluation_seconds: Amount = Field(description="of all measurements of the row")
     samples_per_second: Amount | None = Field(
         default=None, description="end to end: transformer, drawing tokens, and decoder"
     )
@@ -238,17 +238,17 @@ class Run(Part):
     """When, where and with which software the record was made."""
 
     started: Text = Field(description="ISO 8601, UTC")
-    finished: Text
-    command: CutText
-    git_commit: Text | None
-    git_dirty: bool | None
-    packages: dict[Text, Text]
-    python: Text
-    platform: Text
-    cpu: Text
-    threads: Count
-    gpu: Text | None
-    memory_gib: Amount
+    finished: Text = Field(description="ISO 8601, UTC")
+    command: CutText = Field(description="the command line that repeats the run")
+    git_commit: Text | None = Field(description="of the code; None outside a git repository")
+    git_dirty: bool | None = Field(description="the code had changes that were not committed; None: not known")
+    packages: dict[Text, Text] = Field(description="package -> version")
+    python: Text = Field(description="version of Python")
+    platform: Text = Field(description="operating system and architecture")
+    cpu: Text = Field(description="name of the processor")
+    threads: Count = Field(description="CPU threads that torch used")
+    gpu: Text | None = Field(description="name of the GPU; None without one")
+    memory_gib: Amount = Field(description="of the machine")
     processes: Count = Field(default=1, description="e.g. one per GPU")
     execution: Settings = Field(
         default={}, description="how training was executed: micro_batch, activation_checkpointing, compile"
@@ -274,7 +274,9 @@ class Added(Part):
     )
     samples: Text | None = Field(default=None, description="name of the folder or npz; None without samples")
     samples_sha256: Text | None = Field(default=None, description="over the pixels, whatever the file format")
-    reconstructions: Text | None = None
+    reconstructions: Text | None = Field(
+        default=None, description="name of the folder or npz; None without reconstructions"
+    )
     reconstructions_sha256: Text | None = Field(default=None, description="in the order of the test images")
 
 
@@ -296,27 +298,31 @@ def _each_place_once(usages: list[CodebookUsage]) -> list[CodebookUsage]:
 class Record(Part):
     """One row of one table at one scale with one seed."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = Field(default=SCHEMA_VERSION, description="version of this format")
     table: Text = Field(description="recipe script, e.g. 'table2'")
     row: Text = Field(description="row of the table, e.g. 'imagefolder'")
     label: Text = Field(description="name shown in the report")
     note: Text = Field(description="one sentence: what the row is and how it differs from the other rows")
     order: int = Field(default=0, ge=0, lt=2**63, description="place in the table; ties are sorted by row name")
     reported_system: Text | None = Field(default=None, description="the published system that the row reproduces")
-    scale: Literal["mini", "laptop", "small", "full"]
+    scale: Literal["mini", "laptop", "small", "full"] = Field(description="sizes of models and trainings")
     budget: Budget = Field(
         default="", description="what differs from the scale's budget, e.g. 'steps=500 batch_size=16'; '' if nothing"
     )
-    seed: int = Field(ge=-(2**64), le=2**64)
-    status: Literal["finished", "failed", "not run"]
+    seed: int = Field(ge=-(2**64), le=2**64, description="of training and sampling")
+    status: Literal["finished", "failed", "not run"] = Field(description="only finished rows have metrics")
     reason: CutText | None = Field(default=None, description="why the run failed or did not start")
     config: Settings = Field(description="the complete resolved configuration")
-    config_sha256: Text
-    dataset: Dataset
-    size: Size | None = None
-    checkpoints: list[Checkpoint] = Field(default=[], max_length=100)
-    metrics: Annotated[list[Metric], AfterValidator(_each_metric_once)] = Field(default=[], max_length=200)
-    codebook_usage: Annotated[list[CodebookUsage], AfterValidator(_each_place_once)] = Field(default=[], max_length=500)
+    config_sha256: Text = Field(description="hash of `config` as JSON with sorted keys, without spaces")
+    dataset: Dataset = Field(description="the images")
+    size: Size | None = Field(default=None, description="None if the row was not evaluated, or was added from files")
+    checkpoints: list[Checkpoint] = Field(default=[], max_length=100, description="weights behind the numbers")
+    metrics: Annotated[list[Metric], AfterValidator(_each_metric_once)] = Field(
+        default=[], max_length=200, description="each protocol once"
+    )
+    codebook_usage: Annotated[list[CodebookUsage], AfterValidator(_each_place_once)] = Field(
+        default=[], max_length=500, description="each branch and scale once"
+    )
     class_accuracies: dict[Text, Annotated[Amount, Field(le=1)]] = Field(
         default={}, max_length=1000, description="class -> share of its samples that the extractor assigns to it"
     )
@@ -325,9 +331,9 @@ class Record(Part):
         default={}, max_length=100, description="caption -> PNG path relative to the output folder"
     )
     picture_sha256: dict[Text, Text] = Field(default={}, description="PNG path -> hash of the file, if known")
-    cost: Cost | None = None
+    cost: Cost | None = Field(default=None, description="None if the row was not evaluated, or was added from files")
     added: Added | None = Field(default=None, description="None for rows that were made here")
-    run: Run
+    run: Run = Field(description="how, when and where the row was made")
 
     @property
     def machine(self) -> tuple[str, str | None, int, int]:

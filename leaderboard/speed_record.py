@@ -24,18 +24,18 @@ class SpeedRecord(Part):
 
     model_config = ConfigDict(strict=True)
 
-    schema_version: Literal[1] = SPEED_SCHEMA_VERSION
+    schema_version: Literal[1] = Field(default=SPEED_SCHEMA_VERSION, description="version of this format")
     benchmark: Text = Field(description="pytest's id of the benchmark")
-    group: Literal["stages", "folding", "growth"]
+    group: Literal["stages", "folding", "growth"] = Field(description="what the benchmark is about")
     stage: Text = Field(min_length=1, description="what ran, e.g. 'encode' or 'sample: draw'")
     model: Text = Field(description="name in the zoo; '' without a model")
     scale: Literal["mini", "laptop", "small", "full", ""] = Field(
         default="", description="size of the model, 'full' as released; '' without a model, or in earlier records"
     )
-    device: Literal["cpu", "cuda"]
-    dtype: Literal["float32", "bfloat16"]
-    batch: Count
-    threads: Count = Field(ge=1)
+    device: Literal["cpu", "cuda"] = Field(description="where it ran")
+    dtype: Literal["float32", "bfloat16"] = Field(description="precision of the computation")
+    batch: Count = Field(description="batch size")
+    threads: Count = Field(ge=1, description="CPU threads")
     images: Count = Field(description="per call")
     tokens: Count = Field(description="per call, all branches together; 0 if none")
     flops: Amount = Field(description="operations needed per call; 0 if not meaningful")
@@ -44,16 +44,18 @@ class SpeedRecord(Part):
     memory_growth_mib: Amount | None = Field(
         default=None, description="of which the case added this, beyond its model; None in earlier records"
     )
-    order: Literal["folded", "unfolded", "one branch", "raster", ""]
+    order: Literal["folded", "unfolded", "one branch", "raster", ""] = Field(
+        description="of the generator's tokens; '' without one"
+    )
     positions: Count = Field(description="sequence length of the generator; 0 if none")
-    growth: Literal["batch", "scales", "image size", ""]
-    growth_value: Amount
-    median_seconds: Seconds
-    q1_seconds: Seconds
-    q3_seconds: Seconds
-    rounds: Count = Field(ge=1)
+    growth: Literal["batch", "scales", "image size", ""] = Field(description="what grows; '' outside the group growth")
+    growth_value: Amount = Field(description="how large that is; 0 outside the group growth")
+    median_seconds: Seconds = Field(description="per call, over the rounds")
+    q1_seconds: Seconds = Field(description="lower quartile")
+    q3_seconds: Seconds = Field(description="upper quartile")
+    rounds: Count = Field(ge=1, description="how often it was timed")
     attempts: Count = Field(default=1, ge=1, description="how often the rounds were repeated to be steady")
-    run: Run
+    run: Run = Field(description="how, when and where it was timed")
 
     @property
     def is_steady(self) -> bool:

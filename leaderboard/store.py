@@ -37,10 +37,15 @@ MODEL_SCALES = ("", *SCALES)
 EARLIER = "earlier"  # folder of replaced records
 LOCK_SECONDS = 60  # that a run waits for others; replacing a record takes a moment
 REMEDY = "repeat the run or delete the file"
+NEWER = "a newer version of this project wrote it; update this one to read it"
 
 
 class RecordError(InputError):
     """A record, or a set of records, that cannot be used."""
+
+
+class NewerRecordError(RecordError):
+    """A record that a newer version of this project wrote."""
 
 
 class Records(list[Kind]):
@@ -54,8 +59,8 @@ def write_record(folder: Path, record: Record | SpeedRecord) -> Path | None:
 
     No finished record is lost: an unfinished one never replaces it, and before one of another configuration (or of
     other added images) does, it is copied to `folder`/earlier as `NAME-CONFIG.json`, with the first digits of the
-    configuration's (or the images') hash. Unreadable
-    files are moved there as `NAME-damaged.json`. Concurrent runs take turns.
+    configuration's (or the images') hash. Records of newer versions are moved there as `NAME-newer.json`, unreadable
+    files as `NAME-damaged.json`. Concurrent runs take turns.
 
     Returns the path, or None if a finished record was kept and `record` was not written. Raises OSError if the folder
     cannot be written, and RecordError for values that JSON cannot hold.
@@ -101,13 +106,14 @@ def _make_way(path: Path, record: Record) -> bool:
         return True
     try:
         before = read_record(path)
-    except RecordError:
-        damaged = path.parent / EARLIER / f"{path.stem}-damaged.json"
+    except RecordError as error:
+        why = "newer" if isinstance(error, NewerRecordError) else "damaged"
+        aside = path.parent / EARLIER / f"{path.stem}-{why}.json"
         try:
-            damaged.parent.mkdir(exist_ok=True)
-            os.replace(path, damaged)
-        except OSError as error:
-            raise unwritable(damaged, error) from error
+            aside.parent.mkdir(exist_ok=True)
+            os.replace(path, aside)
+        except OSError as problem:
+            raise unwritable(aside, problem) from problem
         return True
     if before.status != "finished":
         return True
@@ -155,10 +161,15 @@ def first_problem(error: ValidationError) -> str:
 
 
 def read_record(path: Path, kind: type[Kind] = Record) -> Kind:
-    """One record. Files without a checksum, which earlier versions wrote, are accepted.
+    """One record, of this schema version or an earlier one: what earlier versions did not write has its default.
 
-    Raises RecordError, naming the file, if it is not a valid record of this kind and schema version, or not what was
-    written.
+    Files without a checksum, which earlier versions wrote, are accepted.
+
+    Raises:
+        NewerRecordError: it has a later schema version, or is intact and has fields that this version does not know.
+        RecordError: it is not a valid record of this kind, or not what was written.
+
+    Both name the file.
     """
     expected = kind.model_fields["schema_version"].default
     try:
@@ -166,23 +177,35 @@ def read_record(path: Path, kind: type[Kind] = Record) -> Kind:
         version = data.get("schema_version") if isinstance(data, dict) else None
         known = type(version) is int and version == expected
         run = data.get("run") if known else None
-        intact = not isinstance(run, dict) or CHECKSUM not in run or run.pop(CHECKSUM) == sealed(data)[CHECKSUM]
+        stated = [run.pop(CHECKSUM)] if isinstance(run, dict) and CHECKSUM in run else []
+        intact = not stated or stated == [sealed(data)[CHECKSUM]]
     except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"{path}: not readable as JSON ({reason(error)}); {REMEDY}") from error
     if not known:
-        shown = repr(version) if isinstance(version, int | float | str | None) else f"a {type(version).__name__}"
-        raise RecordError(f"{path}: schema version {shortened(shown)} and not {expected}; {REMEDY}")
+        raise _of_another_version(path, version, expected)
     if not intact:
         raise RecordError(f"{path}: its checksum does not match: damaged, or edited by hand; {REMEDY}")
     try:
         # Strict: neither a text nor a boolean is accepted as a number
         record = kind.model_validate(data, strict=True)
     except ValidationError as error:
+        if stated and all(problem["type"] == "extra_forbidden" for problem in error.errors(include_input=False)):
+            field = first_problem(error).partition(":")[0]
+            raise NewerRecordError(f"{path}: its field {field} is not known here: {NEWER}") from error
         raise RecordError(f"{path}: {first_problem(error)}; {REMEDY}") from error
     if path.stem != record.name:  # a copy under another name would count as another run
         name = shortened(record.name)
         raise RecordError(f"{path}: holds the record {name}; rename it to {name}.json or delete it")
     return record
+
+
+def _of_another_version(path: Path, version: object, expected: int) -> RecordError:
+    if version is None:
+        return RecordError(f"{path}: no record of this project (it has no schema_version); move it or delete it")
+    shown = shortened(repr(version) if isinstance(version, int | float | str) else f"a {type(version).__name__}")
+    if type(version) is int and version > expected:
+        return NewerRecordError(f"{path}: schema version {shown}, but this version reads {expected}: {NEWER}")
+    return RecordError(f"{path}: schema version {shown} and not {expected}; {REMEDY}")
 
 
 def read_records(folder: Path) -> Records[Record]:

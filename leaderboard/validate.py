@@ -24,7 +24,7 @@ from leaderboard.pictures import read_picture
 from leaderboard.record import PROXY_EXTRACTOR, PROXY_PREFIX, UNGUIDED_SUFFIX, Checkpoint, Dataset, Metric, Record
 from leaderboard.reported import INCEPTION_SHA256
 from leaderboard.speed_record import SpeedRecord
-from leaderboard.store import read_json
+from leaderboard.store import NEWER, read_json
 
 CLEAN_INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"  # clean-fid's file
 LITE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -136,8 +136,11 @@ def _parsed(kind: type[_Kind], data: dict[str, Any], found: Examination) -> _Kin
     version = data.get("schema_version")
     if type(version) is not int or version != expected:
         shown = "is missing" if "schema_version" not in data else f"is {_shown(version)}"
+        newer = type(version) is int and version > expected
+        remedy = f": {NEWER}" if newer else ""
         found.problems.append(
-            f"schema_version: {shown}, but this version of the code reads {expected}; problems below may only mean that"
+            f"schema_version: {shown}, but this version of the code reads {expected}{remedy}; problems below may only "
+            "mean that"
         )
         data = {**data, "schema_version": expected}
     try:

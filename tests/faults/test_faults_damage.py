@@ -31,6 +31,7 @@ FINISHED = {
     "record": "records/*.json",
     "picture": "pictures/*-generation.png",
     "picture of the nearest": "pictures/*-nearest.png",
+    "picture of the models": "pictures/*-scales.png",
     "report": "report.html",
     "report in Markdown": "report.md",
     "table": "leaderboard.csv",

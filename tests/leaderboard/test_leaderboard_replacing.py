@@ -59,7 +59,7 @@ def test_replaced_result_of_other_settings_is_kept(tmp_path):
     assert read_records(tmp_path) == [make_record()]
 
 
-@pytest.mark.parametrize("content", [b"{", bytes(100), b'{"schema_version": 2}'])
+@pytest.mark.parametrize("content", [b"{", bytes(100), b'{"schema_version": 0}'])
 @pytest.mark.parametrize("later", [make_record(), failed()])
 def test_unreadable_file_is_moved_aside(tmp_path, content, later):
     path = tmp_path / f"{NAME}.json"
@@ -67,6 +67,12 @@ def test_unreadable_file_is_moved_aside(tmp_path, content, later):
     assert write_record(tmp_path, later) == path
     assert read_records(tmp_path) == [later]
     assert (tmp_path / f"earlier/{NAME}-damaged.json").read_bytes() == content
+
+
+def test_record_of_a_newer_version_is_moved_aside_under_that_name(tmp_path):
+    (tmp_path / f"{NAME}.json").write_text('{"schema_version": 2}')
+    assert write_record(tmp_path, make_record()) is not None
+    assert [path.name for path in (tmp_path / "earlier").iterdir()] == [f"{NAME}-newer.json"]
 
 
 def test_result_that_cannot_be_copied_is_not_replaced(tmp_path):

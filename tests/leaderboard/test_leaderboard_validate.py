@@ -123,7 +123,8 @@ def test_every_problem_is_listed_not_only_the_first(record: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (put("schema_version", 2), "schema_version: is 2, but this version of the code reads 1"),
+        (put("schema_version", 2), "schema_version: is 2, but this version of the code reads 1: a newer version"),
+        (put("schema_version", 0), "schema_version: is 0, but this version of the code reads 1; problems below"),
         (put("seed", 1.5), "seed: must be a whole number, not 1.5"),
         (put("label", None), "label: must be a text, not null"),
         (put("metrics", {}), "metrics: must be a list [...], not an object"),
