@@ -32,6 +32,15 @@ COMMAND = "imagefolder"
 VERBATIM = object()
 """Annotation of an option whose values may contain commas: `Annotated[tuple[str, ...], VERBATIM]`."""
 
+
+@dataclasses.dataclass(frozen=True)
+class Bare:
+    """Annotation of an option that may be given without its value: `Annotated[int | None, Bare(8000)]`."""
+
+    value: int
+    """what the option then has"""
+
+
 _FRAME = re.compile("[╭╮╰╯│─┃━]")
 _RULE = re.compile("^│? ?─{3,}", re.MULTILINE)
 
@@ -202,19 +211,26 @@ def _option(name: str, hint: Any, default: Any, text: str | None) -> Any:
         splits = members[0] is not Path and VERBATIM not in extras and tyro.conf.Positional not in extras
         extras.insert(0, _several(members[0], splits))
     elif get_origin(plain) in (Union, UnionType) and NoneType in members and len(members) == 2:
-        extras.insert(0, _one(next(member for member in members if member is not NoneType)))
+        bare = next((extra for extra in extras if isinstance(extra, Bare)), None)
+        extras.insert(0, _one(next(member for member in members if member is not NoneType), bare))
     elif plain in (int, float):
         extras.insert(0, _one(plain))
     return Annotated[(plain, *extras)]
 
 
-def _one(kind: Any) -> PrimitiveConstructorSpec[Any]:
-    """How one value is read and shown."""
+def _one(kind: Any, bare: Bare | None = None) -> PrimitiveConstructorSpec[Any]:
+    """How one value is read and shown; `bare`: it may be left out."""
     choices = tuple(map(str, get_args(kind))) if get_origin(kind) is Literal else None
+
+    def read(given: Sequence[str]) -> Any:
+        if bare is not None and len(given) > 1:
+            raise ValueError(f"one value, not {len(given)}")
+        return _convert(kind, given[0]) if given or bare is None else bare.value
+
     return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=_metavar(kind),
-        instance_from_str=lambda given: _convert(kind, given[0]),
+        nargs=1 if bare is None else "*",
+        metavar=_metavar(kind) if bare is None else f"[{_metavar(kind)}]",
+        instance_from_str=read,
         is_instance=lambda value: True,
         str_from_instance=lambda value: [str(value)],
         choices=choices,

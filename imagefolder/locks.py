@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,6 +61,29 @@ def building(file: Path, what: str) -> Iterator[None]:
         barrier()  # from here on another run may remove it, so no process may still be reading
     finally:
         lock.release()
+
+
+def is_held(file: Path) -> bool:
+    """Whether any process holds the lock `file` now; False if that cannot be told.
+
+    The lock is taken as a shared one and let go at once. A builder that asks for it in that very moment waits for
+    `ASK_SECONDS`.
+    """
+    import fcntl  # not on Windows
+
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _acquire(lock: FileLock, file: Path) -> bool | str:

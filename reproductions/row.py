@@ -6,7 +6,7 @@ Folders below the output folder:
     SCALE-DATASET-HASH/seedN/tokenizers/NAME-HASH/    weights; tokens/ holds the token caches, by views
     SCALE-DATASET-HASH/seedN/generators/NAME-HASH/
     records/, pictures/                          results
-    locks/                                       held while one of these is being built
+    locks/                                       held while one of these is being built; notes say for which row
 
 The hash in a model's folder covers everything that decides its weights: rows of any table that need the same model
 share it, and no model is mistaken for another.
@@ -14,7 +14,11 @@ share it, and no model is mistaken for another.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +27,9 @@ from typing import Any, Literal
 from imagefolder.checkpoints.native import CONFIG, WEIGHTS
 from imagefolder.config import Execution, LossConfig, SamplingConfig, TrainingConfig, config_hash
 from imagefolder.data.images import DataSplits, spread_evenly
+from imagefolder.distributed import is_main
 from imagefolder.errors import InputError
+from imagefolder.files import write_json
 from imagefolder.locks import building
 from imagefolder.tokenizer.discriminator import images_normalised_together
 from leaderboard.record import Dataset, place_name
@@ -213,13 +219,32 @@ class Row:
         stem = f"{self.table}-{self.recipe.row}-{scale}-{data}-seed{self.seed}"
         return self.output / "records" / f"{stem}.json"
 
-    def building(self, path: Path) -> AbstractContextManager[None]:
+    @contextmanager
+    def building(self, path: Path, stage: str = "") -> Iterator[None]:
         """Lock a file or folder of the output folder while building, replacing or removing it; all processes call this.
 
-        Where several locks are needed: record, then generator, then tokenizer.
+        Where several locks are needed: record, then generator, then tokenizer. A note beside the lock says for which
+        row it is held, and for which `stage` if the path does not tell; `leaderboard.running` shows it, and nothing
+        else depends on it.
         """
         inside = path.relative_to(self.output)
-        return building(self.output / "locks" / f"{'-'.join(inside.parts)}.lock", str(inside))
+        lock = self.output / "locks" / f"{'-'.join(inside.parts)}.lock"
+        with building(lock, str(inside)):
+            if is_main():
+                with suppress(OSError):
+                    write_json(lock.with_suffix(".json"), self._note(inside) | {"stage": stage})
+            try:
+                yield
+            finally:
+                if is_main():
+                    with suppress(OSError):
+                        lock.with_suffix(".json").unlink(missing_ok=True)
+
+    def _note(self, inside: Path) -> dict[str, Any]:
+        row = {"table": self.table, "row": self.recipe.row, "label": self.recipe.label, "seed": self.seed}
+        place = {"scale": self.scale.name, "budget": self.scale.budget_text, "dataset": self.dataset.name}
+        process = {"host": platform.node(), "pid": os.getpid(), "started": time.time()}
+        return {"path": str(inside), **row, **place, **process}
 
     # Its images
 
