@@ -1,4 +1,4 @@
-"""The report's speed section: a table of stages and plots for each machine, and the same as a flat frame."""
+"""The report's speed section: a table of stages and charts for each machine, and the same as a flat frame."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from leaderboard.cells import Cell
-from leaderboard.plots import Bar, Line, bar_plot, line_plot
+from leaderboard.charts import Chart
+from leaderboard.speed_charts import Bar, Line, bar_chart, growth_chart
 from leaderboard.speed_record import STEADY, SpeedRecord, machine_text
 
 SENTENCES = (
@@ -41,12 +42,12 @@ class SpeedTable:
 
 @dataclass
 class SpeedMachine:
-    """Everything measured on one machine; the tables other than that of the stages hold the numbers of the plots."""
+    """Everything measured on one machine; the tables other than that of the stages hold the numbers of the charts."""
 
     title: str
     facts: list[tuple[str, str]]
     tables: list[SpeedTable]
-    plots: list[dict[str, str]]
+    charts: list[Chart]
     records: list[SpeedRecord]
 
 
@@ -96,10 +97,10 @@ def _machine(records: list[SpeedRecord]) -> SpeedMachine:
         title=title,
         facts=_facts(records),
         tables=[_table(group, members) for group, members in groups.items() if members],
-        plots=[
-            *_peak_plots(groups["stages"], title),
-            *_folding_plots(groups["folding"], title),
-            *_growth_plots(groups["growth"], title),
+        charts=[
+            *_peak_charts(groups["stages"], title),
+            *_folding_charts(groups["folding"], title),
+            *_growth_charts(groups["growth"], title),
         ],
         records=records,
     )
@@ -173,7 +174,7 @@ def _varying(records: list[SpeedRecord], *parts: Callable[[SpeedRecord], str]) -
     return lambda r: ", ".join(text for text in (part(r) for part in chosen) if text)
 
 
-def _peak_plots(records: list[SpeedRecord], machine: str) -> list[dict[str, str]]:
+def _peak_charts(records: list[SpeedRecord], machine: str) -> list[Chart]:
     known = [r for r in records if r.fraction_of_peak is not None]
     if not known:
         return []
@@ -183,12 +184,13 @@ def _peak_plots(records: list[SpeedRecord], machine: str) -> list[dict[str, str]
         lambda r: r.order if len({o.order for o in known if o.stage == r.stage}) > 1 else "",
     )  # fmt: skip
     bars = [
-        _bar(label(r), 100 * _number(r.fraction_of_peak), 100 * _number(r.fraction_at(r.q3_seconds)),
-             100 * _number(r.fraction_at(r.q1_seconds)), " %")
+        _bar(r, label(r), (100 * _number(r.fraction_of_peak), 100 * _number(r.fraction_at(r.q3_seconds)),
+                           100 * _number(r.fraction_at(r.q1_seconds))), " %")
         for r in known
     ]  # fmt: skip
-    svg = bar_plot(bars, "operations needed / time, % of matmul peak", machine)
-    return [{"title": "Fraction of matmul peak", "svg": svg}]
+    axis = "operations needed / time, % of the machine's matrix product, → higher is better"
+    text = f"Fraction of the peak of every stage on {machine}: medians, with quartiles as whiskers."
+    return [bar_chart("Fraction of matmul peak", text, bars, axis, " %")]
 
 
 def _number(value: float | None) -> float:
@@ -196,39 +198,41 @@ def _number(value: float | None) -> float:
     return value
 
 
-def _bar(label: str, value: float, low: float, high: float, unit: str = "") -> Bar:
+def _bar(record: SpeedRecord, label: str, values: tuple[float, float, float], unit: str = "") -> Bar:
+    """A bar of (median, low, high)."""
     # The file rounds, so that a median of a few rounds may lie outside its quartiles; whiskers cannot be negative
-    return Bar(label, value, min(low, value), max(high, value), f"{figure(value)}{unit}")
+    value, low, high = values
+    return Bar(label, value, min(low, value), max(high, value), f"{figure(value)}{unit}", record.rounds)
 
 
-def _folding_plots(records: list[SpeedRecord], machine: str) -> list[dict[str, str]]:
+def _folding_charts(records: list[SpeedRecord], machine: str) -> list[Chart]:
     """Latency at batch 1 and throughput at each order's largest batch, for every stage, device, dtype and scale."""
-    plots = []
+    charts = []
     records = [r for r in records if r.images]
     for group in _grouped(records, lambda r: (r.stage, r.device, r.dtype, r.scale)):
         orders = _grouped(group, lambda r: (r.order, r.model, r.positions))
         first = group[0]
         where = ", ".join(filter(None, (first.scale, first.stage, first.device, first.dtype)))
+        text = f"of {where} by order of prediction, on {machine}: medians, with quartiles as whiskers."
         single = [r for r in group if r.batch == 1]
         if single:
-            bars = [_bar(_order_label(r, single), *_scaled(r, 1000)) for r in single]
-            svg = bar_plot(bars, "ms per image, batch 1", machine + where)
-            plots.append({"title": f"Latency of one image ({where})", "svg": svg})
+            bars = [_bar(r, _order_label(r, single), _scaled(r, 1000)) for r in single]
+            axis = "ms per image, batch 1, ← lower is better"
+            charts.append(bar_chart(f"Latency of one image ({where})", f"Latency {text}", bars, axis, " ms"))
         largest = [max(members, key=lambda r: r.batch) for members in orders]
         batches = sorted({r.batch for r in largest})
         if batches[-1] > 1:
             batch = f"batch {batches[0]}" if len(batches) == 1 else "each at its largest batch"
             bars = [
                 _bar(
-                    _order_label(r, largest) + (f", batch {r.batch}" if len(batches) > 1 else ""),
-                    r.images / r.median_seconds, r.images / r.q3_seconds, r.images / r.q1_seconds,
+                    r, _order_label(r, largest) + (f", batch {r.batch}" if len(batches) > 1 else ""),
+                    (r.images / r.median_seconds, r.images / r.q3_seconds, r.images / r.q1_seconds),
                 )
                 for r in largest
             ]  # fmt: skip
-            plots.append(
-                {"title": f"Throughput ({where})", "svg": bar_plot(bars, f"images/s, {batch}", machine + where)}
-            )
-    return plots
+            axis = f"images/s, {batch}, → higher is better"
+            charts.append(bar_chart(f"Throughput ({where})", f"Throughput {text}", bars, axis))
+    return charts
 
 
 def _scaled(record: SpeedRecord, factor: float) -> tuple[float, float, float]:
@@ -245,8 +249,8 @@ def _order_label(record: SpeedRecord, others: list[SpeedRecord]) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _growth_plots(records: list[SpeedRecord], machine: str) -> list[dict[str, str]]:
-    plots = []
+def _growth_charts(records: list[SpeedRecord], machine: str) -> list[Chart]:
+    charts = []
     for group in _grouped((r for r in records if r.images and r.growth), lambda r: r.growth):
         growth = group[0].growth
         # A line is of one model, order, stage, device, dtype and, unless the plot is of growth with it, batch
@@ -261,6 +265,7 @@ def _growth_plots(records: list[SpeedRecord], machine: str) -> list[dict[str, st
             points = sorted((r.growth_value, r.images / r.median_seconds) for r in members)
             lines.append(Line(label(members[0]), tuple(points)))
         title = f"Growth with {growth}: {', '.join(dict.fromkeys(r.stage for r in group))}"
-        svg = line_plot(lines, growth, "images/s", doubling=growth == "batch", page_key=machine)
-        plots.append({"title": title, "svg": svg})
-    return plots
+        text = f"Images per second as {growth} grows, on {machine}: a line per case, medians."
+        axes = growth, "images/s, ↑ higher is better"
+        charts.append(growth_chart(title, text, lines, axes, doubling=growth == "batch"))
+    return charts

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from make_records import REPORTED_CSV, make_metric, make_record
 
+from leaderboard.drawing import svg
 from leaderboard.record import Record
 from leaderboard.reported import reported_frame
 from leaderboard.view import MeasuredTable, measured_tables
@@ -44,14 +45,14 @@ def shown(records: list[Record], output: Path) -> MeasuredTable:
 
 def test_a_sweep_has_one_curve_per_generator_and_marks_default_and_chosen(tmp_path: Path) -> None:
     table = shown(sweep(), tmp_path)
-    (plot,) = table.plots
-    assert plot["title"] == "guidance · mini · digits: proxy-gFID against proxy-IS, by guidance"
-    for text in (">ImageFolder<", ">VAR<", ">default<", ">chosen: lowest proxy-gFID<"):
-        assert text in plot["svg"]
+    (chart,) = table.charts
+    assert chart.title == "guidance · mini · digits: proxy-gFID against proxy-IS, by guidance"
+    for text in (">ImageFolder<", ">VAR<", ">default<", ">chosen: lowest gFID<"):
+        assert text in svg(chart)
     (chosen,) = [remark for remark in table.remarks if remark.startswith("Chosen")]
     assert "ImageFolder: guidance 1, temperature 0.9 (4.55, default guidance 2: 6.05)" in chosen
     assert "VAR: guidance 2 (11.05)" in chosen
-    assert shown(sweep(), tmp_path).plots == table.plots  # the same bytes
+    assert shown(sweep(), tmp_path).charts == table.charts
 
 
 def test_a_sweep_has_the_range_of_the_sampling_noise_but_no_sentence_per_row(tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_every_feature_space_has_curves_and_the_first_one_chooses(tmp_path: Path
         alone = make_metric("convnext-gFID", 50.0)  # without an IS of its own
         records.append(r.model_copy(update={"metrics": [gfid, score, *lite, alone]}))
     table = shown(records, tmp_path)
-    assert [plot["title"].split(": ")[1] for plot in table.plots] == [
+    assert [chart.title.split(": ")[1] for chart in table.charts] == [
         "proxy-gFID against proxy-IS, by guidance",
         "lite0-gFID against lite0-IS, by guidance",
     ]
@@ -87,13 +88,13 @@ def test_given_weights_have_a_curve_of_their_own(tmp_path: Path) -> None:
         if r.row == "var-default"
     ]
     table = shown(sweep() + given, tmp_path)
-    assert ">VAR (given weights)<" in table.plots[0]["svg"]
+    assert ">VAR (given weights)<" in svg(table.charts[0])
     assert "VAR (given weights): guidance 2 (11.05)" in next(r for r in table.remarks if r.startswith("Chosen"))
 
 
 def test_records_without_settings_or_values_do_not_stop_the_report(tmp_path: Path) -> None:
-    assert "nan" not in shown(sweep(config={}), tmp_path).plots[0]["svg"].split("<path")[0]
-    assert shown(sweep(metrics=[make_metric("PSNR", 20.0)]), tmp_path).plots == []
+    assert "NaN" not in svg(shown(sweep(config={}), tmp_path).charts[0])
+    assert shown(sweep(metrics=[make_metric("PSNR", 20.0)]), tmp_path).charts == []
 
 
 @pytest.mark.parametrize(

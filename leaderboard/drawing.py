@@ -1,0 +1,115 @@
+"""Charts drawn: as SVG for Markdown and print, and what a page needs to draw them itself."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import html
+import json
+import re
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+from markupsafe import Markup
+
+from imagefolder.errors import printable
+from imagefolder.files import read_json, write_json
+from leaderboard.charts import INK, Chart
+
+LIGHT, DARK = "#1b1f24", "#e6e9ec"  # text on a white and on a dark page
+FOLDER = "charts"  # beside report.md
+LONGEST_NAME = 80
+_CLIP = re.compile(r'(id="|url\(#)clip(\d+)')
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A chart with its number in the page, its picture, and the path of the picture beside report.md."""
+
+    number: int
+    chart: Chart
+    svg: str
+    path: str
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        found = re.match(r'<svg[^>]* width="([\d.]+)" height="([\d.]+)"', self.svg)
+        assert found is not None
+        return round(float(found[1])), round(float(found[2]))
+
+    @property
+    def address(self) -> str:
+        """The picture as the source of an image element."""
+        return f"data:image/svg+xml;base64,{base64.b64encode(self.svg.encode()).decode()}"
+
+
+@dataclass
+class Gallery:
+    """The charts of one report, drawn once each, in the order in which its templates show them."""
+
+    _drawn: dict[int, Drawn] = field(default_factory=dict)
+
+    def add(self, chart: Chart) -> Drawn:
+        """The chart, drawn if it is shown for the first time."""
+        if id(chart) not in self._drawn:
+            taken = {drawn.path for drawn in self._drawn.values()}
+            stem = re.sub(r"[^a-z0-9]+", "-", chart.title.lower()).strip("-")[:LONGEST_NAME] or "chart"
+            path, count = f"{FOLDER}/{stem}.svg", 1
+            while path in taken:
+                count += 1
+                path = f"{FOLDER}/{stem}-{count}.svg"
+            self._drawn[id(chart)] = Drawn(len(self._drawn), chart, svg(chart), path)
+        return self._drawn[id(chart)]
+
+    @property
+    def specs(self) -> Markup:
+        """The specifications by number, as JSON that may stand in a script element."""
+        text = json.dumps([drawn.chart.spec for drawn in self._drawn.values()], ensure_ascii=False, allow_nan=False)
+        return Markup(printable(text).replace("<", "\\u003c"))
+
+    @property
+    def vega_script(self) -> Markup:
+        return Markup(vega_script())
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Path -> content of the pictures."""
+        return {drawn.path: drawn.svg for drawn in self._drawn.values()}
+
+
+def svg(chart: Chart) -> str:
+    """The chart as an SVG document with title and description, whose text is light on dark pages."""
+    text = _drawn(json.dumps(chart.spec, ensure_ascii=False, allow_nan=False))
+    title, description = (html.escape(printable(words)) for words in (chart.title, chart.description))
+    style = f"svg{{color:{LIGHT}}}@media (prefers-color-scheme:dark){{svg{{color:{DARK}}}}}"
+    head, rest = text.split(">", 1)
+    head = f'{head} role="img"><title>{title}</title><desc>{description}</desc><style>{style}</style>'
+    return head + printable(rest).replace(INK, "currentColor")
+
+
+@functools.lru_cache(maxsize=500)  # a report that is made again and again draws what has changed
+def _drawn(spec: str) -> str:
+    import vl_convert
+
+    text = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])
+    numbers: dict[str, int] = {}  # the library counts what it has drawn in this process
+    return _CLIP.sub(lambda match: f"{match[1]}clip{numbers.setdefault(match[2], len(numbers))}", text)
+
+
+def vega_script() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script, which sets `window.vegaEmbed`; kept from one report to the next."""
+    import vl_convert
+
+    path = Path.home() / ".cache" / "imagefolder" / f"vega-{version('vl-convert-python')}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError):  # missing or damaged: made again
+        return read_json(path)["script"]
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    # Inside a function, its names are none of the page's; inside a page, neither may end the script element
+    bundle = bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    script = f"(() => {{{bundle}}})();"
+    with contextlib.suppress(OSError):  # a home that cannot be written costs a few seconds each time
+        write_json(path, {"script": script})
+    return script
