@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 from tyro.conf import Positional
 
-from imagefolder.cli import COMMAND, VERBATIM, command_line, subcommands, typed_command
+from imagefolder.cli import COMMAND, VERBATIM, Bare, command_line, subcommands, typed_command
 from imagefolder.errors import InputError, one_line
 from leaderboard.reported import REPORTED_CSV
 from leaderboard.store import RecordError, read_records, read_speed
+
+PORT = 8000
 
 
 def main(
@@ -20,6 +23,9 @@ def main(
     reported: Path = REPORTED_CSV,
     all_kinds: bool = False,
     compare: tuple[Path, ...] = (),
+    watch: bool = False,
+    serve: Annotated[int | None, Bare(PORT)] = None,
+    publish: Path | None = None,
 ) -> int:
     """Build report.html, report.md, leaderboard.csv, claims.csv and speed.csv from the stored records.
 
@@ -34,9 +40,19 @@ def main(
         all_kinds: also list reported GANs, one-step systems, tokenizers, ablations and references.
         compare: build no report, but print what changed between two folders (A B): output folders, records, or
             leaderboard/reference.
+        watch: stay, and build the report again whenever a record changes, until Ctrl-C.
+        serve: the same, and show the report on this machine alone, at http://127.0.0.1:8000 or the port given, or the
+            next free one; the page refreshes itself and says what is running.
+        publish: build no report, but write a static site into this folder, for GitHub Pages or a Hugging Face Space:
+            an overview, a page per experiment, their data. A site that is there is replaced.
     """
+    if (compare != ()) + watch + (serve is not None) + (publish is not None) > 1:
+        raise InputError("give only one of --compare, --watch, --serve and --publish")
     if compare:
         return _compare(compare)
+    if watch or serve is not None:
+        _keep_building(output, reported, all_kinds, serve)
+        return 0
     records = read_records(output / "records")
     speed = read_speed(output / "speed")
     if not records and not speed:
@@ -47,11 +63,53 @@ def main(
         places = f"{output / 'records'} or {output / 'speed'}"
         raise RecordError(f"no records in {places}: run `python reproductions/table2.py` first")
 
+    if publish is not None:
+        from leaderboard.site import publish_site
+
+        for path in publish_site(publish, output, records, speed, reported, all_kinds=all_kinds):
+            print(one_line(path))
+        return 0
     from leaderboard.report import build_report
 
     for path in build_report(output, records, reported, all_kinds=all_kinds, speed=speed):
         print(one_line(path))
     return 0
+
+
+def _keep_building(output: Path, reported: Path, all_kinds: bool, port: int | None) -> None:
+    """Build the report after every change, and serve it if there is a port, until Ctrl-C."""
+    from threading import Event
+
+    from leaderboard.serve import serve
+    from leaderboard.watch import watch
+
+    build = _builder(output, reported, all_kinds)
+    if port is not None:
+        serve(output, port, build, Event())
+    else:
+        watch(output, build, Event())
+
+
+def _builder(output: Path, reported: Path, all_kinds: bool) -> Callable[[], None]:
+    """What builds the report from the records that there are; it names files that are left out once each."""
+    named: set[str] = set()
+
+    def name_once(line: str) -> None:
+        if line not in named:
+            named.add(line)
+            print(one_line(line), file=sys.stderr, flush=True)
+
+    def build() -> None:
+        from leaderboard.report import build_report
+
+        records, speed = read_records(output / "records"), read_speed(output / "speed")
+        if not records and not speed:
+            for line in (*records.left_out, *speed.left_out):
+                name_once(line)
+            raise RecordError("no records yet")
+        build_report(output, records, reported, all_kinds=all_kinds, speed=speed, report=name_once)
+
+    return build
 
 
 def _compare(folders: tuple[Path, ...]) -> int:
