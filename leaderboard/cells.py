@@ -28,6 +28,16 @@ class Column:
     """the metric between two sets of real images"""
     tip: str = ""
     """how its values were computed"""
+    anchor: str = ""
+    """of its protocol, if it has one"""
+    metric: str = ""
+    """published metric, or size, that it holds the values of"""
+    reported: bool = False
+    """whether its values were published by others, or compare with such"""
+    key: str = ""
+    """its name in the page's address"""
+    shown: bool = True
+    """whether it is seen before columns are chosen"""
 
 
 def number(value: float, like: float | None = None) -> str:

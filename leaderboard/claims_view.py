@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ class ClaimRow:
     """of the test, and corrected"""
     records: list[tuple[str, tuple[str, ...]]]
     """row name and record names of both rows, in the order of the seeds"""
+    anchor: str
 
 
 @dataclass
@@ -39,7 +41,14 @@ class ClaimTable:
     title: str
     counts: str
     """of every verdict, and of the tests that p is corrected for"""
+    anchor: str
     rows: list[ClaimRow]
+
+
+def claim_anchor(finding: Finding) -> str:
+    """Of a claim at one scale on one data set."""
+    place = f"{finding.scale} {finding.budget} {finding.dataset} {finding.dataset_sha256[:8]}"
+    return "claim-" + re.sub("[^A-Za-z0-9]+", "-", f"{finding.claim.key} {place}")
 
 
 def claim_tables(findings: list[Finding]) -> list[ClaimTable]:
@@ -58,15 +67,19 @@ def claim_tables(findings: list[Finding]) -> list[ClaimTable]:
         counts = ", ".join(f"{v}: {verdicts.count(v)}" for v in VERDICTS if v in verdicts)
         if tests := sum(not math.isnan(finding.corrected) for finding in members):
             counts += f"; p corrected for {tests} test{'s' * (tests > 1)}"
-        tables.append(ClaimTable(f"{scale} · {dataset}{suffix}", counts, [_row(finding) for finding in members]))
+        anchor = "claims-" + re.sub("[^A-Za-z0-9]+", "-", f"{scale} {dataset} {content[:8]}")
+        rows = [claim_row(finding) for finding in members]
+        tables.append(ClaimTable(f"{scale} · {dataset}{suffix}", counts, anchor, rows))
     return tables
 
 
-def _row(finding: Finding) -> ClaimRow:
+def claim_row(finding: Finding) -> ClaimRow:
+    """A finding as text."""
     pair, n = finding.pair, {key[2] for key in finding.keys}
     metric = UNITS.get(finding.metric, finding.metric) + (f" (n\u00a0{n.pop()})" if len(n) == 1 else "")
     records = [(name, finding.records[side::2]) for side, name in enumerate((pair.row, pair.other)) if finding.records]
-    row = ClaimRow(finding, metric, f"{pair.table}: {pair.row} against {pair.other}", "", "", "", "", "", records)
+    compared = f"{pair.table}: {pair.row} against {pair.other}"
+    row = ClaimRow(finding, metric, compared, "", "", "", "", "", records, claim_anchor(finding))
     if not finding.values:
         return row
     means = [statistics.fmean(side) for side in zip(*finding.values, strict=True)]

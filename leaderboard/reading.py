@@ -49,7 +49,10 @@ def page_html() -> str:
             heading.tag = f"h{int(heading.tag[1]) + 1}"
     for token in tokens:
         token.children = [child for child in token.children or [] if not child.type.startswith("link_")] or None
-    return markdown.renderer.render(tokens, markdown.options, {})
+    page = markdown.renderer.render(tokens, markdown.options, {})
+    # Wide tables scroll, also by the keyboard
+    region = '<div class="scroll" tabindex="0" role="region" aria-label="Table of this section">'
+    return page.replace("<table>", f"{region}<table>").replace("</table>", "</table></div>")
 
 
 def slug(heading: str) -> str:

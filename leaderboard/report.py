@@ -13,22 +13,30 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from imagefolder.errors import one_line, printable
 from imagefolder.files import write_text
+from leaderboard.cards import by_question, cards
 from leaderboard.cells import number
 from leaderboard.claims_view import claim_tables, claims_frame
+from leaderboard.drawing import Gallery
 from leaderboard.evaluators_view import SENTENCE as EVALUATORS_SENTENCE
 from leaderboard.evaluators_view import evaluator_tables, evaluators_frame, split_evaluators
+from leaderboard.links import linked, protocol_anchor, record_anchor, row_anchor
+from leaderboard.pictures import EMBEDDED, picture_file, small
 from leaderboard.reading import page_html, section_of
 from leaderboard.record import Record
-from leaderboard.reported import FAMILIES, REPORTED_LABELS, reported_frame, reported_rows
+from leaderboard.reported import REPORTED_LABELS, published_column, reported_frame, reported_rows
+from leaderboard.reported_chart import reported_charts
 from leaderboard.speed_record import SpeedRecord, machine_text
 from leaderboard.speed_view import SENTENCES, commit_text, speed_frame, speed_machines
 from leaderboard.store import Records, read_speed
-from leaderboard.tables import group_rows, how_timed, leaderboard_frame, metric_key
+from leaderboard.tables import group_rows, group_tables, how_timed, leaderboard_frame, metric_key
 from leaderboard.text import markdown_text, spreadsheet_text
-from leaderboard.verdicts import RULE, VERDICTS, evaluate_claims
+from leaderboard.verdicts import RULE, VERDICTS, Finding, evaluate_claims
 from leaderboard.view import dataset_text, measured_tables
 
 TITLE = "ImageFolder: measured and reported results"
+LATE = 50  # rows of a table beyond which they are added to the page on demand, as boards.js does
+PLURALS = {"holds": "hold", "does not hold": "do not hold"}
+MARKS = {"holds": "✓", "does not hold": "✗", "leaning": "~", "undecided": "≈", "not comparable": "≠", "not run": "–"}
 HELP = (
     "Values are comparable only within a column of one table. Proxy metrics are computed with the features of a small "
     "network: they are comparable only if the extractor's hash is the same, and never with Inception metrics.",
@@ -63,50 +71,67 @@ def build_report(
     *,
     all_kinds: bool = False,
     speed: list[SpeedRecord] | None = None,
+    findings: list[Finding] | None = None,
+    into: Path | None = None,
     report: Callable[[str], None] = warn,
 ) -> list[Path]:
-    """Write the report and its tables into `output` and return their paths. Equal arguments give equal bytes.
+    """Write the report and its tables into `output`, and return their paths without those of the charts.
+
+    Equal arguments give equal bytes.
 
     Args:
-        output: folder for `report.html` and `report.md`, for `leaderboard.csv` and `claims.csv` if there are records,
-            for `evaluators.csv` if some are of evaluators, and for `speed.csv` if there are speed records; paths of
-            pictures are relative to it.
+        output: folder for `report.html`, `report.md` and its `charts/`, for `leaderboard.csv` and `claims.csv` if there
+            are records, for `evaluators.csv` if some are of evaluators, and for `speed.csv` if there are speed records;
+            paths of pictures and of trained models are relative to it.
         records: the results to show.
         reported_csv: CSV file of published numbers.
         all_kinds: also list reported GANs, one-step systems, tokenizers, ablations and references.
         speed: speed records; those in `output`/speed by default.
+        findings: what the records say of the claims; by default evaluated on these records alone.
+        into: folder that the files are written into instead of `output`.
         report: called with a line for each file that `read_records` or `read_speed` left out; the report lists them.
 
     Raises OSError or RecordError (one line).
     """
     reported = reported_frame(reported_csv, all_kinds)
     everything = reported_frame(reported_csv, all_kinds=True)
-    evaluators, compared = split_evaluators(records)
-    findings = evaluate_claims(compared, everything)
+    evaluators, compared = split_evaluators(by_question(records))
+    findings = evaluate_claims(compared, everything) if findings is None else findings
     speed = read_speed(output / "speed") if speed is None else speed
     left_out = [line for found in (records, speed) if isinstance(found, Records) for line in found.left_out]
     for line in left_out:
         report(line)
+    tables, claims = measured_tables(compared, output, everything), claim_tables(findings)
+    names = ["leaderboard.csv", "claims.csv"] * bool(compared) + ["evaluators.csv"] * bool(evaluators)
+    shown_cards = cards(tables, list(group_tables(compared).values()), findings, everything)
+    many = sum(bool(picture.data) for table in tables for picture in table.pictures) > EMBEDDED
+    for table in tables if many else []:
+        table.pictures = [small(picture) for picture in table.pictures]
+    gallery = Gallery()
     view = {
         "title": TITLE,
+        "gallery": gallery,
+        "lead": lead(compared, findings),
+        "cards": shown_cards,
         "summary": summary(records, speed),
+        "files": [*names, *["speed.csv"] * bool(speed)],
         "help": HELP,
         "left_out": left_out,
-        "claims": claim_tables(findings),
+        "late": LATE,
+        "claims": claims,
         "claims_rule": RULE,
-        "verdicts": VERDICTS,
-        "tables": measured_tables(compared, output, everything),
+        "tables": tables,
+        "small_pictures": many,
         "evaluators": evaluator_tables(evaluators),
         "evaluators_sentence": EVALUATORS_SENTENCE,
         "reading": page_html(),
         "reported_sentence": REPORTED_SENTENCE,
         "reported_columns": REPORTED_LABELS,
-        "reported": reported_rows(reported),
-        "families": [f for f in (*FAMILIES, "other") if f in set(reported["family"])],
-        "kinds": sorted(set(reported["kind"])),
+        "reported": _reported(reported, compared),
+        "reported_charts": reported_charts(everything, compared),
         "protocols": _protocols(compared),
         "records": records,
-        "anchors": {record.name: f"record-{i}" for i, record in enumerate(records, 1)},
+        "anchors": {record.name: record_anchor(record) for record in records},
         "speed_sentences": SENTENCES,
         "speed_machines": speed_machines(speed),
     }
@@ -121,8 +146,9 @@ def build_report(
     )
     environment.filters |= {
         "md": markdown_text, "pretty": _pretty, "number": number, "commit": commit_text, "dataset": dataset_text,
-        "section": section_of, "how_timed": lambda record: how_timed([record]),
+        "section": section_of, "how_timed": lambda record: how_timed([record]), "linked": linked, "mark": MARKS.get,
     }  # fmt: skip
+    environment.tests["picture"] = lambda path: picture_file(into or output, path) is not None
     texts = {
         "report.html": environment.get_template("report.html.j2").render(view),
         "report.md": environment.get_template("report.md.j2").render(view),
@@ -134,7 +160,28 @@ def build_report(
         texts["evaluators.csv"] = _harmless(evaluators_frame(evaluators)).convert_dtypes().to_csv(index=False)
     if speed:
         texts["speed.csv"] = _harmless(speed_frame(speed)).to_csv(index=False)
-    return [write_text(output / name, text) for name, text in texts.items()]
+    paths = [write_text((into or output) / name, text) for name, text in texts.items()]
+    for name, text in gallery.files.items():
+        write_text((into or output) / name, text)
+    return paths
+
+
+def lead(records: list[Record], findings: list[Finding]) -> str:
+    """What a visitor wants to know first, in one sentence or two."""
+    decided = [finding for finding in findings if finding.verdict != "not run"]
+    counts = [(sum(finding.verdict == verdict for finding in decided), verdict) for verdict in VERDICTS]
+    tally = ", ".join(f"{n} {PLURALS.get(verdict, verdict) if n > 1 else verdict}" for n, verdict in counts if n)
+    claims = f"Of the paper's claims, {len(decided)} were tested: {tally}. " if decided else ""
+    datasets = ", ".join(
+        dict.fromkeys(f"{r.dataset.name} ({r.dataset.image_size}×{r.dataset.image_size})" for r in records)
+    )
+    real = any(published_column(m.protocol, r.dataset) for r in records for m in r.metrics)
+    scope = (
+        "values measured by the published protocols stand beside the reported ones."
+        if real
+        else "nothing was measured on ImageNet, so no value here is on the scale of the paper's; only orders compare."
+    )
+    return f"{claims}Measured on {datasets}: {scope}" if records else "No results were measured."
 
 
 def summary(records: list[Record], speed: list[SpeedRecord]) -> str:
@@ -172,7 +219,21 @@ def _machine(record: Record) -> str:
 
 def _protocols(records: list[Record]) -> list[dict[str, Any]]:
     keys = dict.fromkeys(metric_key(metric) for record in records for metric in record.metrics)
-    return [{"protocol": p, "n_real": n_real, "n_generated": n_generated} for p, n_real, n_generated in keys]
+    return [
+        {"protocol": key[0], "n_real": key[1], "n_generated": key[2], "anchor": protocol_anchor(key)} for key in keys
+    ]
+
+
+def _reported(reported: pd.DataFrame, records: list[Record]) -> list[dict[str, Any]]:
+    """The reported rows, and for the counterpart of a measured row that one's anchor and name."""
+    measured: dict[str, tuple[str, str]] = {}
+    for record in records:
+        if record.reported_system:
+            measured.setdefault(record.reported_system, (row_anchor(record), f"{record.table}: {record.label}"))
+    return [
+        row | {"counterpart": next((measured[name] for name in (row["system"], *also) if name in measured), None)}
+        for row, also in zip(reported_rows(reported), reported["also"], strict=True)
+    ]
 
 
 def _pretty(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import statistics
 from collections.abc import Hashable, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -150,6 +151,12 @@ def judge(claims: Sequence[tuple[Direction, Sequence[tuple[float, float]]]]) -> 
         else _decide(test, direction, corrected.get(i), LEVEL / max(1, undecided))  # Holm's level for the next claim
         for i, ((direction, values), test) in enumerate(zip(claims, tests, strict=True))
     ]
+
+
+def points_to_claim(finding: Finding) -> bool:
+    """Whether the mean difference has the claimed sign, decided or not."""
+    mean = statistics.fmean(finding.differences) if finding.values else 0.0
+    return mean > 0 if finding.claim.direction == "higher" else mean < 0
 
 
 def _exact(values: Sequence[tuple[float, float]]) -> Judgement:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 import statistics
 from dataclasses import dataclass, field
@@ -13,11 +12,16 @@ from typing import Any
 import pandas as pd
 
 from leaderboard.cells import Cell, Column, arrow, count, has_value, mark_best, number
+from leaderboard.charts import Chart
 from leaderboard.claims import PROBES
+from leaderboard.columns import arranged
 from leaderboard.costs import cost_columns
+from leaderboard.curves_view import training_charts
+from leaderboard.links import protocol_anchor, row_anchor, table_anchor
+from leaderboard.measured_charts import ablation_charts, codebook_charts, length_charts
 from leaderboard.noise import sampling_remarks, training_remarks
-from leaderboard.pictures import read_picture
-from leaderboard.plots import Point, length_plot
+from leaderboard.origin import Origin, origin_of
+from leaderboard.pictures import Picture, read_picture
 from leaderboard.record import Dataset, Record
 from leaderboard.references import RULE as REFERENCE_RULE
 from leaderboard.references import RowBeside, table_beside
@@ -30,7 +34,7 @@ from leaderboard.reported import (
     reported_length,
     reported_text,
 )  # fmt: skip
-from leaderboard.sampling_view import SWEEP, sweep_plots, sweep_remarks
+from leaderboard.sampling_view import SWEEP, sweep_charts, sweep_remarks
 from leaderboard.tables import (
     UNRANKED,
     MetricKey,
@@ -43,6 +47,7 @@ from leaderboard.tables import (
     measured_frame,
     metric_key,
     metric_labels,
+    table_key,
 )
 
 SIZES = {
@@ -67,9 +72,6 @@ DIFFERENCE = (
 )
 OVER = "over images"
 LISTED = 20  # classes of a row, the worst ones
-PLOTTED = ("gFID",)  # against sequence length
-# The rows of token_length differ only in length; those of the sweep have curves of their own
-PLOTTED_BY_TABLE = {"token_length": ("gFID", "rFID", "clean-rFID"), SWEEP: ()}
 
 
 @dataclass
@@ -85,25 +87,40 @@ class MeasuredRow:
     seeds: str
     problem: str
     """which seeds failed or were not run, and why"""
+    status: str
+    """of the record that stands for the row: a finished one if there is any"""
     cells: list[Cell]
+    origin: Origin
+    """where its numbers come from"""
 
 
 @dataclass
 class MeasuredTable:
-    """One measured table with its pictures and plots."""
+    """One measured table with its pictures and charts."""
 
     title: str
-    columns: list[str]
-    tips: list[str]
-    """how the values of each column were computed; "" where its head says it"""
+    anchor: str
+    columns: list[Column]
     rows: list[MeasuredRow]
-    floors: list[str]
     remarks: list[str]
     pixelated: bool
-    pictures: list[dict[str, str]] = field(default_factory=list)
-    plots: list[dict[str, str]] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    charts: list[Chart] = field(default_factory=list)
+    """its values: against length, step by step, along settings"""
+    trainings: list[Chart] = field(default_factory=list)
+    codebook_charts: list[Chart] = field(default_factory=list)
     codebooks: list[dict[str, Any]] = field(default_factory=list)
     classes: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def at_first(self) -> list[int]:
+        """Indices of the columns that are shown before any are chosen."""
+        return [i for i, column in enumerate(self.columns) if column.shown]
+
+    @property
+    def on_demand(self) -> list[int]:
+        """Indices of the others."""
+        return [i for i, column in enumerate(self.columns) if not column.shown]
 
 
 def dataset_text(dataset: Dataset) -> str:
@@ -139,7 +156,7 @@ def _table(title: str, records: list[Record], output: Path, reported: pd.DataFra
     probed = any(protocol.metric in PROBES for protocol, _, _ in labels)
     beside = _reported_columns([group[0].reported_system for group in groups], reported, compared, probed)
     costs, remarks = cost_columns(frame, groups)
-    columns = [*metrics, *_codebook_column(frame), *beside, *_size_columns(frame), *costs]
+    columns = arranged([*metrics, *_codebook_column(frame), *beside, *_size_columns(frame), *costs])
     rows = [
         MeasuredRow(
             label=row_labels[i],
@@ -148,17 +165,19 @@ def _table(title: str, records: list[Record], output: Path, reported: pd.DataFra
             link=link_of(groups[i][0]),
             seeds=str(values["n_seeds"]),
             problem="; ".join(f"{name}: {text}" for name, text in _problems(values)),
+            status="finished" if values["n_seeds"] else groups[i][0].status,
             cells=[column.cells[i] for column in columns] if values["n_seeds"] else [],
+            origin=origin_of(row_labels[i], groups[i], labels),
         )
         for i, values in enumerate(frame.to_dict("records"))
     ]
     usages = [codebook_frame(group) for group in groups]
+    trainings, curve_remarks = training_charts(title, row_labels, groups, output)
     return MeasuredTable(
         title=title,
-        columns=[column.label for column in columns],
-        tips=[column.tip for column in columns],
+        anchor=table_anchor(table_key(records[0])),
+        columns=columns,
         rows=rows,
-        floors=[column.floor for column in columns] if any(column.floor for column in columns) else [],
         remarks=[
             *([DIFFERENCE] if compared else []),
             *([BESIDE] if beside else []),
@@ -171,10 +190,17 @@ def _table(title: str, records: list[Record], output: Path, reported: pd.DataFra
             *([] if records[0].table == SWEEP else training_remarks(groups, row_labels, labels)),
             *sweep_remarks(frame, labels, groups),
             *remarks,
+            *curve_remarks,
         ],
         pixelated=records[0].scale == "mini",
         pictures=[p for label, group in zip(row_labels, groups, strict=True) for p in _pictures(label, group, output)],
-        plots=_plots(title, frame, labels, row_labels) + sweep_plots(title, frame, labels, groups),
+        charts=[
+            *ablation_charts(title, frame, labels, row_labels, groups, reported),
+            *length_charts(title, frame, labels, row_labels),
+            *sweep_charts(title, frame, labels, groups),
+        ],
+        trainings=trainings,
+        codebook_charts=codebook_charts(title, row_labels, usages),
         codebooks=[_codebook(label, u) for label, u in zip(row_labels, usages, strict=True) if len(u)],
         classes=class_rows(row_labels, groups),
     )
@@ -221,8 +247,11 @@ def _metric_columns(
         for cell, value in zip(column.cells, frame[label], strict=True):
             cell.spread += few if not math.isnan(value) else ""
         gaps = [value - float(text or "nan") for value, text in zip(frame[label], texts, strict=True)]
-        columns.append(Column(f"reported {label}", [Cell(text or "-") for text in texts]))
-        columns.append(Column("difference", [Cell("-" if math.isnan(gap) else f"{gap:+.2f}") for gap in gaps]))
+        for head, cells in (
+            (f"reported {label}", [Cell(text or "-") for text in texts]),
+            ("difference", [Cell("-" if math.isnan(gap) else f"{gap:+.2f}") for gap in gaps]),
+        ):
+            columns.append(Column(head, cells, metric=protocol.metric, reported=True))
     return columns, compared
 
 
@@ -237,7 +266,13 @@ def _metric_column(frame: pd.DataFrame, label: str, key: MetricKey) -> Column:
     if may_be_best(key):
         mark_best(cells, frame[label], protocol.higher_is_better)
     head = label if protocol.metric in UNRANKED else arrow(label, protocol.higher_is_better)
-    return Column(f"{head} (n\u00a0{n_generated})", cells, tip=f"{protocol.description}; {protocol.key}")
+    return Column(
+        f"{head} (n\u00a0{n_generated})",
+        cells,
+        tip=f"{protocol.description}; {protocol.key}",
+        anchor=protocol_anchor(key),
+        metric=protocol.metric,
+    )
 
 
 def _floor(records: list[Record], key: MetricKey) -> str:
@@ -259,16 +294,19 @@ def _reported_columns(
     systems: list[str | None], reported: pd.DataFrame, compared: set[str], probed: bool
 ) -> list[Column]:
     """The reported numbers of the rows' systems, except for those shown next to a measured value."""
-    headers = {name: REPORTED_LABELS[name] for name in COUNTERPARTS.values() if name not in compared}
+    headers = {name: (metric, REPORTED_LABELS[name]) for metric, name in COUNTERPARTS.items() if name not in compared}
     if probed:
-        headers["linear_probe_acc"] = "linear probe accuracy %\u00a0↑"
-    columns = [
-        Column(f"reported ImageNet {header}", [Cell(reported_text(reported, s, name) or "-") for s in systems])
-        for name, header in headers.items()
+        headers["linear_probe_acc"] = "linear probe accuracy", "linear probe accuracy %\u00a0↑"
+    texts = {
+        (metric, header): [reported_text(reported, system, name) for system in systems]
+        for name, (metric, header) in headers.items()
+    }
+    texts["positions", "length"] = [reported_length(reported, system) for system in systems]
+    return [
+        Column(f"reported ImageNet {header}", [Cell(text or "-") for text in found], metric=metric, reported=True)
+        for (metric, header), found in texts.items()
+        if any(found)
     ]
-    lengths = [Cell(reported_length(reported, system) or "-") for system in systems]
-    columns.append(Column("reported ImageNet length", lengths))
-    return [column for column in columns if any(cell.text != "-" for cell in column.cells)]
 
 
 def _note(text: str, system: str | None, reported: pd.DataFrame, beside: RowBeside | None) -> str:
@@ -283,36 +321,25 @@ def _note(text: str, system: str | None, reported: pd.DataFrame, beside: RowBesi
 
 def _size_columns(frame: pd.DataFrame) -> list[Column]:
     known = {name: label for name, label in SIZES.items() if has_value(frame[name], frame["n_seeds"])}
-    return [Column(label, [Cell(count(v)) for v in frame[name]]) for name, label in known.items()]
+    return [Column(label, [Cell(count(v)) for v in frame[name]], metric=label) for name, label in known.items()]
 
 
-def _pictures(label: str, group: list[Record], output: Path) -> list[dict[str, str]]:
-    """The pictures of the first seed that has any, as base64; "" for missing or damaged ones."""
+def _pictures(label: str, group: list[Record], output: Path) -> list[Picture]:
+    """The pictures of the first seed that has any."""
     record = next((r for r in group if r.pictures), None)
     if record is None:
         return []
-    pictures = []
-    for caption, path in record.pictures.items():
-        data = base64.b64encode(read_picture(output, path, record.picture_sha256.get(path)) or b"").decode()
-        pictures.append({"row": label, "caption": caption, "seed": str(record.seed), "path": path, "data": data})
-    return pictures
-
-
-def _plots(title: str, frame: pd.DataFrame, labels: dict[MetricKey, str], rows: list[str]) -> list[dict[str, str]]:
-    """Frechet distances against sequence length."""
-    plots = []
-    metrics = PLOTTED_BY_TABLE.get(frame["table"].iloc[0], PLOTTED)
-    for (protocol, _, _), label in labels.items():
-        if protocol.metric not in metrics:
-            continue
-        values = zip(rows, frame["positions"], frame[label], frame[f"{label} sd"], strict=True)
-        points = [Point(r, x, y, None if math.isnan(s) else s) for r, x, y, s in values if not math.isnan(x + y)]
-        if len({point.length for point in points}) > 1:
-            svg = length_plot(
-                points, "sequence length of the generator (positions)", protocol.key.replace("/", "\n", 1)
-            )
-            plots.append({"title": f"{title}: {label} against sequence length", "svg": svg})
-    return plots
+    return [
+        Picture(
+            row=label,
+            anchor=row_anchor(record),
+            caption=caption,
+            seed=record.seed,
+            path=path,
+            data=read_picture(output, path, record.picture_sha256.get(path)) or b"",
+        )
+        for caption, path in record.pictures.items()
+    ]
 
 
 def _codebook(label: str, usage: pd.DataFrame) -> dict[str, Any]:

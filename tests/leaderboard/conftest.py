@@ -1,13 +1,17 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from make_records import REPORTED_CSV, make_failed, make_metric, make_record
 from PIL import Image
 
 from leaderboard.record import Metric, Record
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 @pytest.fixture
@@ -43,3 +47,11 @@ def output(tmp_path: Path) -> tuple[Path, list[Record]]:
             image.paste(60, (8, 8, 24 + 4 * i, 56))
             image.save(tmp_path / path)
     return tmp_path, records
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    from pages import chromium
+
+    with chromium() as found:
+        yield found

@@ -41,7 +41,7 @@ def test_an_added_row_has_our_columns_and_is_marked_everywhere(tmp_path: Path) -
     assert list(metric_labels(records).values()) == list(metric_labels(ours).values())
     build_report(tmp_path, records, REPORTED_CSV)
     page, text = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
-    row = re.search(r"<tr><th[^>]*>Theirs.*?</tr>", page, re.DOTALL)
+    row = re.search(r"<tr id=[^>]*><th[^>]*><a[^>]*>Theirs.*?</tr>", page, re.DOTALL)
     assert row is not None
     assert '<span class="added">added</span>' in row[0]
     assert "added by Ada" in row[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import hashlib
 import json
@@ -9,6 +10,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import speed_files as files
@@ -27,6 +29,7 @@ from leaderboard.speed import read_benchmarks
 from leaderboard.store import write_record
 from leaderboard.text import spreadsheet_text
 
+SVG = "data:image/svg+xml;base64,"
 HOSTILE = (
     "<img src=x onerror=alert(1)>",
     "</script></style></svg><script>alert(1)</script>",
@@ -96,10 +99,18 @@ def test_strings_of_records_stay_text_wherever_they_are_shown(tmp_path, text):
     build_report(tmp_path, [record, other], short_table(tmp_path), speed=speed)
     html, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
     page = Elements(html)
-    assert page.scripts == 1
-    assert all(target.startswith(("#", "data:image/png;base64,")) for target in page.targets)
+    assert page.scripts == 4  # the page's, the charts', and two of data
+    harmless = ("#", "./", "https://arxiv.org/abs/2", "data:image/png;base64,", SVG)
+    assert all(target.startswith(harmless) for target in page.targets)
+    for target in (target for target in page.targets if target.startswith(SVG)):
+        root = ElementTree.fromstring(base64.b64decode(target.removeprefix(SVG)))  # else no browser shows it
+        names = {name for element in root.iter() for name in (element.tag.rpartition("}")[2], *element.attrib)}
+        assert not [name for name in names if name in ("script", "image", "a", "href") or name.startswith("on")]
+    (specs,) = re.findall(r'<script type="application/json" id="charts">(.*?)</script>', html, re.DOTALL)
+    assert len(json.loads(specs)) > 4
+    html = re.sub(r'<script type="text/plain" id="vega">.*?</script>', "", html, flags=re.DOTALL)
     links = re.findall(r"(?<!\\)\]\(<([^<>\s]*)>\)", markdown)
-    assert all(link.startswith("records/") for link in links)
+    assert all(re.match(r"records/|charts/[a-z0-9-]+\.svg$", link) for link in links)
     assert "<" not in re.sub(r"\]\(<[^<>\s]*>\)", "", markdown)
     assert "://" not in markdown
     assert "](java" not in markdown.replace("\\](", "")
@@ -123,7 +134,7 @@ def test_strings_of_reported_numbers_stay_text(tmp_path, text):
         csv.writer(file).writerows([columns, [cells.get(name, "") for name in columns]])
     assert reported_frame(tmp_path / "mine.csv").iloc[0]["system"] == one_line(text)
     build_report(tmp_path, [make_record()], tmp_path / "mine.csv")
-    assert Elements((tmp_path / "report.html").read_text()).scripts == 1
+    assert Elements((tmp_path / "report.html").read_text()).scripts == 4
     assert markdown_text(one_line(text)) in (tmp_path / "report.md").read_text()
     with (tmp_path / "leaderboard.csv").open(newline="") as file:
         (row,) = [row for row in csv.DictReader(file) if row["origin"] == "reported"]

@@ -37,6 +37,6 @@ def test_the_best_value_is_marked_from_5000_images_on(
         for row, value in (("imagefolder", 30.0), ("var", 40.0))
     ]
     (table,) = measured_tables(records, tmp_path, reported_frame(reported_csv))
-    (column,) = [i for i, label in enumerate(table.columns) if label.startswith(name)]
+    (column,) = [i for i, head in enumerate(table.columns) if head.label.startswith(name)]
     assert [row.cells[column].best for row in table.rows] == [bold, False]
-    assert table.floors[column] == "12.50"
+    assert table.columns[column].floor == "12.50"

@@ -19,6 +19,7 @@ def test_command_builds_its_files(tmp_path, make):
     assert result.stdout.splitlines() == paths
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [
         ".records.lock",
+        "charts",
         "claims.csv",
         "leaderboard.csv",
         "records",

@@ -60,9 +60,10 @@ def test_heads_link_to_their_section(head: str, section: str) -> None:
 def test_links_and_tooltips_of_a_report(tmp_path: Path) -> None:
     build_report(tmp_path, suite(), REPORTED_CSV)
     html = (tmp_path / "report.html").read_text()
-    heads = re.findall(r'<a href="#(reading-[^"]*)"(?: title="([^"]*)")?>', html)
+    heads = re.findall(r'<a class="why" href="#([^"]*)"(?: title="([^"]*)")? aria-label="[^"]+">', html)
     assert len(heads) > 40
     assert {anchor for anchor, _ in heads} <= ids(html)
+    assert {anchor.partition("-")[0] for anchor, _ in heads} == {"protocol", "reading"}
     assert any(tip.startswith("proxy-gFID: generated PNG images against real ones; proxy-gFID@1/") for _, tip in heads)
     all_ids = re.findall(r' id="([^"]*)"', html)
     assert len(all_ids) == len(set(all_ids))
