@@ -68,7 +68,7 @@ def run_table(table: Table, options: Options) -> int:
     if options.dry_run:
         way.finish()
         return 0
-    from leaderboard.report import build_report  # pandas and matplotlib: after the plan, while there is still memory
+    from leaderboard.report import build_report  # pandas and charts: after the plan, while there is still memory
 
     if options.fresh:
         for plan in possible:

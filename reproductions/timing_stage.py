@@ -51,7 +51,7 @@ def run_timing(row: Row) -> None:
         InputError, OSError: only if several processes work together; the others would wait for this one.
     """
     try:
-        with row.building(row.record.with_suffix("")), _default_threads(), torch.random.fork_rng():
+        with row.building(row.record.with_suffix(""), "timing"), _default_threads(), torch.random.fork_rng():
             if _is_due(row):
                 _time(row)
     except (InputError, OSError, MemoryError, torch.OutOfMemoryError) as error:

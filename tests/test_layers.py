@@ -51,6 +51,7 @@ HEAVY = (
     "torchvision",
     "timm",
     "matplotlib",
+    "vl_convert",
     "pandas",
     "pyarrow",
     "scipy",
