@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
 import contextlib
 import functools
 import html
 import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -92,21 +96,53 @@ def svg(chart: Chart) -> str:
 
 @functools.lru_cache(maxsize=500)  # a report that is made again and again draws what has changed
 def _drawn(spec: str) -> str:
-    import vl_convert
-
-    text = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])
-    numbers: dict[str, int] = {}  # the library counts what it has drawn in this process
+    text = _asked("svg", spec)
+    numbers: dict[str, int] = {}  # the library counts what it has drawn in its process
     return _CLIP.sub(lambda match: f"{match[1]}clip{numbers.setdefault(match[2], len(numbers))}", text)
+
+
+def _asked(what: str, text: str) -> str:
+    """The answer of vl-convert, which runs in a process of its own: one that was forked after its threads had started
+    would wait for them forever, and what it keeps in memory is none of a run's. Raises OSError if it has ended."""
+    painter = _painter(os.getpid())
+    assert painter.stdin is not None
+    assert painter.stdout is not None
+    try:
+        painter.stdin.write(json.dumps([what, text]) + "\n")
+        painter.stdin.flush()
+        answer = painter.stdout.readline()
+    except BrokenPipeError:
+        answer = ""
+    if not answer:
+        _painter.cache_clear()
+        raise OSError("the process that draws charts has ended (killed, out of memory?); build the report again")
+    is_drawn, result = json.loads(answer)
+    if not is_drawn:
+        raise ValueError(f"a chart cannot be drawn: {result}")
+    return result
+
+
+@functools.lru_cache(maxsize=1)
+def _painter(process: int) -> subprocess.Popen[str]:
+    """The process that draws for `process`; it ends with it."""
+    command = [sys.executable, "-P", str(Path(__file__).with_name("painter.py"))]
+    painter = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+    atexit.register(_end, painter, process)
+    return painter
+
+
+def _end(painter: subprocess.Popen[str], process: int) -> None:
+    if os.getpid() == process:  # not in a copy
+        with contextlib.suppress(OSError):
+            painter.communicate(timeout=5)
 
 
 def vega_script() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script, which sets `window.vegaEmbed`; kept from one report to the next."""
-    import vl_convert
-
     path = Path.home() / ".cache" / "imagefolder" / f"vega-{version('vl-convert-python')}.json"
     with contextlib.suppress(OSError, ValueError, KeyError):  # missing or damaged: made again
         return read_json(path)["script"]
-    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    bundle = _asked("script", "window.vegaEmbed = vegaEmbed;")
     # Inside a function, its names are none of the page's; inside a page, neither may end the script element
     bundle = bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
     script = f"(() => {{{bundle}}})();"

@@ -19,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from imagefolder.errors import InputError, printable
 from imagefolder.files import read_json, write_atomically, write_json, write_text
+from leaderboard.cards import QUESTIONS, by_question
 from leaderboard.evaluators_view import split_evaluators
 from leaderboard.pictures import read_picture
 from leaderboard.record import Record
@@ -31,7 +32,6 @@ from leaderboard.verdicts import VERDICTS, Finding, evaluate_claims
 
 MARKER, BUILDING = ".imagefolder-site.json", ".imagefolder-building"
 KEPT = {".git", ".gitattributes", ".gitignore"}  # of an empty repository that the site is published from
-FIRST = ("table2", "ablation")  # experiments of the overview; the others follow by name
 SPEED = "speed"
 
 
@@ -115,7 +115,7 @@ def _experiments(
     """Write the pages of all tables. Their claims are corrected for all tests, as in the report of all records."""
     findings = evaluate_claims(split_evaluators(records)[1], reported_frame(reported_csv, all_kinds=True))
     tables: dict[str, list[Record]] = {}
-    for record in sorted(records, key=lambda r: (FIRST.index(r.table) if r.table in FIRST else len(FIRST), r.table)):
+    for record in by_question(records):
         tables.setdefault(record.table, []).append(record)
     found, folders = [], {SPEED}
     for name, members in tables.items():
@@ -129,7 +129,8 @@ def _experiments(
             output, members, reported_csv, all_kinds=all_kinds, speed=[], findings=own, into=building / folder
         )
         names = tuple(f"{record.name}.json" for record in members)
-        found.append(Experiment(name, folder, _what(members), _verdicts(own), names, "records", _files(paths)))
+        title = f"{QUESTIONS[name]} ({name})" if name in QUESTIONS else name
+        found.append(Experiment(title, folder, _what(members), _verdicts(own), names, "records", _files(paths)))
     return found
 
 

@@ -29,7 +29,7 @@
   const numbers = element("div", "", { class: "numbers", "aria-live": "off", tabindex: "0", role: "group", "aria-label": "Progress" });
   region.append(title, summary, numbers);
   document.head.append(style);
-  (document.querySelector("main") || document.body).prepend(region);
+  (document.querySelector("header") || document.body).prepend(region);
 
   const duration = (seconds) => {
     if (seconds === null) return "";

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,27 @@ def test_equal_charts_give_equal_bytes():
     drawing._drawn.cache_clear()
     assert svg(simple()) == first
     assert svg(simple("other")) != first
+
+
+def test_a_forked_process_draws(tmp_path):
+    """As one of the tests of kills does, or a program that forks after it has made a report."""
+    svg(simple("before the fork"))
+    process = multiprocessing.get_context("fork").Process(target=svg, args=(simple("after it"),))
+    process.start()
+    process.join(60)
+    if process.exitcode is None:
+        process.kill()
+    assert process.exitcode == 0
+
+
+def test_a_painter_that_has_ended_is_named_and_replaced():
+    svg(simple("first"))
+    painter = drawing._painter(os.getpid())
+    painter.kill()
+    painter.wait()
+    with pytest.raises(OSError, match="process that draws charts has ended"):
+        svg(simple("second"))
+    assert "<svg" in svg(simple("second"))
 
 
 def test_gallery_numbers_charts_and_names_their_files():
