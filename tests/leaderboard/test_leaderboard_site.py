@@ -120,7 +120,7 @@ def test_the_card_is_one_of_a_space(published):
     assert text.isascii() or not re.search("[\U0001f300-\U0001faff]", text)
     assert "digits" in body
     assert "Example CPU @ 2 GHz" in body
-    assert "[table2](table2/report.md)" in body
+    assert "](table2/report.md)" in body
 
 
 def test_a_second_publication_replaces_the_first_and_nothing_else(published, tmp_path):
