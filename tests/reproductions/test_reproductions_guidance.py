@@ -91,7 +91,7 @@ def test_the_script_uses_the_models_of_table_2_and_resumes_by_setting(
     assert sampling.keys() == {"imagefolder-g0", *found}
     assert sampling[min(varied)]["temperature"] == 0.9
     assert {path: path.stat().st_mtime_ns for path in imagefolder_row.rglob("model.safetensors")} == before
-    assert "by guidance</h3>" in (imagefolder_row / "report.html").read_text()
+    assert "by guidance</figcaption>" in (imagefolder_row / "report.html").read_text()
 
     assert ran() == set()
     lost = next(r for r in read_records(imagefolder_row / "records") if r.row == min(varied))
