@@ -135,17 +135,9 @@ def build_report(
         "speed_sentences": SENTENCES,
         "speed_machines": speed_machines(speed),
     }
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=lambda name: bool(name and name.endswith(".html.j2")),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,
-    )
+    environment = template_environment()
     environment.filters |= {
-        "md": markdown_text, "pretty": _pretty, "number": number, "commit": commit_text, "dataset": dataset_text,
+        "pretty": _pretty, "number": number, "commit": commit_text, "dataset": dataset_text,
         "section": section_of, "how_timed": lambda record: how_timed([record]), "linked": linked, "mark": MARKS.get,
     }  # fmt: skip
     environment.tests["picture"] = lambda path: picture_file(into or output, path) is not None
@@ -164,6 +156,21 @@ def build_report(
     for name, text in gallery.files.items():
         write_text((into or output) / name, text)
     return paths
+
+
+def template_environment() -> Environment:
+    """Of the templates: HTML is escaped, and no text brings control characters along."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=lambda name: bool(name and name.endswith(".html.j2")),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
+    )
+    environment.filters["md"] = markdown_text
+    return environment
 
 
 def lead(records: list[Record], findings: list[Finding]) -> str:

@@ -15,19 +15,16 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from imagefolder.errors import InputError, printable
+from imagefolder.errors import InputError
 from imagefolder.files import read_json, write_atomically, write_json, write_text
 from leaderboard.cards import QUESTIONS, by_question
 from leaderboard.evaluators_view import split_evaluators
 from leaderboard.pictures import read_picture
 from leaderboard.record import Record
-from leaderboard.report import TITLE, build_report, summary
+from leaderboard.report import TITLE, build_report, summary, template_environment
 from leaderboard.reported import reported_frame
 from leaderboard.speed_record import SpeedRecord
 from leaderboard.tables import group_rows
-from leaderboard.text import markdown_text
 from leaderboard.verdicts import VERDICTS, Finding, evaluate_claims
 
 MARKER, BUILDING = ".imagefolder-site.json", ".imagefolder-building"
@@ -193,16 +190,7 @@ def _verdicts(findings: list[Finding]) -> str:
 
 def _overview(folder: Path, experiments: list[Experiment], what: str) -> None:
     """Write index.html, and README.md, which is the card of a Hugging Face Space."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=lambda name: bool(name and name.endswith(".html.j2")),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,
-    )
-    environment.filters["md"] = markdown_text
+    environment = template_environment()
     view = {"title": TITLE, "what": what, "experiments": experiments}
     write_text(folder / "index.html", environment.get_template("site.html.j2").render(view))
     write_text(folder / "README.md", environment.get_template("site.md.j2").render(view))
