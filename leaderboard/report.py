@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -134,17 +135,9 @@ def build_report(
         "anchors": {record.name: record_anchor(record) for record in records},
         "speed_sentences": SENTENCES,
         "speed_machines": speed_machines(speed),
+        "has_picture": lambda path: picture_file(into or output, path) is not None,
     }
-    environment = template_environment()
-    environment.filters |= {
-        "pretty": _pretty, "number": number, "commit": commit_text, "dataset": dataset_text,
-        "section": section_of, "how_timed": lambda record: how_timed([record]), "linked": linked, "mark": MARKS.get,
-    }  # fmt: skip
-    environment.tests["picture"] = lambda path: picture_file(into or output, path) is not None
-    texts = {
-        "report.html": environment.get_template("report.html.j2").render(view),
-        "report.md": environment.get_template("report.md.j2").render(view),
-    }
+    texts = {name: templates().get_template(f"{name}.j2").render(view) for name in ("report.html", "report.md")}
     if compared:
         texts["leaderboard.csv"] = _harmless(leaderboard_frame(compared, reported)).convert_dtypes().to_csv(index=False)
         texts["claims.csv"] = _harmless(claims_frame(findings)).to_csv(index=False)
@@ -158,8 +151,9 @@ def build_report(
     return paths
 
 
-def template_environment() -> Environment:
-    """Of the templates: HTML is escaped, and no text brings control characters along."""
+@functools.cache
+def templates() -> Environment:
+    """The templates, each compiled once: HTML is escaped, and no text brings control characters along."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=lambda name: bool(name and name.endswith(".html.j2")),
@@ -169,7 +163,10 @@ def template_environment() -> Environment:
         keep_trailing_newline=True,
         finalize=lambda value: printable(value) if type(value) is str else value,
     )
-    environment.filters["md"] = markdown_text
+    environment.filters |= {
+        "md": markdown_text, "pretty": _pretty, "number": number, "commit": commit_text, "dataset": dataset_text,
+        "section": section_of, "how_timed": lambda record: how_timed([record]), "linked": linked, "mark": MARKS.get,
+    }  # fmt: skip
     return environment
 
 

@@ -21,7 +21,7 @@ from leaderboard.cards import QUESTIONS, by_question
 from leaderboard.evaluators_view import split_evaluators
 from leaderboard.pictures import read_picture
 from leaderboard.record import Record
-from leaderboard.report import TITLE, build_report, summary, template_environment
+from leaderboard.report import TITLE, build_report, summary, templates
 from leaderboard.reported import reported_frame
 from leaderboard.speed_record import SpeedRecord
 from leaderboard.tables import group_rows
@@ -190,10 +190,9 @@ def _verdicts(findings: list[Finding]) -> str:
 
 def _overview(folder: Path, experiments: list[Experiment], what: str) -> None:
     """Write index.html, and README.md, which is the card of a Hugging Face Space."""
-    environment = template_environment()
     view = {"title": TITLE, "what": what, "experiments": experiments}
-    write_text(folder / "index.html", environment.get_template("site.html.j2").render(view))
-    write_text(folder / "README.md", environment.get_template("site.md.j2").render(view))
+    write_text(folder / "index.html", templates().get_template("site.html.j2").render(view))
+    write_text(folder / "README.md", templates().get_template("site.md.j2").render(view))
 
 
 def _replace(folder: Path, before: list[str], building: Path) -> None:

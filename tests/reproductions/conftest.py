@@ -72,7 +72,7 @@ def tiny_mini(monkeypatch: pytest.MonkeyPatch) -> Scale:
     scale = miniature(SCALES["mini"])
     monkeypatch.setitem(SCALES, "mini", scale)
     monkeypatch.setattr(source, "read_builtin", few)
-    monkeypatch.setattr(timing_stage, "SECONDS", 0.0)  # the fewest rounds
+    monkeypatch.setattr(timing_stage, "LONGEST", 0.0)  # one round
     monkeypatch.setattr(alone, "LOOK_SECONDS", 0.1)
     return scale
 
@@ -105,18 +105,28 @@ TRAINED: dict[str, Path] = {}
 
 
 @pytest.fixture
-def imagefolder_row(
+def trained_row(
     tmp_path: Path,
     tmp_path_factory: pytest.TempPathFactory,
     tiny_mini: Scale,
     table: Callable[..., int],
     executed: list[str],
-) -> Path:
-    """An output folder with the row imagefolder of table 2, trained once for all tests."""
-    if "runs" not in TRAINED:
-        TRAINED["runs"] = tmp_path_factory.mktemp("trained") / "runs"
-        assert table(TRAINED["runs"], "imagefolder") == 0
-    return shutil.copytree(TRAINED["runs"], tmp_path / "runs")
+) -> Callable[[str], Path]:
+    """Gives an output folder with a row of table 2, trained once for all tests."""
+
+    def copied(row: str) -> Path:
+        if row not in TRAINED:
+            TRAINED[row] = tmp_path_factory.mktemp("trained") / "runs"
+            assert table(TRAINED[row], row) == 0
+            executed.clear()
+        return shutil.copytree(TRAINED[row], tmp_path / "runs")
+
+    return copied
+
+
+@pytest.fixture
+def imagefolder_row(trained_row: Callable[[str], Path]) -> Path:
+    return trained_row("imagefolder")
 
 
 @pytest.fixture

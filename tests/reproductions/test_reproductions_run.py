@@ -96,10 +96,8 @@ def test_records_pictures_and_report(tmp_path: Path, table: RunTable, records: R
 
 
 @pytest.fixture
-def finished(tmp_path: Path, table: RunTable, executed: list[str]) -> Path:
-    assert table(tmp_path, "vq") == 0
-    executed.clear()
-    return tmp_path
+def finished(trained_row: Callable[[str], Path]) -> Path:
+    return trained_row("vq")
 
 
 def test_second_run_only_rebuilds_the_report(finished: Path, table: RunTable, executed: list[str]) -> None:
