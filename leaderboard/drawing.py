@@ -12,7 +12,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from leaderboard.charts import INK, Chart
 LIGHT, DARK = "#1b1f24", "#e6e9ec"  # text on a white and on a dark page
 FOLDER = "charts"  # beside report.md
 LONGEST_NAME = 80
+MOST_KEPT = 1000  # charts in the cache, some 20 KB each
 _CLIP = re.compile(r'(id="|url\(#)clip(\d+)')
 
 
@@ -94,9 +97,12 @@ def svg(chart: Chart) -> str:
     return head + printable(rest).replace(INK, "currentColor")
 
 
-@functools.lru_cache(maxsize=500)  # a report that is made again and again draws what has changed
 def _drawn(spec: str) -> str:
-    text = _asked("svg", spec)
+    folder, name = _cache() / "charts", sha256(f"{version('vl-convert-python')}\n{spec}".encode()).hexdigest()
+    text = _kept(folder / f"{name[:32]}.json", lambda: _asked("svg", spec))
+    with contextlib.suppress(OSError):  # another report removes the same ones
+        for path in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)[:-MOST_KEPT]:
+            path.unlink()
     numbers: dict[str, int] = {}  # the library counts what it has drawn in its process
     return _CLIP.sub(lambda match: f"{match[1]}clip{numbers.setdefault(match[2], len(numbers))}", text)
 
@@ -138,14 +144,29 @@ def _end(painter: subprocess.Popen[str], process: int) -> None:
 
 
 def vega_script() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script, which sets `window.vegaEmbed`; kept from one report to the next."""
-    path = Path.home() / ".cache" / "imagefolder" / f"vega-{version('vl-convert-python')}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError):  # missing or damaged: made again
-        return read_json(path)["script"]
+    """Vega, Vega-Lite and Vega-Embed as one script, which sets `window.vegaEmbed`."""
+    return _kept(_cache() / f"vega-{version('vl-convert-python')}.json", _bundle)
+
+
+def _bundle() -> str:
     bundle = _asked("script", "window.vegaEmbed = vegaEmbed;")
     # Inside a function, its names are none of the page's; inside a page, neither may end the script element
     bundle = bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
-    script = f"(() => {{{bundle}}})();"
-    with contextlib.suppress(OSError):  # a home that cannot be written costs a few seconds each time
-        write_json(path, {"script": script})
-    return script
+    return f"(() => {{{bundle}}})();"
+
+
+def _cache() -> Path:
+    """Of this user: what takes seconds to draw or to bundle is kept from one report to the next."""
+    return Path.home() / ".cache" / "imagefolder"
+
+
+def _kept(path: Path, make: Callable[[], str]) -> str:
+    """The text kept in a file; made again if it is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        text = read_json(path)["text"]
+        os.utime(path)  # it is in use
+        return text
+    text = make()
+    with contextlib.suppress(OSError):  # a home that cannot be written costs seconds each time
+        write_json(path, {"text": text})
+    return text

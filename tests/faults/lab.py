@@ -34,11 +34,14 @@ from imagefolder.data.digits import digits
 from imagefolder.data.images import ArrayImages, DataSplits
 from imagefolder.distributed import is_distributed
 from imagefolder.errors import InputError
+from leaderboard.report import templates
 from reproductions import alone, command, scales, source, table2, timing_stage
 from reproductions.options import Options
 from reproductions.together import Together
 
 TOKENIZER_STEPS, GENERATOR_STEPS = 16, 12
+for _name in templates().list_templates():
+    templates().get_template(_name)  # compiled once, before any fork
 
 
 @dataclass(frozen=True)

@@ -70,15 +70,34 @@ def test_picture_has_title_and_description_and_the_text_colour_of_the_page():
     assert HOSTILE in {element.text for element in root.iter()}  # unchanged, not evaluated
 
 
-def test_equal_charts_give_equal_bytes():
+def test_equal_charts_give_equal_bytes(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "first"))
     first = svg(simple())
-    drawing._drawn.cache_clear()
+    monkeypatch.setenv("HOME", str(tmp_path / "second"))
     assert svg(simple()) == first
     assert svg(simple("other")) != first
 
 
-def test_a_forked_process_draws(tmp_path):
+def test_charts_are_kept_and_drawn_again_if_damaged(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(drawing, "MOST_KEPT", 2)
+    first = svg(simple())
+    (kept,) = (tmp_path / ".cache/imagefolder/charts").iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(drawing, "_asked", None)
+        assert svg(simple()) == first
+    kept.write_text(kept.read_text().replace("svg", "changed"))
+    assert svg(simple()) == first
+    os.utime(kept, (0, 0))
+    svg(simple("second")), svg(simple("third"))
+    left = list((tmp_path / ".cache/imagefolder/charts").iterdir())
+    assert len(left) == 2
+    assert kept not in left
+
+
+def test_a_forked_process_draws(tmp_path, monkeypatch):
     """As one of the tests of kills does, or a program that forks after it has made a report."""
+    monkeypatch.setenv("HOME", str(tmp_path))
     svg(simple("before the fork"))
     process = multiprocessing.get_context("fork").Process(target=svg, args=(simple("after it"),))
     process.start()
@@ -88,7 +107,8 @@ def test_a_forked_process_draws(tmp_path):
     assert process.exitcode == 0
 
 
-def test_a_painter_that_has_ended_is_named_and_replaced():
+def test_a_painter_that_has_ended_is_named_and_replaced(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     svg(simple("first"))
     painter = drawing._painter(os.getpid())
     painter.kill()
@@ -118,7 +138,7 @@ def test_library_is_kept_and_made_again_if_damaged(tmp_path, monkeypatch):
     assert "vegaEmbed" in script
     assert "</script" not in script
     (kept,) = (tmp_path / ".cache/imagefolder").iterdir()
-    kept.write_text(kept.read_text().replace('"script": "', '"script": "changed'))
+    kept.write_text(kept.read_text().replace('"text": "', '"text": "changed'))
     assert vega_script() == script
 
 

@@ -89,9 +89,11 @@ def test_resumed_tokenizer_is_bit_identical(
     precision: Literal["no", "bf16"],
 ) -> None:
     training = replace(training, precision=precision)
+    # VGG takes a minute where bfloat16 is emulated
+    loss = whole_objective if precision == "no" else replace(whole_objective, perceptual=0.0)
 
     def train(folder: Path) -> None:
-        options = {"training": training, "loss": whole_objective, "teacher": teacher}
+        options = {"training": training, "loss": loss, "teacher": teacher}
         train_tokenizer(tokenizer_config, train_digits, folder, **options, **RUN)
 
     stopped, whole = interrupted_and_not(train, interrupt_after, tmp_path)
