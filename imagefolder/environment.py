@@ -107,13 +107,15 @@ def use_threads(number: int) -> None:
     threadpool_limits(number)
 
 
-def keep_freed_memory() -> bool:
-    """Have the C library keep large blocks instead of returning them after every tensor; False if it cannot.
+def tune_allocator() -> bool:
+    """Have the C library keep large blocks, and torch put its own on large pages; False if the library cannot.
 
     glibc maps blocks above 32 MB afresh every time, and gives the end of its heap back: the system then zeroes the same
     pages again and again, which took a tenth of the time of large batches, and 38 % of that of a convolutional
-    extractor's. Commands call this before the first tensor; a library should not.
+    extractor's. On pages of 2 MB instead of 4 KB, encoding the released size is a sixth faster. Commands call this
+    before the first tensor; a library should not.
     """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it when it allocates for the first time
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # not glibc

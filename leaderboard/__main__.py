@@ -156,11 +156,11 @@ def add(
         data: built-in data set or path that the table was run on
         output: folder with the records of the table
     """
-    from imagefolder.environment import keep_freed_memory
+    from imagefolder.environment import tune_allocator
     from reproductions.foreign import Addition, add_row
     from reproductions.like import table_like
 
-    keep_freed_memory()
+    tune_allocator()
     addition = Addition(
         label=label,
         samples=samples,

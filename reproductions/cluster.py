@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from imagefolder.distributed import barrier, join_processes
-from imagefolder.environment import keep_freed_memory, use_threads
+from imagefolder.environment import tune_allocator, use_threads
 from imagefolder.interruption import request_stop
 from leaderboard.report import build_report
 from leaderboard.reported import REPORTED_CSV
@@ -95,7 +95,7 @@ def run_stage(function: Callable[..., None], arguments: tuple[Any, ...], threads
 
     A row is timed by the job that evaluates it.
     """
-    keep_freed_memory()
+    tune_allocator()
     if threads is not None:
         use_threads(threads)
     join_processes()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch.distributed as dist
 
-from imagefolder.environment import keep_freed_memory
+from imagefolder.environment import tune_allocator
 from imagefolder.errors import InputError, reason
 from imagefolder.training.sanity import TrainingFailed
 from reproductions.executor import Found, Item, Task, is_worker_death
@@ -24,7 +24,7 @@ class Together:
     at_once = 1
 
     def __init__(self) -> None:
-        keep_freed_memory()
+        tune_allocator()
         self._ended: list[str] = []
 
     @property

@@ -90,9 +90,9 @@ class Workers:
 
 
 def _start_worker(events: Any, threads: int | None) -> None:
-    from imagefolder.environment import keep_freed_memory, use_threads
+    from imagefolder.environment import tune_allocator, use_threads
 
-    keep_freed_memory()
+    tune_allocator()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     threading.Thread(target=_end_with_parent, daemon=True).start()
     send_to(events.put)

@@ -33,12 +33,12 @@ def evaluate(samples: Annotated[Path, Positional], *, reference: Path, extractor
             `lite`), dinov2 (FD-DINOv2; needs its weight file), or a proxy extractor's .safetensors
     """
     from imagefolder.distributed import is_main, join_processes
-    from imagefolder.environment import keep_freed_memory
+    from imagefolder.environment import tune_allocator
     from imagefolder.evaluation.protocols import evaluate_files
     from imagefolder.evaluation.spaces import named_extractor
     from imagefolder.progress import console
 
-    keep_freed_memory()
+    tune_allocator()
     join_processes()
     chosen = named_extractor(extractor)
     result, sha256 = evaluate_files(samples, reference, [chosen])

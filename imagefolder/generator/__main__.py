@@ -93,10 +93,10 @@ def run(options: SampleOptions) -> None:
         raise InputError(f"{names} missing: without trained weights the images would be noise")
     if options.temperature:
         given["temperature"] = options.temperature[0] if len(options.temperature) == 1 else options.temperature
-    from imagefolder.environment import keep_freed_memory
+    from imagefolder.environment import tune_allocator
     from imagefolder.progress import console
 
-    keep_freed_memory()
+    tune_allocator()
     try:
         path = _generate(options, given)
     except (MemoryError, RuntimeError) as error:

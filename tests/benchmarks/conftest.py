@@ -19,7 +19,7 @@ from benchmark_rounds import repeat_until_steady
 
 from imagefolder.environment import (
     describe,
-    keep_freed_memory,
+    tune_allocator,
     matmul_peak,
     peak_memory_mib,
     synchronize,
@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     if session.config.getoption("benchmark_only", default=False):
-        keep_freed_memory()  # as the command lines do
+        tune_allocator()  # as the command lines do
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
