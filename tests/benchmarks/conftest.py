@@ -19,10 +19,10 @@ from benchmark_rounds import repeat_until_steady
 
 from imagefolder.environment import (
     describe,
-    tune_allocator,
     matmul_peak,
     peak_memory_mib,
     synchronize,
+    tune_allocator,
 )
 from imagefolder.training.trial import memory_in_use
 from reproductions.alone import Others
