@@ -11,6 +11,7 @@ import torch
 import imagefolder
 from imagefolder.environment import fast_dtype, matmul_peak
 from imagefolder.generator.model import Generator
+from imagefolder.generator.transformer import Cache, Transformer
 from imagefolder.zoo import TOKENIZER_OF, TOKENIZERS, family
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -53,3 +54,29 @@ def generator_of(name: str, tokenizer: str, device: str, dtype: str, **overrides
     return imagefolder.load_generator(
         name, tokenizer_of(tokenizer, device, dtype), device=device, dtype=DTYPES[dtype], **overrides
     )
+
+
+@torch.no_grad()
+def passes_of_a_sample(transformer: Transformer, labels: torch.Tensor) -> torch.Tensor:
+    """All passes of a sample with guidance, on made-up inputs; returns the last logits.
+
+    Args:
+        labels: int64 (B,); as many unconditional samples run beside them.
+    """
+    config, batch = transformer.config, len(labels)
+    both = torch.cat([labels, torch.full_like(labels, config.num_classes)])
+    embedding, layers, head = transformer.condition(both)
+    cache = Cache(
+        layers=config.depth,
+        batch=len(both),
+        heads=config.heads,
+        length=transformer.sequence.length,
+        head_dim=config.width // config.heads,
+        like=embedding,
+    )
+    wide = config.branches * config.code_dim
+    for i, block in enumerate(transformer.sequence.blocks):
+        inputs = embedding.new_zeros(len(both), block.stop - block.start, wide) if i else None
+        x = transformer.embed(inputs, embedding, block.start, block.stop)
+        logits = transformer.run(x, layers, head, cache=cache, wanted=None if i else batch)
+    return logits

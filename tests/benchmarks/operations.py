@@ -18,9 +18,10 @@ from torch.utils._pytree import tree_leaves
 
 import imagefolder.fused as fused
 from imagefolder.config import GeneratorConfig, TokenizerConfig
-from imagefolder.generator.transformer import Cache, Transformer
+from imagefolder.generator.transformer import Transformer
 from imagefolder.tokenizer.vit import Encoder
 from imagefolder.zoo import GENERATORS, TOKENIZERS
+from tests.benchmarks.benchmark_models import passes_of_a_sample
 
 TOKENIZER, GENERATOR, BATCH = "MSVR10P2-4096", "VAR-d17-MSVR10P2-4096", 8
 PRODUCTS = {"mm", "addmm", "bmm", "_linear_pointwise", "convolution"}
@@ -107,24 +108,14 @@ def stages(
         size = tokenizer.image_size
         encoder(torch.empty(batch, 3, size, size, dtype=torch.bfloat16))
 
-    @torch.no_grad()
     def sample() -> None:
-        embedding, layers, head = sampling.condition(torch.zeros(2 * batch, dtype=torch.long))
-        shape = {"layers": config.depth, "heads": config.heads, "head_dim": config.width // config.heads}
-        cache = Cache(**shape, batch=2 * batch, length=sampling.sequence.length, like=embedding)
-        for i, block in enumerate(sampling.sequence.blocks):
-            inputs = _inputs(block.stop - block.start, 2 * batch, torch.bfloat16) if i else None
-            x = sampling.embed(inputs, embedding, block.start, block.stop)
-            sampling.run(x, layers, head, cache=cache, branches=block.branches)
+        passes_of_a_sample(sampling, torch.zeros(batch, dtype=torch.long))
 
     def train() -> None:
         with torch.autocast("cpu", torch.bfloat16):
-            inputs = _inputs(training.sequence.length - training.first, batch, torch.float32)
+            inputs = torch.empty(batch, training.sequence.length - training.first, config.branches * config.code_dim)
             logits = training(torch.zeros(batch, dtype=torch.long), inputs)
         torch.autograd.grad(logits.mean(), list(training.parameters()), allow_unused=True)
-
-    def _inputs(length: int, size: int, dtype: torch.dtype) -> Tensor:
-        return torch.empty(size, length, config.branches * config.code_dim, dtype=dtype)
 
     return {"encode": encode, "sample: transformer": sample, "train generator": train}
 
@@ -134,21 +125,19 @@ def main() -> None:
     runs = stages(TOKENIZERS[TOKENIZER], GENERATORS[GENERATOR], BATCH, mode)
     with mode:
         print(f"{TOKENIZER} and {GENERATOR}, batch {BATCH}; plain -> fused")
-        print("| stage | operators | GB beside products and attention | GB of weights rearranged | GFLOP with a "
-              "transposed operand | attention calls with odd numbers of keys |")  # fmt: skip
+        print(
+            "| stage | operators | GB beside products and attention | GB of weights rearranged "
+            "| GFLOP with a transposed operand | attention calls whose keys are no multiple of 16 |"
+        )
         print("|---|---|---|---|---|---|")
         for name, run in runs.items():
-            plain, faster = (recorded(run, is_fused=is_fused) for is_fused in (False, True))
-            pairs = [
-                (f"{plain.operators:,}", f"{faster.operators:,}"),
-                *((f"{a / 1e9:.2f}", f"{b / 1e9:.2f}") for a, b in (
-                    (plain.around, faster.around),
-                    (plain.rearranged, faster.rearranged),
-                    (2 * plain.strided, 2 * faster.strided),
-                )),
-                (str(plain.unaligned), str(faster.unaligned)),
-            ]  # fmt: skip
-            print(f"| {name} | " + " | ".join(f"{a} -> {b}" for a, b in pairs) + " |", flush=True)
+            columns = zip(*(_cells(recorded(run, is_fused=is_fused)) for is_fused in (False, True)), strict=True)
+            print(f"| {name} | " + " | ".join(f"{plain} → {faster}" for plain, faster in columns) + " |", flush=True)
+
+
+def _cells(counts: Counts) -> tuple[str, ...]:
+    sizes = counts.around, counts.rearranged, 2 * counts.strided
+    return f"{counts.operators:,}", *(f"{size / 1e9:,.2f}" for size in sizes), str(counts.unaligned)
 
 
 if __name__ == "__main__":

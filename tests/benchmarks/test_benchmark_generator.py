@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from accelerate import Accelerator
-from benchmark_models import DEVICES, DTYPES, fast, generator_of, require_fast
+from benchmark_models import DEVICES, DTYPES, fast, generator_of, passes_of_a_sample, require_fast
 
 from imagefolder.config import TrainingConfig
 from imagefolder.flops import BACKWARD, decode_flops, pixels_flops, sample_flops, transformer_flops
 from imagefolder.generator.sampling import draw
-from imagefolder.generator.transformer import Cache
 from imagefolder.training.generator import GeneratorTask
 from imagefolder.training.task import Step
 
@@ -93,29 +92,11 @@ def test_sample_transformer_part(measure, names, batch, device, dtype):
     """All passes of a sample with guidance, on made-up inputs: what `sample` costs beside drawing and decoding."""
     require_fast(device, dtype)
     generator, labels, _ = inputs_for(names, batch, device, dtype)
-    transformer, config = generator.transformer, generator.config
-    both = torch.cat([labels, torch.full_like(labels, config.num_classes)])
-    wide = config.branches * config.code_dim
-
-    @torch.no_grad()
-    def run() -> torch.Tensor:
-        embedding, layers, head = transformer.condition(both)
-        shape = {
-            "layers": config.depth,
-            "batch": len(both),
-            "heads": config.heads,
-            "length": transformer.sequence.length,
-            "head_dim": config.width // config.heads,
-        }
-        cache = Cache(**shape, like=embedding)
-        for i, block in enumerate(transformer.sequence.blocks):
-            inputs = embedding.new_zeros(len(both), block.stop - block.start, wide) if i else None
-            x = transformer.embed(inputs, embedding, block.start, block.stop)
-            logits = transformer.run(x, layers, head, cache=cache, wanted=None if i else batch)
-        return logits
-
     flops = batch * (sample_flops(generator) - decode_flops(generator.tokenizer))
-    logits = measure(run, "sample: transformer", batch, device, dtype, flops, rounds=2, model=names[0])
+    logits = measure(
+        lambda: passes_of_a_sample(generator.transformer, labels), "sample: transformer", batch, device, dtype, flops,
+        rounds=2, model=names[0],
+    )  # fmt: skip
     assert logits.shape[0] == 2 * batch
 
 
