@@ -17,13 +17,7 @@ import torch
 from benchmark_models import DTYPES, generator_of, scale_of, tokenizer_of
 from benchmark_rounds import repeat_until_steady
 
-from imagefolder.environment import (
-    describe,
-    matmul_peak,
-    peak_memory_mib,
-    synchronize,
-    tune_allocator,
-)
+from imagefolder.environment import describe, matmul_peak, peak_memory_mib, synchronize
 from imagefolder.training.trial import memory_in_use
 from reproductions.alone import Others
 
@@ -47,11 +41,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if runs(item)]
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    if session.config.getoption("benchmark_only", default=False):
-        tune_allocator()  # as the command lines do
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
