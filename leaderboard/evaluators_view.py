@@ -124,7 +124,7 @@ def _row(key: MetricKey, by_seed: list[dict[MetricKey, Metric]]) -> VariantRow:
         value=number(mean),
         spread=f"± {number(statistics.stdev(m.value for m in found), mean)}" if len(found) > 1 else "",
         difference="" if not is_shown else "equal up to rounding" if is_equal else signed(gap, base),
-        percent=f"{100 * gap / base:+.1f} %" if is_shown and not is_equal and base > 0 else "",
+        percent=f"{100 * gap / base:+.1f}%" if is_shown and not is_equal and base > 0 else "",
         n=f"{n_generated:,}",
         n_real=f"{n_real:,}" if n_real else "",
         protocol=protocol,

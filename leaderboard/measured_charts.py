@@ -230,7 +230,7 @@ def _heat(heading: str, usage: pd.DataFrame, names: list[str]) -> Values:
             "scale": scales[columns.index((row["position"], row["scale"]))],
             "branch": f"{row['branch']:.0f}",
             "used": row["used"],
-            "percent": f"{100 * row['used']:.0f} %",
+            "percent": f"{100 * row['used']:.0f}%",
             "perplexity": number(row["perplexity"]),
             "rows": ", ".join(map(short_name, names[:6])) + (", ..." if len(names) > 6 else ""),
         }

@@ -132,7 +132,7 @@ class Metric(Part):
     n_generated: Count = Field(description="number of reconstructed or generated images used")
     floor: Number | None = Field(default=None, description="the same metric between two sets of real images")
     interval: Annotated[tuple[Number, Number] | None, BeforeValidator(_as_tuple)] = Field(
-        default=None, description="95 % bootstrap interval over images, of this seed alone; None: not computed"
+        default=None, description="95% bootstrap interval over images, of this seed alone; None: not computed"
     )
 
 

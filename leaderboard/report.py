@@ -43,7 +43,7 @@ HELP = (
     "network: they are comparable only if the extractor's hash is the same, and never with Inception metrics.",
     "rFID (reconstructions) and gFID (samples) are measured against different real images, which are listed under "
     "Protocols; gFID can therefore be lower than rFID.",
-    "± is the standard deviation over seeds (-: a single seed). [low, high] over images: a single seed, with the 95 % "
+    "± is the standard deviation over seeds (-: a single seed). [low, high] over images: a single seed, with the 95% "
     "bootstrap interval over images of a Frechet distance, which tells how far other images of the same model would "
     "move the value, and nothing of other seeds: those usually move it further. The best mean of a column is bold, "
     "regardless of the spread; arrows show which direction is better.",

@@ -170,7 +170,7 @@ def _fraction_text(record: SpeedRecord | None) -> str:
     fraction = record.fraction_of_peak if record else None
     if record is None or fraction is None:
         return ""
-    return f"{100 * fraction:.3g} %{'' if record.is_steady else ', unsteady'}"
+    return f"{100 * fraction:.3g}%{'' if record.is_steady else ', unsteady'}"
 
 
 def add(file: Positional[Path], output: Path = Path("runs")) -> int:

@@ -165,7 +165,7 @@ def _milliseconds(record: SpeedRecord) -> Cell:
 
 
 def _per_cent(fraction: float | None) -> str:
-    return "" if fraction is None else f"{figure(100 * fraction)} %"
+    return "" if fraction is None else f"{figure(100 * fraction)}%"
 
 
 def _varying(records: list[SpeedRecord], *parts: Callable[[SpeedRecord], str]) -> Callable[[SpeedRecord], str]:
@@ -185,12 +185,12 @@ def _peak_charts(records: list[SpeedRecord], machine: str) -> list[Chart]:
     )  # fmt: skip
     bars = [
         _bar(r, label(r), (100 * _number(r.fraction_of_peak), 100 * _number(r.fraction_at(r.q3_seconds)),
-                           100 * _number(r.fraction_at(r.q1_seconds))), " %")
+                           100 * _number(r.fraction_at(r.q1_seconds))), "%")
         for r in known
     ]  # fmt: skip
     axis = "operations needed / time, % of the machine's matrix product, → higher is better"
     text = f"Fraction of the peak of every stage on {machine}: medians, with quartiles as whiskers."
-    return [bar_chart("Fraction of matmul peak", text, bars, axis, " %")]
+    return [bar_chart("Fraction of matmul peak", text, bars, axis, "%")]
 
 
 def _number(value: float | None) -> float:

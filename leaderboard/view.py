@@ -286,7 +286,7 @@ def _codebook_column(frame: pd.DataFrame) -> list[Column]:
     usage = frame["codebook_usage"].tolist()
     if all(map(math.isnan, usage)):
         return []
-    cells = [Cell("-" if math.isnan(v) else f"{100 * v:.1f} %") for v in usage]
+    cells = [Cell("-" if math.isnan(v) else f"{100 * v:.1f}%") for v in usage]
     return [Column(arrow("codebook usage", True), mark_best(cells, usage, True))]
 
 
@@ -374,6 +374,6 @@ def class_rows(labels: list[str], groups: list[list[Record]]) -> list[dict[str, 
             values.setdefault(name, []).append(value)
         means = sorted((statistics.fmean(found), name) for name, found in values.items())
         if means:
-            classes = [(name, f"{100 * mean:.1f} %") for mean, name in means[:LISTED]]
+            classes = [(name, f"{100 * mean:.1f}%") for mean, name in means[:LISTED]]
             rows.append({"row": label, "classes": classes, "more": max(0, len(means) - LISTED)})
     return rows

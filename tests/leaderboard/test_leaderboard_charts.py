@@ -232,7 +232,7 @@ def test_codebooks_that_rows_share_are_drawn_once():
     views = panels(chart)
     assert [view["title"]["text"] for view in views] == ["a and 1 more", "c"]
     first = values_of(views[0])
-    assert (len(first), first[0]["percent"], first[0]["perplexity"]) == (8, "20 %", "21.00")
+    assert (len(first), first[0]["percent"], first[0]["perplexity"]) == (8, "20%", "21.00")
     assert codebook_charts("t", ["a"], [usages[0].iloc[:0]]) == []
 
 

@@ -13,7 +13,7 @@ from leaderboard.view import LISTED, class_rows, measured_tables
 def test_classes_are_averaged_over_seeds_and_the_worst_come_first() -> None:
     group = [make_record(seed=seed, class_accuracies={"cat": 0.9, "dog": 0.2 + seed / 10}) for seed in range(3)]
     assert class_rows(["ImageFolder", "VAR"], [group, [make_record("var")]]) == [
-        {"row": "ImageFolder", "classes": [("dog", "30.0 %"), ("cat", "90.0 %")], "more": 0}
+        {"row": "ImageFolder", "classes": [("dog", "30.0%"), ("cat", "90.0%")], "more": 0}
     ]
     many = make_record(class_accuracies={f"class {i}": i / 100 for i in range(50)})
     (row,) = class_rows(["ImageFolder"], [[many]])
@@ -24,7 +24,7 @@ def test_the_report_shows_them_as_text(tmp_path, reported_csv) -> None:
     record = make_record(pictures={}, class_accuracies={"<b>cat</b>": 0.25, "a | b": 1.0})
     build_report(tmp_path, [record], reported_csv)
     html, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
-    assert "&lt;b&gt;cat&lt;/b&gt; 25.0 %, a | b 100.0 %" in html
+    assert "&lt;b&gt;cat&lt;/b&gt; 25.0%, a | b 100.0%" in html
     assert "<b>cat</b>" not in html + markdown
     assert "Accuracy of samples by class" in markdown
     build_report(tmp_path, [make_record(pictures={})], reported_csv)

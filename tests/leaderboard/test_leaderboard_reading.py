@@ -85,8 +85,8 @@ def test_differences_are_from_the_suites_value_seed_by_seed() -> None:
     assert (suite_value.group, suite_value.value, suite_value.spread) == ("", "3.00", "± 0.71")
     assert suite_value.difference == suite_value.percent == ""
     assert (jpeg.metric, jpeg.group, jpeg.how) == ("proxy-gFID", "format", "JPEG, quality 95")
-    assert (jpeg.value, jpeg.difference, jpeg.percent) == ("4.05", "+1.05", "+35.0 %")
-    assert (tests.difference, tests.percent) == ("-1.50", "-50.0 %")
+    assert (jpeg.value, jpeg.difference, jpeg.percent) == ("4.05", "+1.05", "+35.0%")
+    assert (tests.difference, tests.percent) == ("-1.50", "-50.0%")
     assert table.seeds == "0 1"
     same = make_metric("proxy-gFID [program: another]", 2.50001)
     (table,) = evaluator_tables([variants(0, metrics=[make_metric("proxy-gFID", 2.5), same])])

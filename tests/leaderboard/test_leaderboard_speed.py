@@ -216,7 +216,7 @@ def test_other_machines_are_refused_or_compared_by_fraction_of_peak(tmp_path, ch
     assert "\n" not in str(caught.value)
     encode, draw = compare_benchmarks(old, new, other_machine=True)
     assert (encode.verdict, encode.ratio) == ("faster", pytest.approx(2))
-    assert (encode.old, encode.new) == ("8 %", "16 %")
+    assert (encode.old, encode.new) == ("8%", "16%")
     assert (draw.verdict, draw.ratio) == ("no fraction of peak", None)
 
 

@@ -115,7 +115,7 @@ def test_figures_of_a_row(tmp_path):
     row = {label: cell for (label, _), cell in zip(table.columns, cells, strict=True)}
     assert (row["ms per image"].text, row["ms per image"].spread) == ("100", "(98.0–102)")
     texts = [row[name].text for name in ("images/s", "tokens/s", "GFLOP/s", "fraction of matmul peak", "batch")]
-    assert texts == ["10.0", "5,720", "25.0", "25.0 %", "4"]
+    assert texts == ["10.0", "5,720", "25.0", "25.0%", "4"]
     assert row["commit"].text == "0123456789"
     assert "order" not in row
 
