@@ -88,12 +88,11 @@ def test_resumed_tokenizer_is_bit_identical(
     teacher: Teacher,
     precision: Literal["no", "bf16"],
 ) -> None:
-    training = replace(training, precision=precision)
-    # VGG takes a minute where bfloat16 is emulated
-    loss = whole_objective if precision == "no" else replace(whole_objective, perceptual=0.0)
+    # Convolutions in bfloat16 take seconds each where it is emulated
+    training = replace(training, precision=precision, batch_size=8 if precision == "no" else 4)
 
     def train(folder: Path) -> None:
-        options = {"training": training, "loss": loss, "teacher": teacher}
+        options = {"training": training, "loss": whole_objective, "teacher": teacher}
         train_tokenizer(tokenizer_config, train_digits, folder, **options, **RUN)
 
     stopped, whole = interrupted_and_not(train, interrupt_after, tmp_path)
