@@ -23,7 +23,7 @@ from reproductions.row import TrainedModel
 CODE = "code.json"
 ROOT = Path(imagefolder.__file__).parent
 PARTS: dict[str, tuple[str, ...]] = {
-    "numerics": ("numerics.py", "distributed.py"),
+    "numerics": ("numerics.py", "distributed.py", "fused.py"),
     "data": ("data",),
     "tokenizer": ("tokenizer", "kinds.py"),
     "generator": ("generator",),
