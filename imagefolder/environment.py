@@ -111,7 +111,7 @@ def tune_allocator() -> bool:
     """Have the C library keep large blocks, and torch put its own on large pages; False if the library cannot.
 
     glibc maps blocks above 32 MB afresh every time, and gives the end of its heap back: the system then zeroes the same
-    pages again and again, which took a tenth of the time of large batches, and 38 % of that of a convolutional
+    pages again and again, which took a tenth of the time of large batches, and 38% of that of a convolutional
     extractor's. On pages of 2 MB instead of 4 KB, encoding at the released size took a tenth to a fifth less time.
     Commands call this before the first tensor; a library should not.
     """

@@ -14,7 +14,7 @@ import functools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -161,7 +161,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: Gelu | None 
 def _gelu(x: Tensor, approximate: Gelu) -> Tensor:
     own = approximate == "tanh" and x.dtype == torch.float32 and x.device.type == "cpu" and _allowed
     if own and not torch.compiler.is_compiling():
-        return cast("Tensor", _TanhGelu.apply(x))
+        return _TanhGelu.apply(x)
     return F.gelu(x, approximate=approximate)
 
 

@@ -23,7 +23,7 @@ from imagefolder.generator.origin import (
     tokenizer_sha256,
 )
 from imagefolder.generator.sampling import Drawing, Sampling, check_sampling, check_seed, draw, draw_joint, uniforms
-from imagefolder.generator.transformer import Cache, Transformer
+from imagefolder.generator.transformer import Transformer
 from imagefolder.tokenizer.model import Tokenizer
 
 Labels = Tensor | Sequence[int | None]
@@ -192,14 +192,7 @@ class Generator(HubModel):
         if drawing.guidance:
             labels = torch.cat([labels, torch.full_like(labels, config.num_classes)])
         embedding, layers, head = transformer.condition(labels)
-        cache = Cache(
-            layers=config.depth,
-            batch=len(labels),
-            heads=config.heads,
-            length=sequence.length,
-            head_dim=config.width // config.heads,
-            like=embedding,
-        )
+        cache = transformer.empty_cache(embedding)
         tokens = torch.empty(u.shape, dtype=torch.int64, device=labels.device)
         maps = sequence.empty_maps(quantizer, batch)
         finite = torch.ones((), dtype=torch.bool, device=labels.device)

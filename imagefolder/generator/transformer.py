@@ -176,6 +176,12 @@ class Transformer(nn.Module):
         head = self.head_ada(activated).unflatten(-1, (2, 1, -1)).movedim(1, 0)
         return embedding, [layer.modulations(activated) for layer in self.layers], head
 
+    def empty_cache(self, embedding: Tensor) -> Cache:
+        """For the whole sequences of samples with this class embedding (B, D)."""
+        config = self.config
+        shape = {"layers": config.depth, "heads": config.heads, "head_dim": config.width // config.heads}
+        return Cache(**shape, batch=len(embedding), length=self.sequence.length, like=embedding)
+
     def embed(self, inputs: Tensor | None, class_embedding: Tensor, start: int, stop: int) -> Tensor:
         """Positions start:stop as (B, stop-start, D); `inputs` (B, n, P*C) covers those after the first block."""
         parts = []

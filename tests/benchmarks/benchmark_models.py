@@ -11,7 +11,7 @@ import torch
 import imagefolder
 from imagefolder.environment import fast_dtype, matmul_peak
 from imagefolder.generator.model import Generator
-from imagefolder.generator.transformer import Cache, Transformer
+from imagefolder.generator.transformer import Transformer
 from imagefolder.zoo import TOKENIZER_OF, TOKENIZERS, family
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -66,14 +66,7 @@ def passes_of_a_sample(transformer: Transformer, labels: torch.Tensor) -> torch.
     config, batch = transformer.config, len(labels)
     both = torch.cat([labels, torch.full_like(labels, config.num_classes)])
     embedding, layers, head = transformer.condition(both)
-    cache = Cache(
-        layers=config.depth,
-        batch=len(both),
-        heads=config.heads,
-        length=transformer.sequence.length,
-        head_dim=config.width // config.heads,
-        like=embedding,
-    )
+    cache = transformer.empty_cache(embedding)
     wide = config.branches * config.code_dim
     for i, block in enumerate(transformer.sequence.blocks):
         inputs = embedding.new_zeros(len(both), block.stop - block.start, wide) if i else None
