@@ -3,15 +3,17 @@
     reference/TABLE-SCALE-DATA-HASH.jsonl    the records of a table on a data set, all seeds, without pictures
     reference/curves/ROLE-NAME-HASH.jsonl    the loss curves of a model, all seeds, thinned
     reference/proxies.jsonl                  the test accuracies of teachers and proxy extractors
+    reference/extractors/PLACE.safetensors   the proxy extractor of a scale and data set; beside it a document (.json)
 
-All are lines of JSON, sorted. `python -m leaderboard reference RUNS` makes them from an output folder. What many
-records share (configuration, protocols, versions) is a line of its own, which they name by its hash.
+`python -m leaderboard reference RUNS` makes them from an output folder. Files of .jsonl are lines of JSON, sorted. What
+many records share (configuration, protocols, versions) is a line of its own, which they name by its hash.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +125,11 @@ def proxy_accuracy(place: str, proxy: str) -> float | None:
     return next(found, None)
 
 
+def reference_extractor(place: str) -> Path:
+    """Where the reference has the weights of a place's proxy extractor, if it has them; a document lies beside them."""
+    return REFERENCE / "extractors" / f"{place}.safetensors"
+
+
 def other_data(scale: str, dataset: Dataset) -> str:
     """A sentence if the reference's data set of this name at a scale holds other images or labels; "" if not."""
     places = [path.stem.rpartition("-") for path in record_files()]
@@ -171,7 +178,7 @@ def make_reference(runs: Path) -> list[Path]:
         head = next(iter(seeds.values()))[0]
         lines = [{"seed": seed, **vars(curve)} for seed, (_, curve) in sorted(seeds.items())]
         written.append(_write_lines(path, [head, *lines]))
-    written.append(_write_proxies(records, runs))
+    written += _write_proxies(records, runs)
     _remove_unused_curves()
     return written
 
@@ -245,8 +252,8 @@ def _read_training(folder: Path) -> tuple[dict[str, Any], Points]:
     return settings, _read_lines(curve)
 
 
-def _write_proxies(records: list[Record], runs: Path) -> Path:
-    path = REFERENCE / PROXIES
+def _write_proxies(records: list[Record], runs: Path) -> list[Path]:
+    path, written = REFERENCE / PROXIES, list[Path]()
     found = {(line["place"], line["proxy"]): line for line in (_read_lines(path) if path.exists() else [])}
     for weights in {
         runs / checkpoint.path
@@ -256,10 +263,15 @@ def _write_proxies(records: list[Record], runs: Path) -> Path:
     }:
         place, proxy = weights.parent.parent.name, weights.stem
         about = read_sealed(weights.with_suffix(".json"))
+        if proxy == "extractor":
+            target = reference_extractor(place)
+            target.parent.mkdir(exist_ok=True)
+            for suffix in (".safetensors", ".json"):
+                written.append(shutil.copyfile(weights.with_suffix(suffix), target.with_suffix(suffix)))
         found[place, proxy] = {"place": place, "proxy": proxy} | {
             name: about[name] for name in ("steps", "test_accuracy", "sha256")
         }
-    return _write_lines(path, [found[key] for key in sorted(found)])
+    return [*written, _write_lines(path, [found[key] for key in sorted(found)])]
 
 
 def _remove_unused_curves() -> None:

@@ -21,8 +21,8 @@ OUTSIDE: tuple[State, ...] = ("above", "below")
 RULE = (
     "Reference: the seeds that ship with the project, for values of the same row, configuration, data and protocol. "
     f"Inside: the mean of this run's seeds lies in the {PREDICTED:.0%} prediction interval of the reference's, where "
-    "one of a hundred values of an intact run does not; equal: every seed has the reference's very value. A proxy "
-    "extractor is trained on each machine, and values of another one are not compared."
+    "one of a hundred values of an intact run does not; equal: every seed has the reference's very value. Values "
+    "of another proxy extractor than the reference's are not compared."
 )
 
 

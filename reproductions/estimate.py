@@ -20,13 +20,14 @@ from imagefolder.progress import console
 from imagefolder.training.schedule import adversarial_step
 from imagefolder.training.state import saved_step
 from imagefolder.training.token_cache import encoded_share
+from leaderboard.reference_files import reference_extractor
 from reproductions.executor import Here, Task
 from reproductions.graph import graph, task_name
 from reproductions.options import Options
 from reproductions.plan import RowPlan, plan_rows
 from reproductions.printing import machine
 from reproductions.proxies import BATCH as PROXY_BATCH
-from reproductions.proxies import train_extractor, train_teacher
+from reproductions.proxies import is_proxy_done, make_extractor, train_teacher
 from reproductions.recipe import Table as Recipes
 from reproductions.row import Row, TrainedModel
 from reproductions.stages import run_evaluation, run_generator, run_tokenizer, run_tokens
@@ -38,7 +39,7 @@ SMALLER = "laptop"  # the scale that any machine can run
 WORTH = 300  # training steps, and batches of images to evaluate, below which a run is over before it is timed
 
 STAGES: dict[str, tuple[Callable[[Row], None], ...]] = {
-    "proxies": (train_extractor, train_teacher),
+    "proxies": (make_extractor, train_teacher),
     "tokenizers": (run_tokenizer,),
     "generators": (run_tokens, run_generator),
     "evaluation": (run_evaluation, run_timing),
@@ -220,6 +221,8 @@ def uses_of(task: Task) -> list[Use]:
 
 
 def _of_extractor(row: Row) -> list[Use]:
+    if is_proxy_done(reference_extractor(row.shared.name), row):
+        return []
     steps, real = row.scale.proxy_steps, row.dataset.n_train + row.dataset.n_test
     return [
         Use("extractor", "step", steps),
@@ -320,7 +323,7 @@ def _of_timing(row: Row) -> list[Use]:
 
 
 _USES: dict[Callable[..., None], Callable[[Row], list[Use]]] = {
-    train_extractor: _of_extractor,
+    make_extractor: _of_extractor,
     train_teacher: _of_teacher,
     run_tokenizer: _of_tokenizer,
     run_tokens: _of_tokens,

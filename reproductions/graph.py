@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from reproductions.executor import Task
 from reproductions.plan import RowPlan
-from reproductions.proxies import is_proxy_done, train_extractor, train_teacher
+from reproductions.proxies import is_proxy_done, make_extractor, train_teacher
 from reproductions.row import Row
 from reproductions.stages import run_evaluation, run_generator, run_tokenizer, run_tokens
 from reproductions.timing_stage import run_timing
@@ -32,7 +32,7 @@ def graph(plans: Sequence[RowPlan]) -> list[Task]:
 
 def task_name(function: Callable[[Row], None], row: Row) -> str:
     """A stage's name: the same for rows that share it, unique otherwise."""
-    if function is train_extractor:
+    if function is make_extractor:
         return f"extractor {row.shared.name}"
     if function is train_teacher:
         return f"{row.teacher.stem} {row.shared.name}"
@@ -56,7 +56,7 @@ def _stages(plan: RowPlan) -> list[Task]:
 
     needs = []  # of the trainings, too: previews need the extractor
     if not row.scale.published and not is_proxy_done(row.extractor, row):
-        needs.append(stage(train_extractor))
+        needs.append(stage(make_extractor))
     tokenizer = []
     if not plan.tokenizer_done:
         teacher = []

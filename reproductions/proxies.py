@@ -1,10 +1,12 @@
 """The small networks that replace published ones below scale full: semantic teacher and proxy extractor.
 
-Both are trained once per data set and scale, by whichever row needs them first.
+Both are trained once per data set and scale, by whichever row needs them first. The reference ships its extractors:
+where it has one, that one is used, so that values of every machine can be compared with the reference's.
 """
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from imagefolder.evaluation.extractor import default_device
 from imagefolder.evaluation.proxy import FEATURES, ProxyNet
 from imagefolder.evaluation.real import real_floors
 from imagefolder.evaluation.spaces import extractors_for
+from imagefolder.files import write_atomically
 from imagefolder.progress import console
 from imagefolder.tokenizer.semantic import Teacher, blank_teacher
 from imagefolder.training.classifier import (
@@ -26,6 +29,7 @@ from imagefolder.training.classifier import (
     save_classifier,
     train_classifier,
 )
+from leaderboard.reference_files import reference_extractor
 from reproductions.beside import print_accuracy
 from reproductions.row import Row
 
@@ -33,10 +37,18 @@ EXTRACTOR_SEED, TEACHER_SEED = 0, 1
 BATCH = 64
 
 
-def train_extractor(row: Row) -> None:
-    """Train the proxy extractor on the training split and measure it on the real test images."""
+def make_extractor(row: Row) -> None:
+    """Copy the reference's proxy extractor. If it has none of these settings, train one on the training split and
+    measure it on the real test images."""
     with row.building(row.extractor):
         if _is_done(row.extractor, row):
+            return
+        if _is_done(shipped := reference_extractor(row.shared.name), row):
+            if is_main():
+                for source, target in zip(_files(shipped), _files(row.extractor), strict=True):
+                    write_atomically(target, lambda temporary, source=source: shutil.copyfile(source, temporary))
+                console.print("proxy extractor: the reference's, by which values of all machines can be compared")
+            barrier()
             return
         torch.manual_seed(EXTRACTOR_SEED)
         splits = row.splits
@@ -97,6 +109,11 @@ def _train(features: nn.Module, head: nn.Linear, row: Row, seed: int, title: str
     train_classifier(features, head, images, steps=steps, batch_size=BATCH, seed=seed, title=title)
     test_accuracy = accuracy(features, head, splits.test)
     return {"steps": steps, "seed": seed, "test_accuracy": test_accuracy, "dataset_sha256": splits.sha256}
+
+
+def _files(proxy: Path) -> tuple[Path, Path]:
+    """Weights and the document about them, in the order in which they are written."""
+    return proxy, proxy.with_suffix(".json")
 
 
 def _is_done(proxy: Path, row: Row) -> bool:

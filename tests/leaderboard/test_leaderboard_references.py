@@ -60,6 +60,7 @@ def output_of(folder: Path, seeds: range, **changes: Any) -> list[Record]:
         records.append(make_record(seed=seed, gfid=gfid, checkpoints=checkpoints, **changes))
         write_record(folder / "records", records[-1])
     write_json(folder / PLACE / "proxies/extractor.json", {"steps": 500, "test_accuracy": 0.98, "sha256": "ab" * 32})
+    (folder / PLACE / "proxies/extractor.safetensors").write_bytes(b"weights")
     return records
 
 
@@ -81,7 +82,7 @@ def test_its_text_is_short_and_the_same_whenever_it_is_made(folder, tmp_path):
     output_of(tmp_path / "runs", range(5))
     first = {path: path.read_bytes() for path in make_reference(tmp_path / "runs")}
     assert {path.relative_to(folder).parts[0] for path in first} == {
-        "table2-mini-digits-d1d1d1d1.jsonl", "curves", "proxies.jsonl"
+        "table2-mini-digits-d1d1d1d1.jsonl", "curves", "extractors", "proxies.jsonl"
     }  # fmt: skip
     text = (folder / "table2-mini-digits-d1d1d1d1.jsonl").read_text()
     assert text.count("generated PNG images") == len(make_record().metrics)  # each protocol once, not per seed

@@ -66,7 +66,7 @@ def test_previews_change_no_model_and_wait_for_the_extractor(tmp_path: Path, tin
     assert (other.tokenizer.folder, other.config) == (plan.row.tokenizer.folder, plan.row.config)
     tasks = {task.function.__name__: task for task in graph([plan])}
     for name in ("run_tokenizer", "run_generator"):
-        assert tasks["train_extractor"].name in tasks[name].after
+        assert tasks["make_extractor"].name in tasks[name].after
 
 
 def test_equal_names_of_classes_are_told_apart() -> None:
