@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -172,12 +173,17 @@ def fitting_models(state: Mapping[str, Tensor], kind: type[Config]) -> list[Conf
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     found: list[Config] = []
     for config in _tokenizers_like(state) if kind is TokenizerConfig else GENERATORS.values():
-        with torch.device("meta"):
-            expected = {name: tuple(value.shape) for name, value in build(config).state_dict().items()}
+        expected = _shapes(config)
         missing = expected.keys() - shapes.keys()
         if shapes.items() <= expected.items() and all(name.endswith(STATISTICS) for name in missing):
             found.append(config)
     return found
+
+
+@functools.cache  # building a model is slow, even without memory
+def _shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        return {name: tuple(value.shape) for name, value in build(config).state_dict().items()}
 
 
 def _tokenizers_like(state: Mapping[str, Tensor]) -> Iterator[TokenizerConfig]:
@@ -186,7 +192,7 @@ def _tokenizers_like(state: Mapping[str, Tensor]) -> Iterator[TokenizerConfig]:
     size = {384: "small", 768: "base", 1024: "large"}.get(shape[-1]) if shape else None
     registers = "reg4_" if "encoder.vit.reg_token" in state else ""
     for config in TOKENIZERS.values():
-        if shape[:2] == (1, config.branches * config.latent_side**2):  # checked here, as building a model is slow
+        if shape[:2] == (1, config.branches * config.latent_side**2):
             if size is not None and config.backbone == TokenizerConfig.backbone:  # the released one
                 config = replace(config, backbone=f"vit_{size}_patch14_{registers}dinov2.lvd142m")
             yield config
