@@ -16,7 +16,7 @@ from typing import Any
 import lab
 import pytest
 
-KILLS, QUICK_KILLS = 204, 6
+KILLS, QUICK_KILLS = 204, 3
 OPERATIONS = ("replace", "fsync", "unlink", "rename", "mkdir")
 PHASES = {
     "data check": "checking images",

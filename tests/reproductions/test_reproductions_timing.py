@@ -279,22 +279,3 @@ def test_the_job_that_evaluates_a_row_times_it(imagefolder_row: Path) -> None:
     run_stage(run_evaluation, (plan.row,), 1)
     cost = json.loads(plan.row.record.read_text())["cost"]
     assert cost["sampling"]["rounds"] == 1
-
-
-@pytest.mark.slow
-def test_two_timings_of_a_model_agree(
-    imagefolder_row: Path, many_rounds: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(timing_stage, "SECONDS", 0.3)
-    row, costs = planned(imagefolder_row).row, list[Cost]()
-    for _ in range(2):
-        without_timing(planned(imagefolder_row))
-        timing_stage.run_timing(row)
-        cost = read_record(row.record).cost
-        assert cost is not None
-        costs.append(cost)
-    if not all(cost.alone for cost in costs):
-        pytest.skip("other processes run on this machine")
-    for name, first in costs[0].timed.items():
-        second = costs[1].timed[name]
-        assert second.median == pytest.approx(first.median, rel=0.3), name
