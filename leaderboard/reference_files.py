@@ -130,6 +130,12 @@ def reference_extractor(place: str) -> Path:
     return REFERENCE / "extractors" / f"{place}.safetensors"
 
 
+def extractor_hash(place: str) -> str:
+    """sha256 of the proxy extractor that the reference ships for a place; "" if it ships none."""
+    about = reference_extractor(place).with_suffix(".json")
+    return read_sealed(about, f"; {REMEDY}")["sha256"] if about.exists() else ""
+
+
 def other_data(scale: str, dataset: Dataset) -> str:
     """A sentence if the reference's data set of this name at a scale holds other images or labels; "" if not."""
     places = [path.stem.rpartition("-") for path in record_files()]

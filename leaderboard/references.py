@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from leaderboard.record import Metric, Record
-from leaderboard.reference_files import other_data, read_packed, record_files, reference_records
+from leaderboard.reference_files import extractor_hash, other_data, read_packed, record_files, reference_records
 from leaderboard.significance import MIN_SEEDS, PREDICTED, prediction_interval
 from leaderboard.store import RecordError
 from leaderboard.tables import MetricKey, config_key, metric_key
@@ -131,7 +131,7 @@ def table_beside(groups: list[list[Record]]) -> tuple[list[RowBeside | None], st
 
 
 def stale_references(code: Mapping[str, str]) -> list[str]:
-    """Lines on the reference's files that other code has made, or whose protocols are out of date.
+    """Lines on the reference's files that other code has made, or whose extractors or protocols are out of date.
 
     Args:
         code: sha256 of the current code by part, as in `Run.code`.
@@ -146,6 +146,11 @@ def stale_references(code: Mapping[str, str]) -> list[str]:
             commits = ", ".join(sorted({(r.run.git_commit or "an unknown commit")[:12] for r in records}))
             names = ", ".join(f"{part}/" for part in parts)
             lines.append(f"{path.name}: made at {commits}; the code of {names} has changed since")
+        shipped = extractor_hash(path.stem.partition("-")[2])
+        if shipped and {m.protocol.extractor_sha256 for r in records for m in r.metrics if m.protocol.is_proxy} - {
+            shipped
+        }:
+            lines.append(f"{path.name}: measured by another proxy extractor than the one that ships ({shipped[:8]})")
         old = sorted({_outdated(m) for r in records for m in r.metrics} - {""})
         lines += [f"{path.name}: {text}" for text in old]
     return lines

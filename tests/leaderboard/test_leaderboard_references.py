@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from commands import run
-from make_records import make_metric, make_record
+from make_records import EXTRACTOR_SHA256, make_metric, make_record
 from reference_curves import curve, identity
 
 from imagefolder.files import write_json
@@ -59,7 +59,8 @@ def output_of(folder: Path, seeds: range, **changes: Any) -> list[Record]:
         gfid = 2.5 + random.Random(seed).gauss(0, 0.1)
         records.append(make_record(seed=seed, gfid=gfid, checkpoints=checkpoints, **changes))
         write_record(folder / "records", records[-1])
-    write_json(folder / PLACE / "proxies/extractor.json", {"steps": 500, "test_accuracy": 0.98, "sha256": "ab" * 32})
+    about = {"steps": 500, "test_accuracy": 0.98, "sha256": EXTRACTOR_SHA256}
+    write_json(folder / PLACE / "proxies/extractor.json", about)
     (folder / PLACE / "proxies/extractor.safetensors").write_bytes(b"weights")
     return records
 
@@ -266,6 +267,14 @@ def test_the_command_makes_the_reference_and_says_what_is_stale(folder, tmp_path
     assert line == ("table2-mini-digits-d1d1d1d1.jsonl: made at 0123456789ab; the code of tokenizer/ has changed since")
     assert run(command, "reference", "--check") == 0
     assert "the code of" in capsys.readouterr().out
+
+
+def test_references_measured_by_another_extractor_than_the_one_that_ships_are_stale(folder, tmp_path):
+    output_of(tmp_path / "runs", range(3))
+    make_reference(tmp_path / "runs")
+    write_json(folder / f"extractors/{PLACE}.json", {"sha256": "12" * 32})
+    (line,) = stale_references({})
+    assert line == f"table2-{PLACE}.jsonl: measured by another proxy extractor than the one that ships (12121212)"
 
 
 def test_references_of_earlier_protocols_are_stale(folder, tmp_path, monkeypatch):

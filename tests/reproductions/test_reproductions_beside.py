@@ -61,7 +61,7 @@ def test_the_extractors_that_ship_are_those_of_the_reference_records() -> None:
     for place, hashes in found.items():
         shipped = reference_extractor(place)
         read_classifier(shipped)  # undamaged
-        assert hashes == {file_sha256(shipped)}, place
+        assert file_sha256(shipped) in hashes, place
 
 
 @pytest.mark.slow  # four trainings
