@@ -147,9 +147,8 @@ def stale_references(code: Mapping[str, str]) -> list[str]:
             names = ", ".join(f"{part}/" for part in parts)
             lines.append(f"{path.name}: made at {commits}; the code of {names} has changed since")
         shipped = extractor_hash(path.stem.partition("-")[2])
-        if shipped and {m.protocol.extractor_sha256 for r in records for m in r.metrics if m.protocol.is_proxy} - {
-            shipped
-        }:
+        protocols = [m.protocol for r in records for m in r.metrics]
+        if shipped and any(p.is_proxy and p.extractor_sha256 != shipped for p in protocols):
             lines.append(f"{path.name}: measured by another proxy extractor than the one that ships ({shipped[:8]})")
         old = sorted({_outdated(m) for r in records for m in r.metrics} - {""})
         lines += [f"{path.name}: {text}" for text in old]
