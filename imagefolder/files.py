@@ -164,6 +164,12 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def copy_file(source: Path, target: Path) -> Path:
+    """Copy a file as `write_atomically` writes one; returns `target`."""
+    write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))
+    return target
+
+
 def unwritable(path: Path, error: BaseException) -> OSError:
     """The error to raise if `path` cannot be written because of `error`."""
     free = ""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,8 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from imagefolder.errors import InputError, reason
+from imagefolder.files import copy_file, read_text, write_text
 from imagefolder.files import read_json as read_sealed
-from imagefolder.files import read_text, write_text
 from leaderboard.record import Dataset, Record, place_name
 from leaderboard.store import RecordError, first_problem, read_records
 from leaderboard.text import without_seed
@@ -270,10 +269,9 @@ def _write_proxies(records: list[Record], runs: Path) -> list[Path]:
         place, proxy = weights.parent.parent.name, weights.stem
         about = read_sealed(weights.with_suffix(".json"))
         if proxy == "extractor":
-            target = reference_extractor(place)
-            target.parent.mkdir(exist_ok=True)
+            shipped = reference_extractor(place)
             for suffix in (".safetensors", ".json"):
-                written.append(shutil.copyfile(weights.with_suffix(suffix), target.with_suffix(suffix)))
+                written.append(copy_file(weights.with_suffix(suffix), shipped.with_suffix(suffix)))
         found[place, proxy] = {"place": place, "proxy": proxy} | {
             name: about[name] for name in ("steps", "test_accuracy", "sha256")
         }

@@ -149,7 +149,7 @@ def stale_references(code: Mapping[str, str]) -> list[str]:
         shipped = extractor_hash(path.stem.partition("-")[2])
         protocols = [m.protocol for r in records for m in r.metrics]
         if shipped and any(p.is_proxy and p.extractor_sha256 != shipped for p in protocols):
-            lines.append(f"{path.name}: measured by another proxy extractor than the one that ships ({shipped[:8]})")
+            lines.append(f"{path.name}: measured with a proxy extractor other than the one that ships ({shipped[:8]})")
         old = sorted({_outdated(m) for r in records for m in r.metrics} - {""})
         lines += [f"{path.name}: {text}" for text in old]
     return lines

@@ -1,12 +1,11 @@
 """The small networks that replace published ones below scale full: semantic teacher and proxy extractor.
 
 Both are trained once per data set and scale, by whichever row needs them first. The reference ships its extractors:
-where it has one, that one is used, so that values of every machine can be compared with the reference's.
+where it has one, it is used, so that values from any machine can be compared with the reference's.
 """
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from imagefolder.evaluation.extractor import default_device
 from imagefolder.evaluation.proxy import FEATURES, ProxyNet
 from imagefolder.evaluation.real import real_floors
 from imagefolder.evaluation.spaces import extractors_for
-from imagefolder.files import write_atomically
+from imagefolder.files import copy_file
 from imagefolder.progress import console
 from imagefolder.tokenizer.semantic import Teacher, blank_teacher
 from imagefolder.training.classifier import (
@@ -45,9 +44,9 @@ def make_extractor(row: Row) -> None:
             return
         if _is_done(shipped := reference_extractor(row.shared.name), row):
             if is_main():
-                for source, target in zip(_files(shipped), _files(row.extractor), strict=True):
-                    write_atomically(target, lambda temporary, source=source: shutil.copyfile(source, temporary))
-                console.print("proxy extractor: the reference's, by which values of all machines can be compared")
+                for suffix in (".safetensors", ".json"):  # the document last: it says that the weights are complete
+                    copy_file(shipped.with_suffix(suffix), row.extractor.with_suffix(suffix))
+                console.print("proxy extractor: the reference's, so values can be compared across machines")
             barrier()
             return
         torch.manual_seed(EXTRACTOR_SEED)
@@ -109,11 +108,6 @@ def _train(features: nn.Module, head: nn.Linear, row: Row, seed: int, title: str
     train_classifier(features, head, images, steps=steps, batch_size=BATCH, seed=seed, title=title)
     test_accuracy = accuracy(features, head, splits.test)
     return {"steps": steps, "seed": seed, "test_accuracy": test_accuracy, "dataset_sha256": splits.sha256}
-
-
-def _files(proxy: Path) -> tuple[Path, Path]:
-    """Weights and the document about them, in the order in which they are written."""
-    return proxy, proxy.with_suffix(".json")
 
 
 def _is_done(proxy: Path, row: Row) -> bool:

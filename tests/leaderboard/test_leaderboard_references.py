@@ -274,7 +274,7 @@ def test_references_measured_by_another_extractor_than_the_one_that_ships_are_st
     make_reference(tmp_path / "runs")
     write_json(folder / f"extractors/{PLACE}.json", {"sha256": "12" * 32})
     (line,) = stale_references({})
-    assert line == f"table2-{PLACE}.jsonl: measured by another proxy extractor than the one that ships (12121212)"
+    assert line == f"table2-{PLACE}.jsonl: measured with a proxy extractor other than the one that ships (12121212)"
 
 
 def test_references_of_earlier_protocols_are_stale(folder, tmp_path, monkeypatch):

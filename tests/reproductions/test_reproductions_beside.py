@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,9 +31,9 @@ def test_the_extractor_of_the_reference_is_used_unless_it_is_damaged(
 ) -> None:
     monkeypatch.setattr(reference_files, "REFERENCE", tmp_path / "reference")
     (plan,) = plan_rows(table2.TABLE, Options(rows=("imagefolder",), output=trained_row("imagefolder")))
+    make_reference(plan.row.output)
     mine = plan.row.extractor
     shipped = reference_extractor(plan.row.shared.name)
-    shipped.parent.mkdir(parents=True)
     tensors = load_file(mine)
     first = next(iter(tensors))
     save_file(tensors | {first: tensors[first] + 1}, shipped)  # recognisably not what is trained here
@@ -47,7 +48,8 @@ def test_the_extractor_of_the_reference_is_used_unless_it_is_damaged(
     assert is_proxy_done(mine, plan.row)
     assert (mine.read_bytes() == shipped.read_bytes()) is not damaged
     assert (mine.read_bytes() == trained) is damaged
-    assert ("the reference's" in out) is not damaged
+    assert ("proxy extractor: the reference's, so values can be compared across machines" in out) is not damaged
+    assert bool(re.search(r"^extractor: test accuracy .* as in the reference", out, re.MULTILINE)) is damaged
     assert (f"{shipped}: unfinished, damaged" in out.replace("\n", "")) is damaged
 
 
@@ -74,13 +76,13 @@ def test_a_run_is_compared_with_the_reference_that_another_run_has_become(
     assert table(tmp_path / "runs", "var", seeds=(0, 1, 2)) == 0
     assert "reference" not in capsys.readouterr().out
     made = make_reference(tmp_path / "runs")
-    assert sorted({path.name.split("-")[0] for path in made}) == [
-        "generator", "mini", "proxies.jsonl", "table2", "tokenizer"
+    assert sorted(path.name.split("-")[0] for path in made) == [
+        "generator", "mini", "mini", "proxies.jsonl", "table2", "tokenizer"
     ]  # fmt: skip
 
     assert table(tmp_path / "again", "var") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "proxy extractor: the reference's, by which values of all machines can be compared" in lines
+    assert "proxy extractor: the reference's, so values can be compared across machines" in lines
     told = [line for line in lines if "until step 6, losses in the reference's band of 3 seeds" in line]
     assert len(told) == 2  # tokenizer and generator
     assert not [line for line in lines if "other settings" in line or "OUTSIDE" in line]
