@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
 from imagefolder.distributed import barrier, gather_objects, is_distributed, is_main, join_processes
+from imagefolder.environment import usable_cpus
 from imagefolder.errors import reason
 from imagefolder.evaluation.spaces import absent_spaces
 from imagefolder.progress import console
@@ -85,10 +85,10 @@ def run_table(table: Table, options: Options) -> int:
 
 def way_here(tasks: Sequence[Task], threads: int | None) -> Here:
     """Where tasks run on this machine: together with the processes of torchrun, or in as many worker processes as
-    there are cores for."""
+    this process has cores for."""
     if is_distributed():
         return Together()
-    number = min(len(tasks), (os.cpu_count() or 1) // threads) if threads else 1
+    number = min(len(tasks), usable_cpus() // threads) if threads else 1
     return Workers(max(number, 1), threads)
 
 

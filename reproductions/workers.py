@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,10 @@ class Workers:
 
     def __init__(self, number: int, threads: int | None) -> None:
         self.at_once, self._threads = number, threads
-        self._context = multiprocessing.get_context("spawn")  # fork is unsafe once torch has started threads
+        # A fork of this process is unsafe once torch has started threads. One that has imported everything and does
+        # nothing else forks workers at once; new processes need seconds of a core each for the same imports.
+        self._context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+        self._context.set_forkserver_preload(["reproductions.stages"])
         self._events = self._context.SimpleQueue()
         threading.Thread(target=_show, args=(self._events,), daemon=True).start()
         self._pool = self._new_pool()
@@ -78,7 +82,7 @@ class Workers:
         self._pool = self._new_pool()
 
     def _new_pool(self) -> ProcessPoolExecutor:
-        arguments = (self._events, self._threads)
+        arguments = (self._events, self._threads, dict(os.environ))
         return ProcessPoolExecutor(self.at_once, self._context, initializer=_start_worker, initargs=arguments)
 
     def _close(self) -> None:
@@ -89,9 +93,11 @@ class Workers:
         display.close()
 
 
-def _start_worker(events: Any, threads: int | None) -> None:
+def _start_worker(events: Any, threads: int | None, variables: dict[str, str]) -> None:
     from imagefolder.environment import tune_allocator, use_threads
 
+    os.environ.clear()  # the process that this one was forked from may be older than changes of the parent's
+    os.environ.update(variables)
     tune_allocator()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     threading.Thread(target=_end_with_parent, daemon=True).start()

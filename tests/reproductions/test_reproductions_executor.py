@@ -13,6 +13,7 @@ import torch
 
 from imagefolder.errors import InputError
 from imagefolder.progress import Phase
+from reproductions.command import way_here
 from reproductions.executor import Task, execute
 from reproductions.workers import Workers
 
@@ -87,6 +88,25 @@ def test_dead_worker_is_reported_and_independent_tasks_run(tmp_path: Path) -> No
     assert set(failed) == {"dead", "needs it"}
     assert "died" in failed["dead"]
     assert log_of(tmp_path) == ["other"]
+
+
+def test_later_workers_have_the_environment_of_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("first", "second"):
+        monkeypatch.setenv("IMAGEFOLDER_TEST", value)
+        workers = Workers(1, 1)
+        assert workers.map(os.getenv, ["IMAGEFOLDER_TEST"]) == [value]
+        workers.finish()
+
+
+def test_one_worker_per_usable_cpu() -> None:
+    tasks = [Task(str(number), time.time, ()) for number in range(1000)]
+    usable = os.sched_getaffinity(0)
+    assert way_here(tasks, 1).at_once == len(usable)
+    os.sched_setaffinity(0, {min(usable)})  # as in a container or a job
+    try:
+        assert way_here(tasks, 1).at_once == 1
+    finally:
+        os.sched_setaffinity(0, usable)
 
 
 @pytest.mark.slow
