@@ -21,7 +21,7 @@ OWN_CLUSTER = Path("/run/slurm-ci/etc/slurm.conf")
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """A Slurm with two nodes: the one that answers, or, as root with SLURM_CI=1, one that is started here."""
-    answers = shutil.which("sinfo") and subprocess.run(["sinfo"], capture_output=True, timeout=20).returncode == 0
+    answers = shutil.which("sinfo") and subprocess.run(["sinfo"], capture_output=True, timeout=60).returncode == 0
     if answers:
         yield
     elif os.environ.get("SLURM_CI") != "1":
@@ -57,4 +57,4 @@ def run(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     journal = Journal(folder)
     jobs = {event.job for event in journal.events() if isinstance(event, Submitted) and event.cluster == "slurm"}
     if jobs:
-        subprocess.run(["scancel", *jobs], timeout=20, check=False)
+        subprocess.run(["scancel", *jobs], timeout=60, check=False)

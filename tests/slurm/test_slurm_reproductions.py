@@ -78,15 +78,15 @@ def test_row_has_the_numbers_of_a_local_run_whatever_happens_and_another_fails_b
     assert run_rows(run, "unfolded", "vq", **submitted) == 0  # what is alive or done is not started twice
     shorten_limit(wait_for_attempt(journal, tokenizer, 2))
     hold(process_of(journal, tokenizer))  # in the middle of training, until the end of its time is announced
-    node = wait_for_attempt(journal, generator, 1, 240).nodes
+    node = wait_for_attempt(journal, generator, 1).nodes
     command("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     try:
         again = wait_for_attempt(journal, generator, 2).job
     finally:
         # refused if the node has already returned by itself (ReturnToService)
-        subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], timeout=20, check=False)
+        subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], timeout=60, check=False)
     command("scontrol", "requeue", again)
-    statuses = wait_for(journal, {stage(journal, "report"): "finished"}, 240)
+    statuses = wait_for(journal, {stage(journal, "report"): "finished"})
 
     assert statuses[tokenizer].restarts >= 2
     assert statuses[generator].restarts >= 2
@@ -119,7 +119,7 @@ def test_killed_training_fails_its_row_and_resubmit_ends_it_with_the_same_number
     assert "ended by SIGKILL" in (run / "report.md").read_text()
 
     resubmit(run)
-    wait_for(journal, {generator: "finished", report: "finished"}, 240)
+    wait_for(journal, {generator: "finished", report: "finished"})
     assert records(run)["unfolded"] == records(undisturbed)["unfolded"]
 
 
@@ -136,7 +136,7 @@ def small_disk(run: Path) -> Iterator[Path]:
 
 def test_full_disk_is_the_reason(small_disk: Path, overrides: list[str]) -> None:
     assert run_rows(small_disk, "unfolded", submit=True, profile=PROFILE, set=tuple(overrides)) == 0
-    wait_for(Journal(small_disk), {stage(Journal(small_disk), "report"): "finished"}, 240)
+    wait_for(Journal(small_disk), {stage(Journal(small_disk), "report"): "finished"})
     reason = records(small_disk)["unfolded"]["reason"]
     assert "No space left on device" in reason or "bytes are free on its disk" in reason  # what finds it first
     assert "\n" not in reason
@@ -146,7 +146,7 @@ def test_two_nodes_train_together(run: Path, overrides: list[str]) -> None:
     chosen = Options(rows=("step4",), output=run, submit=True, profile=PROFILE, set=(*overrides, "small.nodes=2"))
     assert run_table(Table("linear_probe", "Probe", linear_probe.rows, SCALES | {"mini": SHORT}), chosen) == 0
     journal = Journal(run)
-    wait_for(journal, {stage(journal, "report"): "finished"}, 240)
+    wait_for(journal, {stage(journal, "report"): "finished"})
     (document,) = (run / "records").glob("linear_probe-step4-*.json")
     record = json.loads(document.read_text())
     assert record["status"] == "finished"

@@ -19,16 +19,17 @@ Statuses = dict[str, StageStatus]
 HERE = Path(__file__).parent
 START = HERE / "start-slurm.sh"
 PROFILE = str(HERE / "test-cluster.yaml")
+LONG = 900.0  # seconds: a stage takes a minute where three steps of CI share two cores; only a failure waits as long
 
 
-def command(*words: str, seconds: float = 20) -> str:
+def command(*words: str, seconds: float = 60) -> str:
     """Output of a command; an error shows what it printed."""
     result = subprocess.run(words, capture_output=True, text=True, timeout=seconds)
     assert result.returncode == 0, f"{' '.join(words)}: {result.stdout}{result.stderr}"
     return result.stdout
 
 
-def wait_until(journal: Journal, done: Callable[[Statuses], bool], seconds: float) -> Statuses:
+def wait_until(journal: Journal, done: Callable[[Statuses], bool], seconds: float = LONG) -> Statuses:
     """Statuses once `done` is true for them; a failure shows the queue and all logs."""
     end = time.monotonic() + seconds
     while True:
@@ -37,18 +38,18 @@ def wait_until(journal: Journal, done: Callable[[Statuses], bool], seconds: floa
             return statuses
         if time.monotonic() > end:
             logs = [f"== {path}\n{path.read_text(errors='replace')[-2000:]}" for path in journal.jobs.glob("*_log.out")]
-            queue = subprocess.run(["squeue", "--states=all"], capture_output=True, text=True, timeout=20).stdout
-            daemons = subprocess.run([START, "logs"], capture_output=True, text=True, timeout=20).stdout
+            queue = subprocess.run(["squeue", "--states=all"], capture_output=True, text=True, timeout=60).stdout
+            daemons = subprocess.run([START, "logs"], capture_output=True, text=True, timeout=60).stdout
             pytest.fail("\n".join([f"waited {seconds} s", table(journal, statuses), queue, *logs, daemons]))
         time.sleep(0.2)
 
 
-def wait_for(journal: Journal, states: dict[str, str], seconds: float = 120) -> Statuses:
+def wait_for(journal: Journal, states: dict[str, str], seconds: float = LONG) -> Statuses:
     """Statuses once these stages have these states."""
     return wait_until(journal, lambda s: all(s[name].state == state for name, state in states.items()), seconds)
 
 
-def wait_for_step(journal: Journal, stage: str, step: int, seconds: float = 120) -> StageStatus:
+def wait_for_step(journal: Journal, stage: str, step: int, seconds: float = LONG) -> StageStatus:
     """Status of a stage once its curve has reached a step."""
     return wait_until(journal, lambda s: (s[stage].step or 0) >= step, seconds)[stage]
 
@@ -58,7 +59,7 @@ def attempts(journal: Journal, stage: str) -> list[Started]:
     return [event for event in journal.events() if isinstance(event, Started) and event.stage == stage]
 
 
-def wait_for_attempt(journal: Journal, stage: str, number: int, seconds: float = 120) -> StageStatus:
+def wait_for_attempt(journal: Journal, stage: str, number: int, seconds: float = LONG) -> StageStatus:
     """Status of a stage in its attempt of this number, counted from 1, once it has made progress in it."""
 
     def progresses(statuses: Statuses) -> bool:
