@@ -77,7 +77,7 @@ def assert_same(stopped: Path, whole: Path) -> None:
     assert not (stopped / "state.pt").exists()
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("precision", ["no", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_resumed_tokenizer_is_bit_identical(
     tmp_path: Path,
     interrupt_after: Callable[[int | None], None],
