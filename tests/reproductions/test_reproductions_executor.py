@@ -110,6 +110,17 @@ def test_one_worker_per_usable_cpu() -> None:
 
 
 @pytest.mark.slow
+def test_what_workers_are_forked_from_has_not_asked_for_a_gpu() -> None:
+    source = (
+        "import torch\n"
+        "def refuse(): raise AssertionError('CUDA cannot be used in a fork of what has used it')\n"
+        "torch._C._cuda_getDeviceCount = torch._C._cuda_init = refuse\n"
+        "import reproductions.stages\n"
+    )
+    subprocess.run([sys.executable, "-c", source], check=True)
+
+
+@pytest.mark.slow
 def test_workers_end_when_their_parent_is_killed(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(
