@@ -14,7 +14,7 @@ import torch
 from imagefolder.errors import InputError
 from imagefolder.progress import Phase
 from reproductions.command import way_here
-from reproductions.executor import Task, execute
+from reproductions.executor import Task, attempt, execute
 from reproductions.workers import Workers
 
 
@@ -70,10 +70,15 @@ def test_order_failures_and_threads(tmp_path: Path, capfd: pytest.CaptureFixture
         "bug": "KeyError: 'lost'",
     }
     assert (tmp_path / "threads").read_text() == "3"
-    out, err = capfd.readouterr()
-    assert "a phase in a worker" in out
-    assert "break_down" in err  # a bug leaves its traceback
-    assert "no such backbone" not in err  # a known error does not
+    assert "a phase in a worker" in capfd.readouterr().out
+
+
+def test_a_bug_leaves_its_traceback_and_a_known_error_does_not(capsys: pytest.CaptureFixture[str]) -> None:
+    assert attempt(Task("bug", break_down, ())) == "KeyError: 'lost'"
+    assert attempt(Task("broken", refuse, ("no such backbone",))) == "no such backbone"
+    err = capsys.readouterr().err
+    assert "break_down" in err
+    assert "no such backbone" not in err
 
 
 def test_dead_worker_is_reported_and_independent_tasks_run(tmp_path: Path) -> None:
@@ -126,7 +131,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     script.write_text(
         "import os, sys, time\n"
         "from pathlib import Path\n"
-        "from reproductions.executor import Task, execute\n"
+        "from reproductions.executor import Task, attempt, execute\n"
         "from reproductions.workers import Workers\n"
         "def stay(path):\n"
         "    Path(path).write_text(str(os.getpid()))\n"
