@@ -101,13 +101,6 @@ def peak_memory_mib() -> float:
         return peak / 2**20 if sys.platform == "darwin" else peak / 1024
 
 
-def usable_cpus() -> int:
-    """Number of CPUs this process may use, at least 1."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def use_threads(number: int) -> None:
     """Set the number of threads of torch and of the libraries below numpy and scipy: rounding depends on it."""
     torch.set_num_threads(number)

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
+from imagefolder.data.batches import usable_cpus
 from imagefolder.distributed import barrier, gather_objects, is_distributed, is_main, join_processes
-from imagefolder.environment import usable_cpus
 from imagefolder.errors import reason
 from imagefolder.evaluation.spaces import absent_spaces
 from imagefolder.progress import console

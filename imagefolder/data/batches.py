@@ -13,12 +13,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from imagefolder.data.images import BatchSource, Key
-from imagefolder.environment import usable_cpus
 from imagefolder.errors import InputError, reason
 
 MOST_WORKERS = 16
 LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107  # bytes of the path of a Unix socket
 SOCKET = "/pymp-12345678/listener-12345678"  # appended by multiprocessing to the folder for temporary files
+
+
+def usable_cpus() -> int:
+    """Number of CPUs this process may use, at least 1."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def image_workers() -> int:

@@ -18,14 +18,13 @@ import numpy as np
 import torch
 from numpy.lib import format as npy
 
-from imagefolder.data.batches import require_room_for_sockets
+from imagefolder.data.batches import require_room_for_sockets, usable_cpus
 from imagefolder.data.disk import say
 from imagefolder.data.imagenet import CLASSES, imagenet_labels
 from imagefolder.data.images import DataSplits, safe_name
 from imagefolder.data.rows import CORRUPT, GOOD, UNCHECKED, content_order, location, make_rows
 from imagefolder.data.stored import BLOCK, StoredImages, read_image
 from imagefolder.data.transforms import open_rgb
-from imagefolder.environment import usable_cpus
 from imagefolder.errors import InputError
 from imagefolder.files import write_atomically
 from imagefolder.progress import Phase

@@ -14,14 +14,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from imagefolder.data.batches import image_workers
+from imagefolder.data.batches import image_workers, usable_cpus
 from imagefolder.data.disk import read_unchanged
 from imagefolder.data.images import Key
 from imagefolder.data.rows import file_of, location
 from imagefolder.data.transforms import View, describe_view, open_rgb, square
 from imagefolder.data.zips import reader
 from imagefolder.distributed import my_part
-from imagefolder.environment import usable_cpus
 from imagefolder.errors import InputError
 from imagefolder.progress import Phase
 

@@ -20,12 +20,12 @@ import torch
 from PIL import Image
 
 from imagefolder.data import checking, disk
+from imagefolder.data.batches import usable_cpus
 from imagefolder.data.folder import read_data
 from imagefolder.data.images import ArrayImages, SomeImages, safe_name
 from imagefolder.data.order import BatchOrder, ordered_batches, training_batches
 from imagefolder.data.rows import location
 from imagefolder.data.stored import StoredImages
-from imagefolder.environment import usable_cpus
 from imagefolder.errors import InputError
 
 Change = Callable[[Path], object]
