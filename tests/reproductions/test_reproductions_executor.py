@@ -131,7 +131,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     script.write_text(
         "import os, sys, time\n"
         "from pathlib import Path\n"
-        "from reproductions.executor import Task, attempt, execute\n"
+        "from reproductions.executor import Task, execute\n"
         "from reproductions.workers import Workers\n"
         "def stay(path):\n"
         "    Path(path).write_text(str(os.getpid()))\n"
