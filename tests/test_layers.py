@@ -1,12 +1,16 @@
-"""Who may import whom: the four packages, the units of imagefolder in their order, and what comes without torch."""
+"""Who may import whom: the four packages, the units of imagefolder in their order, and what comes without torch; and
+that what they import from elsewhere is required."""
 
 from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -110,6 +114,19 @@ def test_packages_import_only_those_below_them() -> None:
                 shared = top == "imagefolder" and unit(target) in SHARED
                 if top in PACKAGES and top != package and not shared:
                     wrong.append(f"{name} imports {target}")
+    assert wrong == []
+
+
+def test_every_package_that_is_imported_is_required() -> None:
+    project, owners = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"], packages_distributions()
+    extras = [name for extra, names in project["optional-dependencies"].items() if extra != "test" for name in names]
+    required = {re.split("[<>=]", requirement)[0] for requirement in [*project["dependencies"], *extras]}
+    own = sys.stdlib_module_names | {*PACKAGES, "pydantic_core"}  # pydantic requires one version of its core
+    wrong = []
+    for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
+        for top in {target.split(".")[0] for target in imported(ast.parse(path.read_text()))} - own:
+            if not {owner.lower().replace("_", "-") for owner in owners.get(top, [top])} & required:
+                wrong.append(f"{path.relative_to(ROOT)} imports {top}")
     assert wrong == []
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import re
-import sys
 import tomllib
-from importlib.metadata import packages_distributions
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -57,20 +54,3 @@ def test_every_file_that_the_packages_read_is_part_of_the_wheel() -> None:
         assert ROOT / package / "py.typed" in packed
     folders = {path.parent for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
     assert all((folder / "__init__.py").exists() for folder in folders)  # others are not found by setuptools
-
-
-def test_every_package_that_is_imported_is_required() -> None:
-    project, owners = SETTINGS["project"], packages_distributions()
-    extras = [name for extra, names in project["optional-dependencies"].items() if extra != "test" for name in names]
-    required = {re.split("[<>=]", requirement)[0] for requirement in [*project["dependencies"], *extras]}
-    # pydantic requires one version of its core; type checkers alone know _typeshed
-    own = sys.stdlib_module_names | {*PACKAGES, "pydantic_core", "_typeshed"}
-    wrong = []
-    for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            for top in {name.split(".")[0] for name in names} - own:
-                if not {owner.lower().replace("_", "-") for owner in owners.get(top, [top])} & required:
-                    wrong.append(f"{path.relative_to(ROOT)} imports {top}")
-    assert wrong == []
